@@ -1,0 +1,50 @@
+"""What Alembic runs: on the connection services.storage hands over, or, as a command, on one to DATABASE_URL."""
+
+import logging
+
+from alembic import command, context
+from alembic.util import CommandError
+from sqlalchemy import Connection
+
+from services.storage import migrations
+from services.storage.engine import Storage
+from services.storage.errors import NotInitializedError, StorageError
+from services.storage.models import Base
+
+WRITING = (command.upgrade, command.downgrade, command.stamp)
+
+
+def run(connection: Connection) -> None:
+    context.configure(connection=connection, target_metadata=Base.metadata, **migrations.options(connection))
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+def run_as_command() -> None:
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("alembic").setLevel(logging.INFO)
+    operation = context.config.cmd_opts.cmd[0] if context.config.cmd_opts else None
+    storage = Storage(context.get_x_argument(as_dictionary=True).get("url"))
+    if operation is command.upgrade:
+        storage.backend.create_database(storage.url)
+    elif not storage.backend.is_present(storage.url):
+        raise NotInitializedError
+    if operation not in WRITING:
+        with storage.backend.migration_connection(storage.url) as connection:
+            run(connection)
+        return
+    with migrations.exclusive(storage) as connection:
+        if operation is command.upgrade:
+            migrations.adopt(connection)
+        run(connection)
+
+
+if context.is_offline_mode():
+    raise CommandError("--sql is not supported: adoption and the rebuilds look at the database they change")
+if (connection := context.config.attributes.get("connection")) is not None:
+    run(connection)
+else:
+    try:
+        run_as_command()
+    except StorageError as error:
+        raise CommandError(str(error)) from error

@@ -1,0 +1,62 @@
+"""Give every query its index, partial where only some rows are asked for.
+
+Revision ID: 007
+Revises: 006
+
+Downgrade puts the four indexes of revision 001 back; it loses no row.
+"""
+
+from alembic import op
+
+revision: str = "007"
+down_revision: str | None = "006"
+branch_labels: str | None = None
+depends_on: str | None = None
+
+NEWEST = "created_at DESC, id DESC"
+DUE = "priority DESC, scheduled_at, id"
+
+INDEXES = {
+    # counting by status
+    "idx_generations_status": "generations (status)",
+    # histories, newest first: all, of one status, of one model, of one prompt, of one batch, of the favourites
+    "idx_generations_created_at": f"generations ({NEWEST})",
+    "idx_generations_status_created_at": f"generations (status, {NEWEST}) WHERE status <> 'completed'",
+    "idx_generations_model_name": f"generations (model_name, {NEWEST})",
+    "idx_generations_prompt_id": f"generations (prompt_id, {NEWEST})",
+    "idx_generations_batch_id": f"generations (batch_id, {NEWEST}) WHERE batch_id IS NOT NULL",
+    "idx_generations_favorite": f"generations ({NEWEST}) WHERE is_favorite",
+    # what finished lately
+    "idx_generations_completed_at": "generations (completed_at) WHERE completed_at IS NOT NULL",
+    # claim, and claim of one model
+    "idx_generations_due": f"generations ({DUE}) WHERE status = 'pending'",
+    "idx_generations_due_model": f"generations (model_name, {DUE}) WHERE status = 'pending'",
+    # reclaim
+    "idx_generations_lease": "generations (lease_expires_at) WHERE status = 'processing'",
+    # variations of a generation that is deleted
+    "idx_generations_parent_id": "generations (parent_id) WHERE parent_id IS NOT NULL",
+    "uq_generations_idempotency_key": "generations (idempotency_key) WHERE idempotency_key IS NOT NULL",
+    # the most used prompts
+    "idx_prompts_used_count": "prompts (used_count DESC, id)",
+}
+BASELINE = {
+    "idx_generations_status": "generations (status)",
+    "idx_generations_created_at": "generations (created_at DESC)",
+    "idx_generations_model_name": "generations (model_name)",
+    "idx_generations_completed_at": "generations (completed_at DESC)",
+}
+
+
+def upgrade() -> None:
+    replace(BASELINE, INDEXES)
+
+
+def downgrade() -> None:
+    replace(INDEXES, BASELINE)
+
+
+def replace(old: dict[str, str], new: dict[str, str]) -> None:
+    for name in old | new:
+        op.execute(f"DROP INDEX IF EXISTS {name}")
+    for name, target in new.items():
+        op.execute(f"CREATE {'UNIQUE ' if name.startswith('uq_') else ''}INDEX {name} ON {target}")

@@ -1,0 +1,139 @@
+"""PostgreSQL through psycopg 3: pool, timeouts, snapshots, advisory lock, error codes."""
+
+import contextlib
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import URL, ColumnElement, Connection, Engine, NullPool, create_engine, func, text
+from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+
+from ..errors import (
+    BusyError,
+    ConflictError,
+    ConstraintError,
+    CorruptError,
+    DisconnectedError,
+    DriverMissingError,
+    FullError,
+    NotInitializedError,
+    ReadOnlyError,
+    SerializationError,
+    StatementTimeoutError,
+    StorageError,
+    UnreachableError,
+)
+from ..models import Prompt
+from .base import EngineOptions
+
+MIGRATION_LOCK = 0x6467785F6D757369  # "dgx_musi": any constant that no other program on the server uses
+
+# Prefixes of SQLSTATE (https://www.postgresql.org/docs/current/errcodes-appendix.html), the first that fits.
+ERRORS: tuple[tuple[str, type[StorageError]], ...] = (
+    ("40001", SerializationError),
+    ("40P01", SerializationError),
+    ("55P03", BusyError),
+    ("53300", BusyError),
+    ("57014", StatementTimeoutError),
+    ("57P0", DisconnectedError),
+    ("25P03", DisconnectedError),
+    ("08", DisconnectedError),
+    ("25006", ReadOnlyError),
+    ("53100", FullError),
+    ("23505", ConflictError),
+    ("23", ConstraintError),
+    ("22001", ConstraintError),
+    ("42P01", NotInitializedError),
+    ("28", UnreachableError),
+    ("3D000", UnreachableError),
+    ("XX001", CorruptError),
+    ("XX002", CorruptError),
+)
+
+
+class PostgreSQL:
+    """The grown-up engine: many writers at once, one server or a primary with replicas."""
+
+    name = "postgresql"
+
+    def resolve_url(self, url: URL) -> URL:
+        # SQLAlchemy 2.0 would take psycopg2 for a bare postgresql://
+        return url.set(drivername="postgresql+psycopg")
+
+    def create_engine(self, url: URL, options: EngineOptions) -> Engine:
+        timeouts = {
+            "statement_timeout": options.statement_timeout,
+            "lock_timeout": options.lock_timeout,
+            "idle_in_transaction_session_timeout": options.idle_transaction_timeout,
+        }
+        settings = " ".join(f"-c {name}={int(seconds * 1000)}" for name, seconds in timeouts.items() if seconds)
+        given = url.query.get("options", "")
+        return self._create_engine(
+            url,
+            echo=options.echo,
+            pool_size=options.pool_size,
+            max_overflow=options.max_overflow,
+            pool_timeout=options.pool_timeout,
+            pool_pre_ping=True,
+            connect_args={"options": f"{settings} {given}".strip()},  # the URL's come last and win
+        )
+
+    def _create_engine(self, url: URL, **arguments: Any) -> Engine:
+        try:
+            return create_engine(url, hide_parameters=True, **arguments)
+        except ModuleNotFoundError as error:
+            raise DriverMissingError(orig=error) from error
+
+    def is_present(self, url: URL) -> bool:
+        return True
+
+    def create_database(self, url: URL) -> None:
+        return None
+
+    def keep_alive(self, url: URL) -> None:
+        return None
+
+    def read_only(self, engine: Engine) -> Engine:
+        return engine.execution_options(read_only=True, isolation_level="REPEATABLE READ", postgresql_readonly=True)
+
+    @contextlib.contextmanager
+    def migration_connection(self, url: URL) -> Iterator[Connection]:
+        with self._create_engine(url, poolclass=NullPool).connect() as connection:
+            yield connection
+
+    def lock_migrations(self, connection: Connection) -> None:
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
+
+    def prepare_file(self, connection: Connection) -> None:
+        return None
+
+    def translate(self, error: BaseException, *, is_disconnect: bool, is_connecting: bool) -> StorageError | None:
+        import psycopg  # only where a PostgreSQL error can come from is the driver there for sure
+
+        if not isinstance(error, psycopg.Error):
+            return None
+        diagnosis = error.diag
+        if diagnosis.message_detail:
+            error.args = (diagnosis.message_primary,)  # the detail quotes rows, and rows hold prompts
+        kind = next((kind for prefix, kind in ERRORS if (error.sqlstate or "").startswith(prefix)), None)
+        if is_connecting and kind in (None, DisconnectedError):
+            kind = UnreachableError
+        elif is_disconnect:
+            kind = DisconnectedError
+        if kind is None:
+            return None
+        message = (kind.__doc__ or "").strip()
+        subject = diagnosis.constraint_name or diagnosis.column_name
+        return kind(f"{message} ({subject})" if subject else message, orig=error)
+
+    def now(self) -> ColumnElement[datetime]:
+        return func.clock_timestamp()
+
+    def insert(self, table: Any) -> Any:
+        return postgresql_insert(table)
+
+    def prompt_key(self) -> list[Any]:
+        return [text("md5(text)")]
+
+    def prompt_is(self, text: str) -> ColumnElement[bool]:
+        return (func.md5(Prompt.text) == func.md5(text)) & (Prompt.text == text)

@@ -1,0 +1,271 @@
+"""Storage: one configured database, its engine and its sessions; and the default one, found by DATABASE_URL.
+
+The only place that reads the environment. Knows no table but Alembic's version.
+"""
+
+import os
+import time
+import weakref
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from threading import Lock
+from typing import Any, TypeVar
+
+from sqlalchemy import URL, Connection, Engine, ExceptionContext, event, make_url
+from sqlalchemy.exc import ArgumentError, TimeoutError
+from sqlalchemy.orm import Session
+from sqlalchemy.orm.exc import StaleDataError
+
+from .backends import EngineOptions, backend_for, is_write
+from .errors import (
+    ConflictError,
+    DatabaseURLError,
+    NotInitializedError,
+    PoolTimeoutError,
+    ReadOnlyError,
+    RetryableError,
+    SchemaOutdatedError,
+    SchemaTooNewError,
+)
+from .retry import RetryPolicy
+from .schema import REVISIONS, get_schema_version
+
+DEFAULT_DATABASE_URL = "sqlite:///data/generations.db"
+SECRET_WORDS = ("pass", "pwd", "secret", "token", "key")
+TRANSACTION_RETRY = RetryPolicy(base_seconds=0.05, cap_seconds=2.0, jitter=1.0)
+Result = TypeVar("Result")
+
+
+class StorageSession(Session):
+    """A session whose flush speaks our errors."""
+
+    def flush(self, objects: Any = None) -> None:
+        """Write pending changes. Raises ConflictError when another writer changed or deleted one of the rows first."""
+        try:
+            super().flush(objects)
+        except StaleDataError as error:
+            raise ConflictError(orig=error) from error
+
+
+class Storage:
+    """One database: `Storage("sqlite:///file.db")`, then `with storage.session() as session: …`.
+
+    `synchronous` is SQLite's: FULL keeps every acknowledged commit through a power cut, NORMAL may lose the last ones.
+    Times are in seconds; `statement_timeout`, `lock_timeout` and `idle_transaction_timeout` are PostgreSQL's, 0 for
+    none.
+    Raises DatabaseURLError for a URL it cannot read and DriverMissingError without the driver; connects to nothing yet.
+    """
+
+    def __init__(
+        self,
+        database_url: str | None = None,
+        *,
+        echo: bool = False,
+        synchronous: str = "FULL",
+        busy_timeout: float = 5.0,
+        pool_size: int = 5,
+        max_overflow: int = 10,
+        pool_timeout: float = 30.0,
+        statement_timeout: float = 60.0,
+        lock_timeout: float = 10.0,
+        idle_transaction_timeout: float = 300.0,
+    ) -> None:
+        if synchronous not in ("FULL", "NORMAL"):
+            raise ValueError(f"synchronous must be FULL or NORMAL, not {synchronous!r}")
+        self.given_url = parse_url(database_url)
+        self.backend = backend_for(self.given_url)
+        self.url = self.backend.resolve_url(self.given_url)
+        self.options = EngineOptions(
+            echo=echo,
+            synchronous=synchronous,
+            busy_timeout=busy_timeout,
+            pool_size=pool_size,
+            max_overflow=max_overflow,
+            pool_timeout=pool_timeout,
+            statement_timeout=statement_timeout,
+            lock_timeout=lock_timeout,
+            idle_transaction_timeout=idle_transaction_timeout,
+        )
+        self.engine = self.backend.create_engine(self.url, self.options)
+        self._read_only_engine = self.backend.read_only(self.engine)
+        self._keeper = self.backend.keep_alive(self.url)
+        self._schema_checked = False
+        translate_errors(self.engine)
+        event.listen(self.engine, "before_cursor_execute", _refuse_writes)
+        _open_storages.add(self)
+
+    @property
+    def is_memory(self) -> bool:
+        """Whether the database lives in this process alone and ends with it."""
+        return self._keeper is not None
+
+    def is_same(self, other: "Storage") -> bool:
+        """Tell whether `other` was configured alike."""
+        mine, theirs = (
+            (storage.given_url if storage.is_memory else storage.url, storage.options) for storage in (self, other)
+        )
+        return mine == theirs
+
+    @property
+    def display_url(self) -> str:
+        """The URL with every password replaced, safe to print."""
+        return mask_url(self.url)
+
+    @contextmanager
+    def session(self, *, read_only: bool = False) -> Generator[Session]:
+        """Open a session: commit at the end of the block, roll back when it raises.
+
+        A `read_only` one sees the database at one moment and raises ReadOnlyError instead of writing. Raises
+        NotInitializedError, SchemaOutdatedError or SchemaTooNewError when the schema is not this library's.
+        """
+        self.require_schema()
+        session = StorageSession(self._read_only_engine if read_only else self.engine, expire_on_commit=False)
+        try:
+            yield session
+            session.commit()
+        except TimeoutError as error:
+            session.rollback()
+            raise PoolTimeoutError(orig=error) from error
+        except BaseException:
+            session.rollback()
+            raise
+        finally:
+            session.close()
+
+    def run_in_transaction(
+        self, fn: Callable[[Session], Result], *, attempts: int = 5, read_only: bool = False
+    ) -> Result:
+        """Return what `fn(session)` returns, once its transaction is committed.
+
+        Runs the whole of `fn` again, after a short random wait, when the database undid it (RetryableError), at most
+        `attempts` times; so `fn` should do nothing that cannot be done twice.
+        """
+        if attempts < 1:
+            raise ValueError("attempts must be at least 1")
+        attempt = 1
+        while True:
+            try:
+                with self.session(read_only=read_only) as session:
+                    return fn(session)
+            except RetryableError:
+                if attempt >= attempts:
+                    raise
+                time.sleep(TRANSACTION_RETRY.delay(attempt))
+                attempt += 1
+
+    def read_revision(self) -> str | None:
+        """Return the revision the database says it is at, or None when it says nothing; one small query."""
+        if not self.backend.is_present(self.url):
+            return None
+        try:
+            with self.engine.connect() as connection:
+                return connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+        except NotInitializedError:
+            return None
+        except TimeoutError as error:
+            raise PoolTimeoutError(orig=error) from error
+
+    def require_schema(self) -> None:
+        """Raise NotInitializedError, SchemaOutdatedError or SchemaTooNewError unless the schema is this library's.
+
+        Asks the database once; a schema that was right stays right for the life of the engine.
+        """
+        if self._schema_checked:
+            return
+        revision = self.read_revision()
+        if revision is None:
+            raise NotInitializedError(
+                f"The database {self.display_url} is not initialized yet: call init_db() or run `just db-init`."
+            )
+        if revision != get_schema_version():
+            raise (SchemaOutdatedError if revision in REVISIONS else SchemaTooNewError)
+        self._schema_checked = True
+
+    def dispose(self) -> None:
+        """Close every idle connection; a memory database is gone with the Storage itself, not with this."""
+        self.engine.dispose()
+
+    def __repr__(self) -> str:
+        return f"<Storage {self.display_url}>"
+
+
+def parse_url(database_url: str | None) -> URL:
+    """Return `database_url`, or DATABASE_URL, or the default, as a URL; an empty one counts as unset.
+
+    Raises DatabaseURLError, which never repeats the text: it may hold a password.
+    """
+    given = database_url or os.environ.get("DATABASE_URL") or DEFAULT_DATABASE_URL
+    if not isinstance(given, str):
+        raise DatabaseURLError(f"database_url must be text, not {type(given).__name__}")
+    if given.startswith("postgres://"):
+        given = given.replace("postgres://", "postgresql://", 1)
+    try:
+        return make_url(given)
+    except (ArgumentError, ValueError):
+        raise DatabaseURLError from None
+
+
+def mask_url(url: URL) -> str:
+    """Return `url` as text with the password hidden, also one given as ?password=… ."""
+    query = {
+        name: "***" if any(word in name.lower() for word in SECRET_WORDS) else value
+        for name, value in url.query.items()
+    }
+    return url.set(query=query).render_as_string(hide_password=True)
+
+
+def translate_errors(engine: Engine) -> None:
+    """Make every driver error that leaves `engine` one of ours: chained, with `orig`, without secrets or prompts."""
+    backend = backend_for(engine)
+
+    @event.listens_for(engine, "handle_error")
+    def translate(context: ExceptionContext) -> BaseException | None:
+        return backend.translate(
+            context.original_exception,
+            is_disconnect=context.is_disconnect,
+            is_connecting=context.connection is None,
+        )
+
+
+def get_default() -> Storage | None:
+    """Return the default Storage if there is one yet."""
+    return _default
+
+
+def get_storage() -> Storage:
+    """Return the default Storage: the one init_db() opened last, else the one at DATABASE_URL, read now."""
+    global _default
+    with _default_lock:
+        if _default is None:
+            _default = Storage()
+        return _default
+
+
+def set_storage(storage: Storage) -> Storage:
+    """Make `storage` the default one and close the idle connections of the one before; return it."""
+    global _default
+    with _default_lock:
+        previous, _default = _default, storage
+    if previous is not None and previous is not storage:
+        previous.dispose()
+    return storage
+
+
+def _refuse_writes(
+    connection: Connection, cursor: Any, statement: str, parameters: Any, context: Any, many: bool
+) -> None:
+    if connection.get_execution_options().get("read_only", False) and is_write(statement, context):
+        raise ReadOnlyError("This session is read-only: write in a session opened without read_only=True.")
+
+
+def _forget_connections() -> None:
+    """Give a forked child connections of its own; the parent's stay open and are the parent's."""
+    for storage in list(_open_storages):
+        storage.engine.dispose(close=False)
+
+
+_default: Storage | None = None
+_default_lock = Lock()
+_open_storages: weakref.WeakSet[Storage] = weakref.WeakSet()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_connections)

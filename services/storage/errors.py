@@ -1,0 +1,102 @@
+"""What can go wrong, as types. A class's docstring is its default message; every message ends with what to do."""
+
+
+class StorageError(Exception):
+    """The storage operation failed."""
+
+    def __init__(self, message: str | None = None, *, orig: BaseException | None = None) -> None:
+        super().__init__(message or (type(self).__doc__ or "").strip())
+        self.orig = orig
+
+
+class DatabaseURLError(StorageError, ValueError):
+    """The database URL cannot be read: write it as sqlite:///path/to/file.db or postgresql://user@host/name."""
+
+
+class NotInitializedError(StorageError, RuntimeError):
+    """The database has no tables yet: call init_db() or run `just db-init`."""
+
+
+class SchemaOutdatedError(StorageError):
+    """The database has an older schema than this library: back it up, then run `just db-migrate`."""
+
+
+class SchemaTooNewError(StorageError):
+    """The database was migrated by a newer release: upgrade dgx-music-storage, or restore an older backup."""
+
+
+class ForeignDatabaseError(StorageError):
+    """The database holds other tables and none of ours: point DATABASE_URL at another one. Nothing was changed."""
+
+
+class IllegalTransitionError(StorageError, ValueError):
+    """A generation cannot make that change of status: read its status first."""
+
+    def __init__(self, current: str | None = None, target: str | None = None) -> None:
+        super().__init__(
+            f"status cannot go from {current!r} to {target!r}: see LEGAL_MOVES in services.storage.schema"
+            if current
+            else None
+        )
+        self.current = current
+        self.target = target
+
+
+class LeaseLostError(StorageError):
+    """The lease is no longer this worker's: the generation was reclaimed, finished or deleted; drop the result."""
+
+
+class ConflictError(StorageError):
+    """Another writer was there first: read the row again and decide anew."""
+
+
+class ConstraintError(StorageError, ValueError):
+    """The database refused a value that breaks one of its constraints."""
+
+
+class InvalidCursorError(StorageError, ValueError):
+    """The cursor is not one of this query's: start again from the first page."""
+
+
+class ReadOnlyError(StorageError):
+    """The database or session is read-only: write in a session of the primary, or mend the file's permissions."""
+
+
+class FullError(StorageError):
+    """The disk or the database is full: free some space; nothing was half-written."""
+
+
+class CorruptError(StorageError):
+    """The file is not a sound SQLite database: restore a backup."""
+
+
+class UnreachableError(StorageError):
+    """The database cannot be opened: check DATABASE_URL, the folder and its permissions, or that the server runs."""
+
+
+class DriverMissingError(StorageError, ImportError):
+    """The driver for this database is not installed: pip install 'dgx-music-storage[postgres]'."""
+
+
+class PoolTimeoutError(StorageError, TimeoutError):
+    """No connection became free in time: close sessions sooner or raise pool_size."""
+
+
+class RetryableError(StorageError):
+    """The transaction was undone and may succeed when run again: use run_in_transaction()."""
+
+
+class BusyError(RetryableError):
+    """Another writer held the database for longer than the busy timeout: keep transactions short, then try again."""
+
+
+class SerializationError(RetryableError):
+    """The transaction collided with a concurrent one and was undone: use run_in_transaction()."""
+
+
+class StatementTimeoutError(StorageError, TimeoutError):
+    """The database cancelled a statement that ran for too long: narrow the query or raise the timeout."""
+
+
+class DisconnectedError(RetryableError):
+    """The connection to the database was lost: whether the last commit arrived is unknown; look before repeating."""

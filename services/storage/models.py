@@ -1,0 +1,446 @@
+"""The rows: what one generation, prompt or attempt knows and may do. Never sees a session, an engine or another row."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from functools import cache
+from typing import Any, NamedTuple
+
+from sqlalchemy import (
+    Boolean,
+    CheckConstraint,
+    ColumnElement,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    Text,
+    UniqueConstraint,
+    event,
+    inspect,
+)
+from sqlalchemy import text as sql
+from sqlalchemy.orm import DeclarativeBase, InstanceState, Mapped, mapped_column, validates
+from sqlalchemy.orm.attributes import set_committed_value
+
+from . import validation
+from .errors import IllegalTransitionError
+from .schema import FINISHED, GenerationStatus, is_legal_move, validate_status
+from .types import BigInt, JSONObject, JSONText, UTCDateTime, load_json_object, utcnow, uuid7
+
+
+class Base(DeclarativeBase):
+    """What every table shares: names for constraints, and the types that Python's words stand for."""
+
+    metadata = MetaData(
+        naming_convention={
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "pk": "pk_%(table_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+        }
+    )
+    type_annotation_map = {datetime: UTCDateTime, str: Text(), float: Double()}
+
+
+class _SameAs:
+    """A column default that repeats another column's value, at construction and in a Core insert alike."""
+
+    def __init__(self, column: str) -> None:
+        self.column = column
+
+    def __call__(self, context: Any) -> Any:
+        return context.get_current_parameters()[self.column]
+
+
+@cache
+def _defaults(model: type[Base]) -> list[tuple[str, Any]]:
+    columns = [(attribute.key, attribute.columns[0].default) for attribute in inspect(model).column_attrs]
+    return [(key, default) for key, default in columns if default is not None]
+
+
+@event.listens_for(Base, "init", propagate=True)
+def _fill_defaults(row: Base, args: Any, values: dict[str, Any]) -> None:
+    """Give a new row its column defaults at once, not first at flush; explicit values win.
+
+    Our own constants are valid and skip the attribute events, half of what a row costs.
+    """
+    for key, default in _defaults(type(row)):
+        if key in values:
+            continue
+        if isinstance(default.arg, _SameAs):
+            source = default.arg.column
+            values[key] = values[source] if source in values else row.__dict__[source]
+        else:
+            set_committed_value(row, key, default.arg(None) if default.is_callable else default.arg)
+
+
+class MetadataAttribute:
+    """`metadata` of a row: its JSON text. On the class it stays SQLAlchemy's MetaData, which declarative needs."""
+
+    def __get__(self, row: Any, owner: type[Any]) -> Any:
+        return owner.registry.metadata if row is None else row.metadata_json
+
+    def __set__(self, row: Any, value: str | Mapping[str, Any] | None) -> None:
+        row.metadata_json = value
+
+
+class HasMetadata:
+    """Carry the descriptor on a mixin: SQLAlchemy refuses (2.0) or warns (2.1) when the mapped class itself has it."""
+
+    metadata = MetadataAttribute()
+
+
+class Lease(NamedTuple):
+    """A worker's right to finish one attempt at a generation; `attempt` is the fence against one that came back."""
+
+    generation_id: str
+    worker_id: str
+    attempt: int
+
+
+class Prompt(Base):
+    """A text people generate from, and how often they did."""
+
+    __tablename__ = "prompts"
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    text: Mapped[str] = mapped_column()
+    used_count: Mapped[int] = mapped_column(default=1)
+    first_used_at: Mapped[datetime] = mapped_column(default=utcnow)
+    last_used_at: Mapped[datetime] = mapped_column(default=_SameAs("first_used_at"))
+
+    __table_args__ = (
+        # get_prompt_by_text and the upsert of create. PostgreSQL refuses b-tree keys over 2.7 kB, so there the
+        # revisions make a unique index on md5(text) instead, which Alembic could not compare on SQLite.
+        UniqueConstraint("text", info={"only_on": "sqlite"}),
+        # get_most_used_prompts
+        Index("idx_prompts_used_count", used_count.desc(), id),
+        CheckConstraint("used_count BETWEEN 1 AND 2147483647", name="used_count_positive"),
+    )
+
+    @validates("text", "used_count", "first_used_at", "last_used_at")
+    def _validate(self, field: str, value: Any) -> Any:
+        if isinstance(value, ColumnElement):
+            return value
+        return validation.validate_prompt_field(field, value)
+
+    def increment_usage(self) -> None:
+        """Count one more use now.
+
+        On a stored prompt the sum is made by the database at the next flush, so two sessions lose no count.
+        """
+        count: Any = self.__dict__.get("used_count")
+        if inspect(self).has_identity and not isinstance(count, ColumnElement):
+            count = Prompt.used_count
+        self.used_count = count + 1
+        self.last_used_at = utcnow()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return every column under its name; times in ISO 8601 with their offset."""
+        return _to_dict(self)
+
+    def __repr__(self) -> str:
+        return f"<Prompt {self.id} text={_shorten(self.text)!r} used_count={self.used_count}>"
+
+
+class Generation(HasMetadata, Base):
+    """A music generation job: the row that is the queue entry is the row that is the history."""
+
+    __tablename__ = "generations"
+
+    id: Mapped[str] = mapped_column(primary_key=True, default=uuid7)
+    prompt: Mapped[str]
+    model_name: Mapped[str] = mapped_column()
+    model_version: Mapped[str | None]
+    duration_seconds: Mapped[float]
+    sample_rate: Mapped[int]
+    channels: Mapped[int]
+    file_path: Mapped[str]
+    file_size_bytes: Mapped[int | None] = mapped_column(BigInt)
+    status: Mapped[str] = mapped_column(default=GenerationStatus.PENDING.value)
+    created_at: Mapped[datetime] = mapped_column(default=utcnow)
+    completed_at: Mapped[datetime | None] = mapped_column()
+    generation_time_seconds: Mapped[float | None]
+    error_message: Mapped[str | None]
+    metadata_json: Mapped[str | None] = mapped_column("metadata", JSONText)
+    prompt_id: Mapped[int | None] = mapped_column(ForeignKey("prompts.id", ondelete="CASCADE"))
+    priority: Mapped[int] = mapped_column(default=0)
+    scheduled_at: Mapped[datetime] = mapped_column(default=_SameAs("created_at"))
+    attempt: Mapped[int] = mapped_column(default=0)
+    max_attempts: Mapped[int] = mapped_column(default=3)
+    started_at: Mapped[datetime | None]
+    worker_id: Mapped[str | None]
+    lease_expires_at: Mapped[datetime | None] = mapped_column()
+    progress: Mapped[float | None]
+    current_step: Mapped[str | None]
+    cancel_requested_at: Mapped[datetime | None]
+    batch_id: Mapped[str | None] = mapped_column()
+    parent_id: Mapped[str | None] = mapped_column(ForeignKey("generations.id", ondelete="SET NULL"))
+    idempotency_key: Mapped[str | None] = mapped_column()
+    is_favorite: Mapped[bool] = mapped_column(Boolean, default=False)
+    parameters: Mapped[dict[str, Any] | None] = mapped_column(JSONObject)
+    version: Mapped[int] = mapped_column(default=1)
+
+    __mapper_args__ = {"version_id_col": version}
+    __table_args__ = (
+        # count_generations, get_database_stats: narrow, so that counting reads the fewest pages
+        Index("idx_generations_status", status),
+        # get_all_generations, list_generations: newest first
+        Index("idx_generations_created_at", created_at.desc(), id.desc()),
+        # the same for one status; completed rows are most of the table and found by the index above
+        Index(
+            "idx_generations_status_created_at",
+            status,
+            created_at.desc(),
+            id.desc(),
+            sqlite_where=sql("status <> 'completed'"),
+            postgresql_where=sql("status <> 'completed'"),
+        ),
+        # list_generations(model_name=…)
+        Index("idx_generations_model_name", model_name, created_at.desc(), id.desc()),
+        # throughput and durations of what finished lately, pruning
+        Index(
+            "idx_generations_completed_at",
+            completed_at,
+            sqlite_where=sql("completed_at IS NOT NULL"),
+            postgresql_where=sql("completed_at IS NOT NULL"),
+        ),
+        # claim, get_pending_generations, queue position
+        Index(
+            "idx_generations_due",
+            priority.desc(),
+            scheduled_at,
+            id,
+            sqlite_where=sql("status = 'pending'"),
+            postgresql_where=sql("status = 'pending'"),
+        ),
+        # claim(model_names=…)
+        Index(
+            "idx_generations_due_model",
+            model_name,
+            priority.desc(),
+            scheduled_at,
+            id,
+            sqlite_where=sql("status = 'pending'"),
+            postgresql_where=sql("status = 'pending'"),
+        ),
+        # reclaim, running jobs
+        Index(
+            "idx_generations_lease",
+            lease_expires_at,
+            sqlite_where=sql("status = 'processing'"),
+            postgresql_where=sql("status = 'processing'"),
+        ),
+        # the cascade of delete_prompt, list_generations(prompt=…)
+        Index("idx_generations_prompt_id", prompt_id, created_at.desc(), id.desc()),
+        # list_generations(batch_id=…), cancel_batch
+        Index(
+            "idx_generations_batch_id",
+            batch_id,
+            created_at.desc(),
+            id.desc(),
+            sqlite_where=sql("batch_id IS NOT NULL"),
+            postgresql_where=sql("batch_id IS NOT NULL"),
+        ),
+        # ON DELETE SET NULL of a parent
+        Index(
+            "idx_generations_parent_id",
+            parent_id,
+            sqlite_where=sql("parent_id IS NOT NULL"),
+            postgresql_where=sql("parent_id IS NOT NULL"),
+        ),
+        # create_generation(idempotency_key=…)
+        Index(
+            "uq_generations_idempotency_key",
+            idempotency_key,
+            unique=True,
+            sqlite_where=sql("idempotency_key IS NOT NULL"),
+            postgresql_where=sql("idempotency_key IS NOT NULL"),
+        ),
+        # list_generations(favorite=True)
+        Index(
+            "idx_generations_favorite",
+            created_at.desc(),
+            id.desc(),
+            sqlite_where=sql("is_favorite"),
+            postgresql_where=sql("is_favorite"),
+        ),
+        CheckConstraint("status IN ('pending', 'processing', 'completed', 'failed', 'cancelled')", name="status_known"),
+        CheckConstraint(
+            "(status IN ('completed', 'failed', 'cancelled')) = (completed_at IS NOT NULL)", name="finished_has_time"
+        ),
+        CheckConstraint("lease_expires_at IS NULL OR status = 'processing'", name="lease_while_processing"),
+        # The upper bounds refuse infinities, NaN and, on SQLite, text: it sorts above every number there.
+        CheckConstraint("duration_seconds > 0 AND duration_seconds <= 1e300", name="duration_positive"),
+        CheckConstraint("sample_rate BETWEEN 1 AND 2147483647", name="sample_rate_positive"),
+        CheckConstraint("channels IN (1, 2)", name="channels_mono_or_stereo"),
+        CheckConstraint("file_size_bytes BETWEEN 0 AND 9223372036854775807", name="file_size_not_negative"),
+        CheckConstraint("generation_time_seconds BETWEEN 0 AND 1e300", name="generation_time_not_negative"),
+        CheckConstraint("progress BETWEEN 0 AND 1", name="progress_is_fraction"),
+        CheckConstraint("attempt BETWEEN 0 AND 2147483647", name="attempt_not_negative"),
+        CheckConstraint("max_attempts BETWEEN 1 AND 2147483647", name="max_attempts_positive"),
+    )
+
+    @validates(*(field for field in validation.GENERATION_RULES if field != "status"))
+    def _validate(self, field: str, value: Any) -> Any:
+        valid = validation.validate_generation_field(field, value)
+        if field == "prompt" and inspect(self).has_identity and valid != self.prompt:
+            raise ValueError("prompt of a stored generation cannot change: clone_generation() makes a variation")
+        return valid
+
+    @validates("status")
+    def _change_status(self, field: str, value: Any) -> str:
+        """Carry what a status means into the other columns, so that assigning it is as safe as calling a method."""
+        target = validate_status(value)
+        current = self.status
+        if current is not None and not is_legal_move(current, target):
+            raise IllegalTransitionError(current, target)
+        if current != target:
+            for column, consequence in consequences(current, target).items():
+                if column != "completed_at" or consequence is None or self.completed_at is None:
+                    setattr(self, column, consequence)
+            if current is not None and target == GenerationStatus.PENDING:
+                self.max_attempts = max(self.max_attempts, self.attempt + 1)
+        return target
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether it waits to be claimed."""
+        return self.status == GenerationStatus.PENDING
+
+    @property
+    def is_processing(self) -> bool:
+        """Whether a worker has it."""
+        return self.status == GenerationStatus.PROCESSING
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether it ended with a track."""
+        return self.status == GenerationStatus.COMPLETED
+
+    @property
+    def is_failed(self) -> bool:
+        """Whether it ended with an error."""
+        return self.status == GenerationStatus.FAILED
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether it ended because someone asked for that."""
+        return self.status == GenerationStatus.CANCELLED
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it ended: completed, failed or cancelled."""
+        return self.status in FINISHED
+
+    @property
+    def lease(self) -> Lease | None:
+        """The lease under which a worker has it, or None when it is not leased."""
+        if self.lease_expires_at is None or self.worker_id is None:
+            return None
+        return Lease(self.id, self.worker_id, self.attempt)
+
+    def get_metadata(self) -> dict[str, Any]:
+        """Return a copy of the metadata as a dict: {} where there is none or the stored text is unreadable."""
+        stored = self.metadata_json
+        return {} if stored is None else load_json_object(stored) or {}
+
+    def set_metadata(self, metadata_dict: Mapping[str, Any] | None) -> None:
+        """Replace the metadata. Raises ValueError or TypeError for anything but a JSON object of at most 64 KiB."""
+        self.metadata_json = metadata_dict  # type: ignore[assignment]  # validation turns it into text
+
+    def mark_processing(self) -> None:
+        """Say that work has begun, outside any lease. Raises IllegalTransitionError on a finished generation."""
+        self.status = GenerationStatus.PROCESSING
+
+    def mark_completed(self, generation_time: float) -> None:
+        """Say that the track is there, after `generation_time` seconds of work.
+
+        Raises IllegalTransitionError when it failed or was cancelled before, ValueError or TypeError for a bad time.
+        """
+        generation_time = validation.validate_generation_field("generation_time_seconds", generation_time)
+        self.status = GenerationStatus.COMPLETED
+        self.generation_time_seconds = generation_time
+
+    def mark_failed(self, error_message: str) -> None:
+        """Say that it ended with an error; the message is cleaned and cut to 8,192 characters, never refused.
+
+        Raises IllegalTransitionError when it was completed or cancelled before.
+        """
+        self.status = GenerationStatus.FAILED
+        self.error_message = error_message
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return every column under its name; times in ISO 8601 with their offset, JSON as dicts."""
+        return _to_dict(self) | {"metadata": self.get_metadata()}
+
+    def __repr__(self) -> str:
+        return f"<Generation {self.id} status={self.status} prompt={_shorten(self.prompt)!r}>"
+
+
+class Attempt(Base):
+    """One finished attempt at a generation under a lease: by whom, from when to when, and how it ended."""
+
+    __tablename__ = "attempts"
+
+    generation_id: Mapped[str] = mapped_column(ForeignKey("generations.id", ondelete="CASCADE"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    worker_id: Mapped[str]
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime] = mapped_column(default=utcnow)
+    outcome: Mapped[str]
+    error_message: Mapped[str | None]
+
+    __table_args__ = (
+        CheckConstraint(
+            "outcome IN ('completed', 'failed', 'lost', 'released', 'cancelled')",
+            name="outcome_known",
+        ),
+    )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return every column under its name; times in ISO 8601 with their offset."""
+        return _to_dict(self)
+
+    def __repr__(self) -> str:
+        return f"<Attempt {self.number} of {self.generation_id} outcome={self.outcome}>"
+
+
+class QueueState(Base):
+    """The one row that says whether claims are paused; without a row they are not."""
+
+    __tablename__ = "queue_state"
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False, default=1)
+    paused_at: Mapped[datetime | None]
+    reason: Mapped[str | None]
+
+    __table_args__ = (CheckConstraint("id = 1", name="single_row"),)
+
+
+def consequences(current: str | None, target: str) -> dict[str, Any]:
+    """Return what the other columns become when a status goes from `current` to `target`.
+
+    The one list of them, for attributes and for SQL alike. `completed_at` is the time to set where there is none yet.
+    """
+    changes: dict[str, Any] = {}
+    if target in FINISHED:
+        changes["completed_at"] = utcnow()
+    elif current in FINISHED:
+        changes |= {"completed_at": None, "error_message": None}
+    if current == GenerationStatus.PROCESSING:
+        changes |= {"worker_id": None, "lease_expires_at": None}
+    if current is not None and target == GenerationStatus.PENDING:
+        changes |= {"started_at": None, "progress": None, "current_step": None, "cancel_requested_at": None}
+    return changes
+
+
+def _to_dict(row: Base) -> dict[str, Any]:
+    state: InstanceState[Any] = inspect(row)
+    values = {attribute.columns[0].name: getattr(row, attribute.key) for attribute in state.mapper.column_attrs}
+    return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in values.items()}
+
+
+def _shorten(value: str | None) -> str:
+    return "" if value is None else value if len(value) <= 30 else value[:29] + "…"

