@@ -19,7 +19,7 @@ def get_database_stats(session: Session) -> dict[str, Any]:
     by_status = select(Generation.status, func.count()).group_by(Generation.status)
     prompts = select(null(), func.count()).select_from(Prompt)
     rows: Sequence[Any] = session.execute(union_all(by_status, prompts)).all()
-    counts: dict[str | None, int] = {status: count for status, count in rows}
+    counts: dict[str | None, int] = dict(rows)
     total_prompts = counts.pop(None)
     return {
         "total_generations": sum(counts.values()),

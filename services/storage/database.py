@@ -112,9 +112,9 @@ def create_generation(
     """Store a request as pending and count one use of its prompt.
 
     `duration_seconds` and `sample_rate` (Hz) are wanted, not measured. Higher `priority` is served first;
-    `scheduled_at` is the earliest time to begin. The same `idempotency_key` again returns the first row and counts nothing. Raises
-    ValueError or TypeError naming the field, ConflictError for a `generation_id` that exists or a key that came with
-    another request, ConstraintError for an unknown `parent_id`; the session stays usable.
+    `scheduled_at` is the earliest time to begin. The same `idempotency_key` again returns the first row and counts
+    nothing. Raises ValueError or TypeError naming the field, ConflictError for a `generation_id` that exists or a key
+    that came with another request, ConstraintError for an unknown `parent_id`; the session stays usable.
     """
     request = {name: value for name, value in locals().items() if name != "session"}
     generation = _build(request)
