@@ -19,7 +19,6 @@ from sqlalchemy import (
     event,
     inspect,
 )
-from sqlalchemy import text as sql
 from sqlalchemy.orm import DeclarativeBase, InstanceState, Mapped, mapped_column, validates
 from sqlalchemy.orm.attributes import set_committed_value
 
@@ -41,6 +40,14 @@ class Base(DeclarativeBase):
         }
     )
     type_annotation_map = {datetime: UTCDateTime, str: Text(), float: Double()}
+
+
+def _partial_index(name: str, where: str, *columns: Any, unique: bool = False) -> Index:
+    """Return an index of the rows that meet `where`.
+
+    In `info`, because SQLAlchemy's own options for it import the dialects they are named for, 50 ms for everybody.
+    """
+    return Index(name, *columns, unique=unique, info={"where": where})
 
 
 class _SameAs:
@@ -189,83 +196,31 @@ class Generation(HasMetadata, Base):
         # get_all_generations, list_generations: newest first
         Index("idx_generations_created_at", created_at.desc(), id.desc()),
         # the same for one status; completed rows are most of the table and found by the index above
-        Index(
-            "idx_generations_status_created_at",
-            status,
-            created_at.desc(),
-            id.desc(),
-            sqlite_where=sql("status <> 'completed'"),
-            postgresql_where=sql("status <> 'completed'"),
+        _partial_index(
+            "idx_generations_status_created_at", "status <> 'completed'", status, created_at.desc(), id.desc()
         ),
         # list_generations(model_name=…)
         Index("idx_generations_model_name", model_name, created_at.desc(), id.desc()),
         # throughput and durations of what finished lately, pruning
-        Index(
-            "idx_generations_completed_at",
-            completed_at,
-            sqlite_where=sql("completed_at IS NOT NULL"),
-            postgresql_where=sql("completed_at IS NOT NULL"),
-        ),
+        _partial_index("idx_generations_completed_at", "completed_at IS NOT NULL", completed_at),
         # claim, get_pending_generations, queue position
-        Index(
-            "idx_generations_due",
-            priority.desc(),
-            scheduled_at,
-            id,
-            sqlite_where=sql("status = 'pending'"),
-            postgresql_where=sql("status = 'pending'"),
-        ),
+        _partial_index("idx_generations_due", "status = 'pending'", priority.desc(), scheduled_at, id),
         # claim(model_names=…)
-        Index(
-            "idx_generations_due_model",
-            model_name,
-            priority.desc(),
-            scheduled_at,
-            id,
-            sqlite_where=sql("status = 'pending'"),
-            postgresql_where=sql("status = 'pending'"),
+        _partial_index(
+            "idx_generations_due_model", "status = 'pending'", model_name, priority.desc(), scheduled_at, id
         ),
         # reclaim, running jobs
-        Index(
-            "idx_generations_lease",
-            lease_expires_at,
-            sqlite_where=sql("status = 'processing'"),
-            postgresql_where=sql("status = 'processing'"),
-        ),
+        _partial_index("idx_generations_lease", "status = 'processing'", lease_expires_at),
         # the cascade of delete_prompt, list_generations(prompt=…)
         Index("idx_generations_prompt_id", prompt_id, created_at.desc(), id.desc()),
         # list_generations(batch_id=…), cancel_batch
-        Index(
-            "idx_generations_batch_id",
-            batch_id,
-            created_at.desc(),
-            id.desc(),
-            sqlite_where=sql("batch_id IS NOT NULL"),
-            postgresql_where=sql("batch_id IS NOT NULL"),
-        ),
+        _partial_index("idx_generations_batch_id", "batch_id IS NOT NULL", batch_id, created_at.desc(), id.desc()),
         # ON DELETE SET NULL of a parent
-        Index(
-            "idx_generations_parent_id",
-            parent_id,
-            sqlite_where=sql("parent_id IS NOT NULL"),
-            postgresql_where=sql("parent_id IS NOT NULL"),
-        ),
+        _partial_index("idx_generations_parent_id", "parent_id IS NOT NULL", parent_id),
         # create_generation(idempotency_key=…)
-        Index(
-            "uq_generations_idempotency_key",
-            idempotency_key,
-            unique=True,
-            sqlite_where=sql("idempotency_key IS NOT NULL"),
-            postgresql_where=sql("idempotency_key IS NOT NULL"),
-        ),
+        _partial_index("uq_generations_idempotency_key", "idempotency_key IS NOT NULL", idempotency_key, unique=True),
         # list_generations(favorite=True)
-        Index(
-            "idx_generations_favorite",
-            created_at.desc(),
-            id.desc(),
-            sqlite_where=sql("is_favorite"),
-            postgresql_where=sql("is_favorite"),
-        ),
+        _partial_index("idx_generations_favorite", "is_favorite", created_at.desc(), id.desc()),
         CheckConstraint("status IN ('pending', 'processing', 'completed', 'failed', 'cancelled')", name="status_known"),
         CheckConstraint(
             "(status IN ('completed', 'failed', 'cancelled')) = (completed_at IS NOT NULL)", name="finished_has_time"
