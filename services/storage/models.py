@@ -20,7 +20,6 @@ from sqlalchemy import (
     inspect,
 )
 from sqlalchemy.orm import DeclarativeBase, InstanceState, Mapped, mapped_column, validates
-from sqlalchemy.orm.attributes import set_committed_value
 
 from . import validation
 from .errors import IllegalTransitionError
@@ -62,24 +61,27 @@ class _SameAs:
 
 @cache
 def _defaults(model: type[Base]) -> list[tuple[str, Any]]:
-    columns = [(attribute.key, attribute.columns[0].default) for attribute in inspect(model).column_attrs]
-    return [(key, default) for key, default in columns if default is not None]
+    return [(attribute.key, attribute.columns[0].default) for attribute in inspect(model).column_attrs]
 
 
 @event.listens_for(Base, "init", propagate=True)
 def _fill_defaults(row: Base, args: Any, values: dict[str, Any]) -> None:
-    """Give a new row its column defaults at once, not first at flush; explicit values win.
+    """Give a new row its column defaults, or None, at once and not first at flush; explicit values win.
 
-    Our own constants are valid and skip the attribute events, half of what a row costs.
+    Straight into the row, as loading does: our own constants are valid, and validation is half of what a row costs.
+    Without the None, a row that was stored and whose session is closed could not be asked for that column.
     """
+    state = row.__dict__
     for key, default in _defaults(type(row)):
         if key in values:
             continue
-        if isinstance(default.arg, _SameAs):
+        if default is None:
+            state[key] = None
+        elif isinstance(default.arg, _SameAs):
             source = default.arg.column
-            values[key] = values[source] if source in values else row.__dict__[source]
+            values[key] = values[source] if source in values else state[source]
         else:
-            set_committed_value(row, key, default.arg(None) if default.is_callable else default.arg)
+            state[key] = default.arg(None) if default.is_callable else default.arg
 
 
 class MetadataAttribute:
@@ -195,7 +197,7 @@ class Generation(HasMetadata, Base):
         Index("idx_generations_status", status),
         # get_all_generations, list_generations: newest first
         Index("idx_generations_created_at", created_at.desc(), id.desc()),
-        # the same for one status; completed rows are most of the table and found by the index above
+        # the histories of one status; completed rows are most of the table and found by the index above
         _partial_index(
             "idx_generations_status_created_at", "status <> 'completed'", status, created_at.desc(), id.desc()
         ),

@@ -45,7 +45,7 @@ class _TextTime(UserDefinedType[datetime]):
 
     cache_ok = True
 
-    def get_col_spec(self) -> str:
+    def get_col_spec(self, **_: Any) -> str:
         return "DATETIME"
 
     def bind_processor(self, dialect: Dialect) -> Callable[[datetime | None], str | None]:

@@ -33,6 +33,8 @@ class Backend(Protocol):
 
     name: str
 
+    def __hash__(self) -> int: ...
+
     def resolve_url(self, url: URL) -> URL:
         """Return `url` with its driver named and its file, if any, as an absolute path."""
 
