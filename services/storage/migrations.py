@@ -25,8 +25,8 @@ from .schema import REVISIONS
 
 BASELINE = REVISIONS[0]
 
-# Indexes of one database system alone, which the models cannot tell of.
-INDEXES_OF_REVISIONS = frozenset({"uq_prompts_text_md5"})
+# Indexes that only the revisions can tell of: of one database system alone, or with its own words in a condition.
+INDEXES_OF_REVISIONS = frozenset({"uq_prompts_text_md5", "idx_prompts_words", "idx_prompts_unspaced"})
 
 # What a database made without Alembic must have to be taken for ours: the tables and columns of the first revision.
 BASELINE_COLUMNS = {
@@ -92,6 +92,7 @@ def reset(storage: Storage) -> None:
         for table in (*reversed(Base.metadata.sorted_tables), sa.Table("alembic_version", sa.MetaData())):
             if table.name in present:
                 table.drop(connection)
+        connection.exec_driver_sql("DROP TABLE IF EXISTS prompts_fts")
         _run(command.upgrade, connection, "head")
 
 

@@ -3,11 +3,13 @@
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
-from sqlalchemy import URL, ColumnElement, Connection, Engine, ExecutionContext
+from sqlalchemy import URL, ColumnElement, Connection, Engine, ExecutionContext, Select, and_, or_
+from sqlalchemy.orm import Session
 
 from ..errors import StorageError
+from ..terms import Query, Term
 
 READING = ("SELECT", "VALUES", "PRAGMA", "EXPLAIN", "SHOW")
 TRANSACTION_CONTROL = ("BEGIN", "COMMIT", "ROLLBACK", "RELEASE", "VACUUM", "ATTACH", "DETACH", "SET")
@@ -26,6 +28,9 @@ class EngineOptions:
     statement_timeout: float = 60.0
     lock_timeout: float = 10.0
     idle_transaction_timeout: float = 300.0
+
+
+JSONKind = Literal["text", "number", "boolean", "any"]
 
 
 class Backend(Protocol):
@@ -77,6 +82,30 @@ class Backend(Protocol):
     def prompt_is(self, text: str) -> ColumnElement[bool]:
         """Return the condition that finds the prompt with exactly this text through the unique index."""
 
+    def microseconds(self, time: Any) -> ColumnElement[int]:
+        """Return a column's time as whole microseconds since 1970, or NULL where it cannot be read."""
+
+    def json_member(self, document: Any, key: str, kind: JSONKind) -> ColumnElement[Any]:
+        """Return the value under `key` of a JSON object as text, number or 0 and 1; NULL unless it is of that kind.
+
+        "any" gives the name of its type, NULL when it is missing or null. A document that cannot be read has no keys.
+        """
+
+    def json_number(self, value: float) -> ColumnElement[Any]:
+        """Return a number to compare with json_member()'s."""
+
+    def matching_prompts(self, query: Query) -> Select[Any]:
+        """Return the select of one column, the ids of the prompts that answer `query`, found through the index."""
+
+    def prompt_matches(self, query: Query, prompt_id: Any, text: Any) -> ColumnElement[bool]:
+        """Return the condition that the prompt with this id and text answers `query`, for rows met in another order."""
+
+    def check_search_index(self, session: Session) -> bool:
+        """Tell whether the search index is what the prompts say."""
+
+    def rebuild_search_index(self, session: Session) -> None:
+        """Make the search index anew from the prompts."""
+
 
 def is_write(statement: str, context: ExecutionContext | None) -> bool:
     """Tell whether a statement changes the database. In doubt it does: a comment before SELECT counts as a write."""
@@ -87,3 +116,8 @@ def is_write(statement: str, context: ExecutionContext | None) -> bool:
         compiled = getattr(context, "compiled", None)
         return compiled is None or bool(compiled.isinsert or compiled.isupdate or compiled.isdelete)
     return True
+
+
+def has_literals(text: Any, term: Term) -> ColumnElement[bool]:
+    """Return the condition that `text` contains what `term` wants as it stands, but for case."""
+    return and_(*(or_(*(text.icontains(literal, autoescape=True) for literal in any_of)) for any_of in term.literals))

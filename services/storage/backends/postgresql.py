@@ -25,6 +25,7 @@ from ..errors import (
 )
 from ..models import Prompt
 from .base import EngineOptions
+from .tsvector import TSVectorSearch
 
 MIGRATION_LOCK = 0x6467785F6D757369  # "dgx_musi": any constant that no other program on the server uses
 
@@ -51,7 +52,7 @@ ERRORS: tuple[tuple[str, type[StorageError]], ...] = (
 )
 
 
-class PostgreSQL:
+class PostgreSQL(TSVectorSearch):
     """The grown-up engine: many writers at once, one server or a primary with replicas."""
 
     name = "postgresql"
