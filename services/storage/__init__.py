@@ -1,5 +1,12 @@
 """The durable queue, history and prompt analytics of DGX Music. This page is the table of contents."""
 
+from .analytics import (
+    get_failure_reasons,
+    get_performance_stats,
+    get_prompt_stats,
+    get_queue_stats,
+    get_usage,
+)
 from .database import (
     clone_generation,
     complete_generation,
@@ -38,6 +45,7 @@ from .errors import (
     ForeignDatabaseError,
     FullError,
     IllegalTransitionError,
+    InvalidCursorError,
     LeaseLostError,
     NotInitializedError,
     PoolTimeoutError,
@@ -50,9 +58,14 @@ from .errors import (
     StorageError,
     UnreachableError,
 )
+from .forecast import estimate_completion, explain_wait
+from .history import list_generations
 from .models import Attempt, Base, Generation, Lease, Prompt
+from .pagination import Page
+from .reports import Estimate, FailureReason, Percentiles, PerformanceStats, PromptStats, QueueStats, Usage, Wait
 from .retry import RetryPolicy
 from .schema import SCHEMA_SQL, GenerationStatus, get_schema_version, validate_status
+from .search import PromptMatch, check_search_index, rebuild_search_index, search_generations, search_prompts
 
 __version__ = "1.0.0"
 
@@ -71,6 +84,8 @@ __all__ = [
     "clone_generation",
     "get_generation",
     "get_all_generations",
+    "list_generations",
+    "Page",
     "get_generations_by_status",
     "get_pending_generations",
     "count_generations",
@@ -85,8 +100,29 @@ __all__ = [
     "get_all_prompts",
     "get_most_used_prompts",
     "delete_prompt",
+    # Search
+    "search_prompts",
+    "search_generations",
+    "PromptMatch",
+    "check_search_index",
+    "rebuild_search_index",
     # Analytics
     "get_database_stats",
+    "get_queue_stats",
+    "QueueStats",
+    "get_performance_stats",
+    "PerformanceStats",
+    "Percentiles",
+    "get_usage",
+    "Usage",
+    "get_prompt_stats",
+    "PromptStats",
+    "get_failure_reasons",
+    "FailureReason",
+    "estimate_completion",
+    "Estimate",
+    "explain_wait",
+    "Wait",
     # Models
     "Base",
     "Generation",
@@ -111,6 +147,7 @@ __all__ = [
     "ForeignDatabaseError",
     "FullError",
     "IllegalTransitionError",
+    "InvalidCursorError",
     "LeaseLostError",
     "NotInitializedError",
     "PoolTimeoutError",

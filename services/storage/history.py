@@ -74,7 +74,7 @@ def _conditions(session: Session, asked: Mapping[str, Any]) -> list[ColumnElemen
     if "batch_id" in given:
         conditions.append(Generation.batch_id == given["batch_id"])
     if "favorite" in given:
-        conditions.append(Generation.is_favorite if given["favorite"] else ~Generation.is_favorite)
+        conditions.append(and_(Generation.is_favorite) if given["favorite"] else ~Generation.is_favorite)
     if "created_after" in given:
         conditions.append(Generation.created_at >= given["created_after"])
     if "created_before" in given:

@@ -62,7 +62,7 @@ def of_status(status: str, model: Any = Generation) -> ColumnElement[bool]:
     keeps the index for counting out of it. The others have an index of their own, of what is not completed.
     """
     if status == GenerationStatus.COMPLETED:
-        return model.status.concat("") == status
+        return and_(model.status.concat("") == status)
     return and_(model.status == status, model.status != literal_column("'completed'"))
 
 
@@ -75,7 +75,7 @@ def fetch_page(session: Session, statement: Select[Any], *, query: Mapping[str, 
     try:
         rows = session.execute(statement).all()
     except StatementError as error:
-        if isinstance(error.orig, ValueError):
+        if isinstance(error.orig, (TypeError, ValueError)):
             raise InvalidCursorError from None
         raise
     items = [row[0] for row in rows[:limit]]

@@ -1,8 +1,8 @@
 """What a search asks for and how well a text answers: the query language, folding, rank and snippets. Pure.
 
 Words all have to be there, in any order; "quoted words" in this order, together; word* begins a word; -word must not be
-there. Case, accents and punctuation do not count, but sharps do. Text in a language written without spaces is looked for
-as it stands, and so are the words beside it. Anything else in a query is ignored, so every string is one.
+there. Case, accents and punctuation do not count, but sharps do. Text in a language written without spaces is looked
+for as it stands, and so are the words beside it. Anything else in a query is ignored, so every string is one.
 """
 
 import re
@@ -21,7 +21,7 @@ SNIPPET_LEAD = 40
 # Thai to Khmer, kana, Han, Hangul: revision 008 has the same ranges in its partial index.
 UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
-    + ("\uf900-\ufaff\uff66-\uff9f\U00020000-\U0002ffff")
+    "\uf900-\ufaff\uff66-\uff9f\U00020000-\U0002ffff"
 )
 
 # One genre, more than one way to write it; a hyphen or an ampersand counts as a space.
@@ -73,17 +73,16 @@ class Query:
     @cached_property
     def _phrases(self) -> list[tuple[list[str], list[str]]]:
         """What to count for each wanted term: in the words of the text, and in the text itself."""
-        return [
-            (
-                [_as_words(spelling)[: -1 if term.is_prefix else None] for spelling in term.spellings],
-                [] if term.spellings else [_fold(literal) for any_of in term.literals for literal in any_of],
-            )
-            for term in self.wanted
-        ]
+        counted = []
+        for term in self.wanted:
+            words = [_as_words(spelling)[: -1 if term.is_prefix else None] for spelling in term.spellings]
+            literals = () if term.spellings else (literal for any_of in term.literals for literal in any_of)
+            counted.append((list(filter(None, words)), list(filter(None, map(_fold, literals)))))
+        return counted
 
     @cached_property
     def _together(self) -> str:
-        if len(self.wanted) == 1 or not all(term.spellings for term in self.wanted):
+        if len(self.wanted) < 2 or not all(term.spellings for term in self.wanted):
             return ""
         whole = _as_words(" ".join(term.spellings[0] for term in self.wanted))
         return whole[:-1] if self.wanted[-1].is_prefix else whole
@@ -95,7 +94,7 @@ class Query:
         weight for every term, because each of these texts has them all; doubled where the terms stand together in the
         order asked.
         """
-        average = sum(map(len, texts)) / len(texts) if texts else 1
+        average = max(1, sum(map(len, texts))) / max(1, len(texts))
         ranks = []
         for text in texts:
             folded, words = _fold(text), _as_words(text)
@@ -165,7 +164,7 @@ def _clean(text: str) -> str:
 
 
 def _split(text: str) -> Iterator[tuple[bool, str, bool]]:
-    """Yield each part of a query: whether it is unwanted, its words, and whether the last of them only begins a word."""
+    """Yield each part of a query: whether it is unwanted, its words, and whether the last of them is a beginning."""
     for match in _TOKEN.finditer(text):
         phrase_minus, phrase, star, minus, word = match.groups()
         if word is None:

@@ -1,8 +1,9 @@
 """What a backend must answer, how an engine is opened, and what counts as a write."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Literal, Protocol
 
 from sqlalchemy import URL, ColumnElement, Connection, Engine, ExecutionContext, Select, and_, or_
@@ -81,6 +82,12 @@ class Backend(Protocol):
 
     def prompt_is(self, text: str) -> ColumnElement[bool]:
         """Return the condition that finds the prompt with exactly this text through the unique index."""
+
+    def clock(self) -> Callable[[timedelta], ColumnElement[datetime]]:
+        """Return a clock that stands still: for an offset, the time so far from that of the statement.
+
+        Unlike now(), it may be compared with an index.
+        """
 
     def microseconds(self, time: Any) -> ColumnElement[int]:
         """Return a column's time as whole microseconds since 1970, or NULL where it cannot be read."""

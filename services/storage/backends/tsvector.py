@@ -1,5 +1,7 @@
 """What PostgreSQL says about the contents of rows: full-text search through tsvector, JSON members, exact times."""
 
+from collections.abc import Callable
+from datetime import datetime, timedelta
 from decimal import Decimal
 from functools import reduce
 from typing import Any
@@ -30,6 +32,7 @@ from sqlalchemy.dialects.postgresql import JSONB, TSQUERY, TSVECTOR
 from sqlalchemy.orm import Session
 
 from ..terms import UNSPACED, Query, Term
+from ..types import UTCDateTime
 from .base import JSONKind, has_literals
 
 # The models do not have the generated column: there is none on SQLite.
@@ -39,6 +42,10 @@ SIMPLE: ColumnElement[Any] = literal_column("'simple'::regconfig")
 
 class TSVectorSearch:
     """The part of the PostgreSQL backend that looks into texts; see Backend."""
+
+    def clock(self) -> Callable[[timedelta], ColumnElement[datetime]]:
+        # Not clock_timestamp(): it may change between two rows, so no index would be asked.
+        return lambda offset: type_coerce(func.statement_timestamp() + offset, UTCDateTime())
 
     def microseconds(self, time: Any) -> ColumnElement[int]:
         return cast(extract("epoch", time) * 1_000_000, BigInteger)
