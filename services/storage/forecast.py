@@ -24,7 +24,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Session, aliased
 
-from .analytics import PROCESSING, count_workers, seconds_between
+from .analytics import PROCESSING, count_workers, pending_generations, seconds_between
 from .backends import backend_for
 from .models import Generation, QueueState
 from .queue import PENDING
@@ -71,7 +71,7 @@ def estimate_completion(session: Session, generation_id: str) -> Estimate | None
         _row("workers", number=count_workers(clock)),
         _row("paused", number=func.count()).where(QueueState.paused_at.is_not(None)),
         _row("ahead", Generation.model_name, func.count(), func.sum(length), func.sum(squared))
-        .where(PENDING, Generation.scheduled_at <= now, _is_before(job), job.id == generation_id)
+        .where(PENDING, Generation.scheduled_at <= now, _is_before(Generation, job), job.id == generation_id)
         .group_by(Generation.model_name),
         _row("running", Generation.model_name, None, length, elapsed).where(PROCESSING, Generation.id != generation_id),
         _row("sample", samples.c.model_name, None, samples.c.duration_seconds, samples.c.generation_time_seconds).where(
@@ -90,8 +90,8 @@ def explain_wait(session: Session, generation_id: str) -> Wait | None:
         return None
     clock = backend_for(session).clock()
     job = _job()
-    ahead = select(func.count()).select_from(Generation)
-    ahead = ahead.where(PENDING, Generation.scheduled_at <= clock(timedelta(0)), _is_before(job))
+    pending = pending_generations()
+    ahead = select(func.count()).where(pending.c.scheduled_at <= clock(timedelta(0)), _is_before(pending.c, job))
     row = session.execute(
         select(
             job.status,
@@ -160,10 +160,10 @@ def _row(kind: str, name: Any = None, number: Any = None, first: Any = None, sec
     return select(literal(kind), *columns)
 
 
-def _is_before(job: Any) -> ColumnElement[bool]:
-    """Return the condition that a generation will be claimed before `job`: DESIGN's claim order."""
-    same_priority = tuple_(Generation.scheduled_at, Generation.id) < tuple_(job.scheduled_at, job.id)
-    return or_(Generation.priority > job.priority, and_(Generation.priority == job.priority, same_priority))
+def _is_before(other: Any, job: Any) -> ColumnElement[bool]:
+    """Return the condition that `other` comes before `job` in claim order."""
+    is_older = tuple_(other.scheduled_at, other.id) < tuple_(job.scheduled_at, job.id)
+    return or_(other.priority > job.priority, and_(other.priority == job.priority, is_older))
 
 
 def _estimate(generation_id: str, rows: dict[str, list[Any]]) -> Estimate | None:
