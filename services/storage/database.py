@@ -55,11 +55,15 @@ def init_db(
     if current is not None and current.is_same(storage) and (database_url is None or not storage.is_memory):
         storage = current
     try:
-        storage.require_schema()
-    except (NotInitializedError, SchemaOutdatedError, SchemaTooNewError):  # migrations tell a newer one from a foreign
-        from . import migrations  # Alembic doubles the import time, and a database at head needs none of it
+        try:
+            storage.require_schema(anew=True)
+        except (NotInitializedError, SchemaOutdatedError, SchemaTooNewError):  # migrations tell newer from foreign
+            from . import migrations  # Alembic doubles the import time, and a database at head needs none of it
 
-        migrations.upgrade(storage)
+            migrations.upgrade(storage)
+    except BaseException:
+        storage.dispose()
+        raise
     set_storage(storage)
 
 
@@ -276,8 +280,9 @@ def delete_prompt(session: Session, prompt_id: int) -> bool:
     session.flush()
     deleted = session.scalars(delete(Prompt).where(Prompt.id == prompt_id).returning(Prompt.id)).one_or_none()
     for row in list(session.identity_map.values()):
-        if isinstance(row, Generation) and row.prompt_id == prompt_id:
-            session.expunge(row)  # the database has deleted it too
+        # The database has deleted it too; an expired one would be looked for, and finds out by itself when it is read.
+        if isinstance(row, Generation) and row.__dict__.get("prompt_id") == prompt_id:
+            session.expunge(row)
     return deleted is not None
 
 
@@ -377,10 +382,13 @@ def _insert(session: Session, generations: list[Generation]) -> None:
     columns = _columns()
     rows = [{column: getattr(generation, key) for key, column in columns} for generation in generations]
     connection.execute(INSERT_GENERATIONS, rows)
+    transaction: Any = session.get_nested_transaction() or session.get_transaction()
     for generation in generations:
         # The unit of work would do the same for 115 µs more a row.
         make_transient_to_detached(generation)
         session.add(generation)
+        # As after a flush: should this be rolled back, the object is unsaved again, and still readable.
+        transaction._new[inspect(generation)] = True
 
 
 @cache

@@ -34,9 +34,11 @@ def complete_generation(
     if generation.is_finished:
         raise IllegalTransitionError(generation.status, GenerationStatus.COMPLETED.value)
     file_size_bytes = validate_generation_field("file_size_bytes", file_size_bytes)
-    merged = merge_metadata(generation.metadata_json, metadata) if metadata else generation.metadata_json
+    stored = generation.metadata_json
+    merged = merge_metadata(stored, metadata)
     generation.mark_completed(generation_time)
     generation.file_size_bytes = file_size_bytes
-    generation.metadata_json = merged
+    if merged != stored:
+        generation.metadata_json = merged
     session.flush()
     return generation

@@ -105,7 +105,8 @@ class JSONText(TypeDecorator[str]):
         return json.loads(value) if value is not None and dialect.name == "postgresql" else value
 
     def process_result_value(self, value: Any, dialect: Dialect) -> str | None:
-        return dump_json(value) if value is not None and dialect.name == "postgresql" else value
+        # Not dump_json: others may have stored 1e400, which is infinite.
+        return json.dumps(value, ensure_ascii=False) if value is not None and dialect.name == "postgresql" else value
 
 
 class JSONObject(TypeDecorator[dict[str, Any]]):

@@ -1,11 +1,10 @@
 """What a backend must answer, how an engine is opened, and what counts as a write."""
 
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
 
-from sqlalchemy import URL, ColumnElement, Connection, Engine, ExecutionContext
+from sqlalchemy import URL, ColumnElement, CompoundSelect, Connection, Engine, ExecutionContext, Select
 
 from ..errors import StorageError
 
@@ -53,8 +52,8 @@ class Backend(Protocol):
     def read_only(self, engine: Engine) -> Engine:
         """Return a view of `engine` whose transactions see one snapshot; it shares the pool."""
 
-    def migration_connection(self, url: URL) -> AbstractContextManager[Connection]:
-        """Open a connection for migrations, outside the pool: no statement timeout, foreign keys not enforced."""
+    def create_migration_engine(self, url: URL) -> Engine:
+        """Return an engine for migrations: no pool, no statement timeout, foreign keys not enforced."""
 
     def lock_migrations(self, connection: Connection) -> None:
         """Begin the migration's transaction and wait for its turn among other processes."""
@@ -84,6 +83,15 @@ def is_write(statement: str, context: ExecutionContext | None) -> bool:
     if word.startswith(READING) or word.startswith(TRANSACTION_CONTROL):
         return False
     if word.startswith("WITH"):
-        compiled = getattr(context, "compiled", None)
-        return compiled is None or bool(compiled.isinsert or compiled.isupdate or compiled.isdelete)
+        compiled: Any = getattr(context, "compiled", None)
+        # Text may lead to DELETE, and SQLAlchemy cannot see it there.
+        is_select = isinstance(getattr(compiled, "statement", None), (Select, CompoundSelect))
+        return not is_select or bool(compiled.isinsert or compiled.isupdate or compiled.isdelete)
     return True
+
+
+def is_refused_when_reading(statement: str, context: ExecutionContext | None) -> bool:
+    """Tell whether a read-only session must not run a statement: it writes, or changes the file or the connection."""
+    word = statement.lstrip()[:10].upper()
+    setting = word.startswith("PRAGMA") and "=" in statement
+    return setting or word.startswith(("VACUUM", "ATTACH", "DETACH")) or is_write(statement, context)
