@@ -18,6 +18,7 @@ from sqlalchemy import (
     UniqueConstraint,
     event,
     inspect,
+    literal_column,
 )
 from sqlalchemy import text as sql
 from sqlalchemy.orm import DeclarativeBase, InstanceState, Mapped, mapped_column, validates
@@ -206,9 +207,11 @@ class Generation(HasMetadata, Base):
             sqlite_where=sql("completed_at IS NOT NULL"),
             postgresql_where=sql("completed_at IS NOT NULL"),
         ),
-        # claim, get_pending_generations, queue position
+        # claim, get_pending_generations, queue position; led by status, or SQLite without statistics takes the narrow
+        # index on status and sorts the whole backlog
         Index(
             "idx_generations_due",
+            status,
             priority.desc(),
             scheduled_at,
             id,
@@ -218,6 +221,7 @@ class Generation(HasMetadata, Base):
         # claim(model_names=…)
         Index(
             "idx_generations_due_model",
+            status,
             model_name,
             priority.desc(),
             scheduled_at,
@@ -377,6 +381,11 @@ class Generation(HasMetadata, Base):
 
     def __repr__(self) -> str:
         return f"<Generation {self.id} status={self.status} prompt={_shorten(self.prompt)!r}>"
+
+
+# A literal: a bound value would keep both databases from using the partial indexes of the queue.
+PENDING = Generation.status == literal_column("'pending'")
+CLAIM_ORDER = (Generation.priority.desc(), Generation.scheduled_at, Generation.id)
 
 
 class Attempt(Base):
