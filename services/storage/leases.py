@@ -261,7 +261,7 @@ def _held(lease: Lease) -> list[ColumnElement[bool]]:
 def _record(
     session: Session, leased: Select[Any], outcome: ColumnElement[str], message: str | None
 ) -> Sequence[Row[Any]]:
-    """Write the history of the attempts at the rows `leased` selects; first of all, for its locks decide who ends them."""
+    """Write the history of the attempts at the rows `leased` selects. Comes first: its locks decide who ends them."""
     session.flush()
     history: dict[str, Any] = {
         "generation_id": Generation.id,

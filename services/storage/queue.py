@@ -16,7 +16,7 @@ from .backends import backend_for, inline, priorities
 from .engine import REFRESH
 from .errors import IllegalTransitionError
 from .models import PENDING, Generation, QueueState, consequences
-from .schema import GenerationStatus
+from .schema import INTEGER_LIMIT, GenerationStatus
 from .validation import is_storable, validate_count, validate_name, validate_seconds
 
 LOOK_AHEAD = 50  # rows, in claim order, among which a warm model is looked for
@@ -57,7 +57,7 @@ def claim_generations(
     lease_seconds: float = 60.0,
 ) -> list[Generation]:
     """Take up to `limit` due generations at once and return them in claim order; see claim_generation()."""
-    limit = validate_count("limit", limit)
+    limit = min(validate_count("limit", limit), INTEGER_LIMIT)
     worker_id = new_worker_id() if worker_id is None else validate_name("worker_id", worker_id)
     lease_seconds = validate_seconds("lease_seconds", lease_seconds)
     models = _validate_models(model_names)
@@ -150,13 +150,14 @@ def get_queue_position(session: Session, generation_id: str) -> int | None:
     me = aliased(Generation)
     now = select(backend_for(session).now()).scalar_subquery()
     levels = priorities([PENDING], true())
-    ahead = select(func.count()).select_from(Generation).where(PENDING)
+    higher_levels = select(levels.c.priority).where(levels.c.priority > me.priority).correlate(me)
+    ahead = select(func.count()).select_from(Generation).where(PENDING).correlate(me)
     older = ahead.where(
         Generation.priority == me.priority,
         tuple_(Generation.scheduled_at, Generation.id) < tuple_(me.scheduled_at, me.id),
     )
     higher = ahead.where(
-        Generation.priority.in_(select(levels.c.priority).where(levels.c.priority > me.priority)),
+        Generation.priority.in_(higher_levels),
         Generation.scheduled_at <= case((me.scheduled_at > now, me.scheduled_at), else_=now),
     )
     place = older.scalar_subquery() + higher.scalar_subquery() + 1
@@ -210,10 +211,7 @@ def _choose(session: Session, limit: int, models: list[str | None], preferred: s
         head = select(window.c.scheduled_at).order_by(*order).limit(1).scalar_subquery()
         goes_ahead = and_(window.c.model_name == preferred, head > backend.now(-PATIENCE_SECONDS))
         order.insert(0, case((goes_ahead, 0), else_=1))
-    # Concatenated, or SQLite would rather walk every pending row than look up these few by their id.
-    still_pending = Generation.status.concat("") == GenerationStatus.PENDING.value
-    chosen = select(Generation.id).join(window, Generation.id == window.c.id).where(still_pending).order_by(*order)
-    return chosen.limit(inline(limit)).with_for_update(of=Generation, skip_locked=True)
+    return backend.lock_pending(select(window.c.id).order_by(*order), limit)
 
 
 def _cancel(session: Session, condition: ColumnElement[bool]) -> list[Generation]:

@@ -92,6 +92,9 @@ class Backend(Protocol):
         `locked` keeps other claims off them and passes over those of others, where that needs saying.
         """
 
+    def lock_pending(self, ids: Select[Any], limit: int) -> Select[Any]:
+        """Return the query for the first `limit` of the rows that `ids` names, in its order, locked for a claim."""
+
     def insert(self, table: Any) -> Any:
         """Return the dialect's INSERT for `table`, which knows ON CONFLICT."""
 

@@ -36,7 +36,7 @@ from ..errors import (
     StorageError,
     UnreachableError,
 )
-from ..models import CLAIM_ORDER, Generation, Prompt
+from ..models import CLAIM_ORDER, PENDING, Generation, Prompt
 from .base import EngineOptions, inline, priorities
 
 MIGRATION_LOCK = 0x6467785F6D757369  # "dgx_musi": any constant that no other program on the server uses
@@ -155,6 +155,12 @@ class PostgreSQL:
         # Lateral and without an order of its own: a nested loop that looks into the next priority, and locks a row,
         # only while rows are wanted (https://www.postgresql.org/docs/current/queries-with.html, on LIMIT).
         return select(first).select_from(levels.join(first, true())).limit(inline(limit))
+
+    def lock_pending(self, ids: Select[Any], limit: int) -> Select[Any]:
+        wanted = ids.subquery()
+        row = select(Generation.id).where(Generation.id == wanted.c.id, PENDING).limit(inline(1))
+        locked = row.with_for_update(skip_locked=True).lateral()
+        return select(locked).select_from(wanted.join(locked, true())).limit(inline(limit))
 
     def insert(self, table: Any) -> Any:
         return postgresql_insert(table)

@@ -226,6 +226,9 @@ class SQLite:
         first = select(*columns).where(*waiting, Generation.priority.in_(select(levels.c.priority)), due)
         return first.order_by(*CLAIM_ORDER).limit(inline(limit))
 
+    def lock_pending(self, ids: Select[Any], limit: int) -> Select[Any]:
+        return ids.limit(inline(limit))  # the one writer needs no locks
+
     def insert(self, table: Any) -> Any:
         return sqlite_insert(table)
 
