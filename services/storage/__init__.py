@@ -50,7 +50,24 @@ from .errors import (
     StorageError,
     UnreachableError,
 )
+from .leases import (
+    fail_generation,
+    get_attempts,
+    heartbeat_generation,
+    reclaim_generations,
+    release_generation,
+)
 from .models import Attempt, Base, Generation, Lease, Prompt
+from .queue import (
+    cancel_batch,
+    cancel_generation,
+    claim_generation,
+    claim_generations,
+    get_queue_position,
+    pause_queue,
+    resume_queue,
+    retry_generation,
+)
 from .retry import RetryPolicy
 from .schema import SCHEMA_SQL, GenerationStatus, get_schema_version, validate_status
 
@@ -85,6 +102,22 @@ __all__ = [
     "get_all_prompts",
     "get_most_used_prompts",
     "delete_prompt",
+    # Queue
+    "claim_generation",
+    "claim_generations",
+    "heartbeat_generation",
+    "fail_generation",
+    "release_generation",
+    "reclaim_generations",
+    "cancel_generation",
+    "cancel_batch",
+    "retry_generation",
+    "pause_queue",
+    "resume_queue",
+    "get_queue_position",
+    "get_attempts",
+    "Lease",
+    "RetryPolicy",
     # Analytics
     "get_database_stats",
     # Models
@@ -92,8 +125,6 @@ __all__ = [
     "Generation",
     "Prompt",
     "Attempt",
-    "Lease",
-    "RetryPolicy",
     # Schema
     "GenerationStatus",
     "SCHEMA_SQL",

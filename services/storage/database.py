@@ -20,9 +20,8 @@ from .analytics import get_database_stats as get_database_stats
 from .backends import Backend, backend_for
 from .engine import Storage, get_default, get_storage, set_storage
 from .errors import ConflictError, ConstraintError, NotInitializedError, SchemaOutdatedError, SchemaTooNewError
-from .models import Base, Generation, Prompt
-from .queue import CLAIM_ORDER, PENDING
-from .queue import complete_generation as complete_generation
+from .leases import complete_generation as complete_generation
+from .models import CLAIM_ORDER, PENDING, Base, Generation, Prompt
 from .schema import INTEGER_LIMIT, GenerationStatus, validate_status
 from .types import utcnow, uuid7
 from .validation import is_storable, validate_count, validate_generation_field, validate_prompt_field

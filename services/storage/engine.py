@@ -33,6 +33,8 @@ from .schema import REVISIONS, get_schema_version
 DEFAULT_DATABASE_URL = "sqlite:///data/generations.db"
 SECRET_WORDS = ("pass", "pwd", "secret", "token", "key")
 TRANSACTION_RETRY = RetryPolicy(base_seconds=0.05, cap_seconds=2.0, jitter=1.0)
+# Of an UPDATE … RETURNING: its rows replace what the session holds, so nothing has to be guessed beforehand.
+REFRESH = {"populate_existing": True, "synchronize_session": False}
 Result = TypeVar("Result")
 
 
@@ -122,7 +124,10 @@ class Storage:
         NotInitializedError, SchemaOutdatedError or SchemaTooNewError when the schema is not this library's.
         """
         self.require_schema()
-        session = StorageSession(self._read_only_engine if read_only else self.engine, expire_on_commit=False)
+        # close_resets_only: a session used after its block would begin a transaction that nobody commits
+        session = StorageSession(
+            self._read_only_engine if read_only else self.engine, expire_on_commit=False, close_resets_only=False
+        )
         try:
             yield session
             session.commit()

@@ -19,6 +19,7 @@ from sqlalchemy import (
     UniqueConstraint,
     event,
     inspect,
+    literal_column,
 )
 from sqlalchemy.orm import DeclarativeBase, InstanceState, Mapped, mapped_column, validates
 
@@ -219,11 +220,12 @@ class Generation(HasMetadata, Base):
         Index("idx_generations_model_name", model_name, created_at.desc(), id.desc()),
         # throughput and durations of what finished lately, pruning
         _partial_index("idx_generations_completed_at", "completed_at IS NOT NULL", completed_at),
-        # claim, get_pending_generations, queue position
-        _partial_index("idx_generations_due", "status = 'pending'", priority.desc(), scheduled_at, id),
+        # claim, get_pending_generations, queue position; led by status, or SQLite without statistics takes the narrow
+        # index on status and sorts the whole backlog
+        _partial_index("idx_generations_due", "status = 'pending'", status, priority.desc(), scheduled_at, id),
         # claim(model_names=…)
         _partial_index(
-            "idx_generations_due_model", "status = 'pending'", model_name, priority.desc(), scheduled_at, id
+            "idx_generations_due_model", "status = 'pending'", status, model_name, priority.desc(), scheduled_at, id
         ),
         # reclaim, running jobs
         _partial_index("idx_generations_lease", "status = 'processing'", lease_expires_at),
@@ -348,6 +350,11 @@ class Generation(HasMetadata, Base):
 
     def __repr__(self) -> str:
         return f"<Generation {self.id} status={self.status} prompt={_shorten(self.prompt)!r}>"
+
+
+# A literal: a bound value would keep both databases from using the partial indexes of the queue.
+PENDING = Generation.status == literal_column("'pending'")
+CLAIM_ORDER = (Generation.priority.desc(), Generation.scheduled_at, Generation.id)
 
 
 class Attempt(Base):

@@ -36,6 +36,7 @@ JSON_BYTES_LIMIT: Final = 64 * 1024
 JSON_DEPTH_LIMIT: Final = 32
 INTEGER_LIMIT: Final = 2**31 - 1
 BIG_INTEGER_LIMIT: Final = 2**63 - 1
+SECONDS_LIMIT: Final = 365 * 24 * 3_600  # of a lease
 
 # Oldest first. A literal, so that opening a database at head needs neither Alembic nor the scripts; a test compares it.
 REVISIONS: Final = ("001", "002", "003", "004", "005", "006", "007")

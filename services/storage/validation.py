@@ -21,6 +21,7 @@ from .schema import (
     NAME_LIMIT,
     PATH_LIMIT,
     PROMPT_LIMIT,
+    SECONDS_LIMIT,
     validate_status,
 )
 from .types import as_utc, dump_json, load_json_object
@@ -44,13 +45,13 @@ def validate_count(field: str, value: Any, *, minimum: int = 0) -> int:
 
 
 def validate_seconds(field: str, value: Any) -> float:
-    """Return `value` as a positive, finite number of seconds. Raises ValueError or TypeError naming the field."""
-    return float(_number(above=0)(field, value))
+    """Return `value` as a positive number of seconds, a year at most. Raises ValueError or TypeError with its name."""
+    return float(_number(above=0, minimum=0, maximum=SECONDS_LIMIT)(field, value))
 
 
-def validate_worker_id(value: Any) -> str:
-    """Return `value` as the name of a worker. Raises ValueError or TypeError naming the field."""
-    return str(_NAME("worker_id", value))
+def validate_name(field: str, value: Any) -> str:
+    """Return `value` as the name of a worker, a model or a batch. Raises ValueError or TypeError naming the field."""
+    return str(_NAME(field, value))
 
 
 def is_storable(field: str, value: Any) -> bool:

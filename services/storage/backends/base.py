@@ -1,12 +1,30 @@
 """What a backend must answer, how an engine is opened, and what counts as a write."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
 
-from sqlalchemy import URL, ColumnElement, CompoundSelect, Connection, Engine, ExecutionContext, Select
+from sqlalchemy import (
+    CTE,
+    URL,
+    ColumnElement,
+    CompoundSelect,
+    Connection,
+    Engine,
+    ExecutionContext,
+    Integer,
+    Select,
+    bindparam,
+    cast,
+    exists,
+    func,
+    literal_column,
+    select,
+)
 
 from ..errors import StorageError
+from ..models import Generation
 
 READING = ("SELECT", "VALUES", "PRAGMA", "EXPLAIN", "SHOW")
 TRANSACTION_CONTROL = ("BEGIN", "COMMIT", "ROLLBACK", "RELEASE", "VACUUM", "ATTACH", "DETACH", "SET")
@@ -64,8 +82,20 @@ class Backend(Protocol):
     def translate(self, error: BaseException, *, is_disconnect: bool, is_connecting: bool) -> StorageError | None:
         """Return our error for a driver's, or None where there is none better."""
 
-    def now(self) -> ColumnElement[datetime]:
-        """Return the database's clock as an SQL expression."""
+    def now(self, plus_seconds: float = 0.0) -> ColumnElement[datetime]:
+        """Return the database's clock, moved by `plus_seconds`, as an SQL expression."""
+
+    def take_due(
+        self, waiting: Sequence[ColumnElement[bool]], columns: Sequence[Any], limit: int, *, locked: bool = True
+    ) -> Select[Any]:
+        """Return the query for the first `limit` due rows among `waiting`, in claim order.
+
+        It seeks each priority's due rows in an index, so rows that are not due, or not among `waiting`, cost nothing.
+        `locked` keeps other claims off them and passes over those of others, where that needs saying.
+        """
+
+    def lock_pending(self, ids: Select[Any], limit: int) -> Select[Any]:
+        """Return the query for the first `limit` of the rows that `ids` names, in its order, locked for a claim."""
 
     def insert(self, table: Any) -> Any:
         """Return the dialect's INSERT for `table`, which knows ON CONFLICT."""
@@ -75,6 +105,27 @@ class Backend(Protocol):
 
     def prompt_is(self, text: str) -> ColumnElement[bool]:
         """Return the condition that finds the prompt with exactly this text through the unique index."""
+
+
+def priorities(waiting: Sequence[ColumnElement[bool]], due: ColumnElement[bool], enough: int | None = None) -> CTE:
+    """Return the different priorities among `waiting`, highest first and None last, at one index seek each.
+
+    Stops after `enough` of them with a `due` row, so that a million different priorities cost no more than one.
+    """
+    highest = func.max(Generation.priority).label("priority")
+    seen = select(highest, literal_column("0", Integer).label("found")).where(*waiting).cte(recursive=True)
+    lower = select(func.max(Generation.priority)).where(*waiting, Generation.priority < seen.c.priority)
+    step = select(lower.scalar_subquery(), seen.c.found).where(seen.c.priority.is_not(None))
+    if enough is not None:
+        has_due = exists().where(*waiting, Generation.priority == seen.c.priority, due)
+        step = select(lower.scalar_subquery(), seen.c.found + cast(has_due, Integer))
+        step = step.where(seen.c.priority.is_not(None), seen.c.found < enough)
+    return seen.union_all(step)
+
+
+def inline(number: int) -> ColumnElement[int]:
+    """Return `number` as it stands in the statement's text: planners weigh a LIMIT they can read."""
+    return bindparam(None, number, Integer, literal_execute=True)
 
 
 def is_write(statement: str, context: ExecutionContext | None) -> bool:

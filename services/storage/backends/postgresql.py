@@ -1,11 +1,26 @@
 """PostgreSQL through psycopg 3: pool, timeouts, snapshots, advisory lock, error codes."""
 
 import json
-from datetime import datetime
+from collections.abc import Sequence
+from datetime import datetime, timedelta
 from functools import cache
 from typing import Any
 
-from sqlalchemy import URL, ColumnElement, Connection, Engine, NullPool, create_engine, event, func, text
+from sqlalchemy import (
+    URL,
+    ColumnElement,
+    Connection,
+    Engine,
+    NullPool,
+    Select,
+    create_engine,
+    event,
+    func,
+    literal,
+    select,
+    text,
+    true,
+)
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 
 from ..errors import (
@@ -23,9 +38,9 @@ from ..errors import (
     StorageError,
     UnreachableError,
 )
-from ..models import Prompt
+from ..models import CLAIM_ORDER, PENDING, Generation, Prompt
 from ..schema import BIG_INTEGER_LIMIT
-from .base import EngineOptions
+from .base import EngineOptions, inline, priorities
 
 MIGRATION_LOCK = 0x6467785F6D757369  # "dgx_musi": any constant that no other program on the server uses
 
@@ -134,8 +149,28 @@ class PostgreSQL:
         subject = diagnosis.constraint_name or diagnosis.column_name
         return kind(f"{message} ({subject})" if subject else message, orig=error)
 
-    def now(self) -> ColumnElement[datetime]:
-        return func.clock_timestamp()
+    def now(self, plus_seconds: float = 0.0) -> ColumnElement[datetime]:
+        clock: ColumnElement[datetime] = func.clock_timestamp()
+        return clock + literal(timedelta(seconds=plus_seconds)) if plus_seconds else clock
+
+    def take_due(
+        self, waiting: Sequence[ColumnElement[bool]], columns: Sequence[Any], limit: int, *, locked: bool = True
+    ) -> Select[Any]:
+        # A clock that is asked once can bound an index scan; the bare volatile function would filter row by row.
+        due = Generation.scheduled_at <= select(self.now()).scalar_subquery()
+        levels = priorities(waiting, due)
+        rows = select(*columns).where(*waiting, Generation.priority == levels.c.priority, due)
+        rows = rows.order_by(*CLAIM_ORDER[1:]).limit(inline(limit))
+        first = (rows.with_for_update(skip_locked=True) if locked else rows).lateral()
+        # Lateral and without an order of its own: a nested loop that looks into the next priority, and locks a row,
+        # only while rows are wanted (https://www.postgresql.org/docs/current/queries-with.html, on LIMIT).
+        return select(first).select_from(levels.join(first, true())).limit(inline(limit))
+
+    def lock_pending(self, ids: Select[Any], limit: int) -> Select[Any]:
+        wanted = ids.subquery()
+        row = select(Generation.id).where(Generation.id == wanted.c.id, PENDING).limit(inline(1))
+        locked = row.with_for_update(skip_locked=True).lateral()
+        return select(locked).select_from(wanted.join(locked, true())).limit(inline(limit))
 
     def insert(self, table: Any) -> Any:
         return postgresql_insert(table)

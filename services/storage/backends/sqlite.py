@@ -3,7 +3,8 @@
 import contextlib
 import os
 import sqlite3
-from datetime import datetime
+from collections.abc import Sequence
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -15,9 +16,11 @@ from sqlalchemy import (
     Engine,
     NullPool,
     QueuePool,
+    Select,
     create_engine,
     event,
     literal,
+    select,
 )
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
@@ -32,9 +35,9 @@ from ..errors import (
     StorageError,
     UnreachableError,
 )
-from ..models import Prompt
+from ..models import CLAIM_ORDER, Generation, Prompt
 from ..types import UTCDateTime, utcnow
-from .base import EngineOptions, is_write
+from .base import EngineOptions, inline, is_write, priorities
 
 MIGRATION_PATIENCE_SECONDS = 600.0  # a rebuild of millions of rows by another process is waited for
 CHECKPOINT_BYTES = 4 * 1024 * 1024
@@ -212,9 +215,21 @@ class SQLite:
                 return kind(f"{message} ({subject})" if subject else message, orig=error)
         return None
 
-    def now(self) -> ColumnElement[datetime]:
+    def now(self, plus_seconds: float = 0.0) -> ColumnElement[datetime]:
         # One host, one clock: SQLite's own has milliseconds only, and no index would care for the difference.
-        return literal(utcnow(), UTCDateTime())
+        return literal(utcnow() + timedelta(seconds=plus_seconds), UTCDateTime())
+
+    def take_due(
+        self, waiting: Sequence[ColumnElement[bool]], columns: Sequence[Any], limit: int, *, locked: bool = True
+    ) -> Select[Any]:
+        due = Generation.scheduled_at <= self.now()
+        levels = priorities(waiting, due, enough=limit)
+        # SQLite visits the values of IN in the order of the index, so there is nothing left to sort.
+        first = select(*columns).where(*waiting, Generation.priority.in_(select(levels.c.priority)), due)
+        return first.order_by(*CLAIM_ORDER).limit(inline(limit))
+
+    def lock_pending(self, ids: Select[Any], limit: int) -> Select[Any]:
+        return ids.limit(inline(limit))  # the one writer needs no locks
 
     def insert(self, table: Any) -> Any:
         return sqlite_insert(table)
