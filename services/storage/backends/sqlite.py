@@ -16,6 +16,7 @@ from sqlalchemy import (
     Engine,
     NullPool,
     QueuePool,
+    Table,
     create_engine,
     event,
     literal,
@@ -35,7 +36,7 @@ from ..errors import (
 )
 from ..models import Prompt
 from ..types import UTCDateTime, utcnow
-from .base import EngineOptions, is_write
+from .base import Bind, EngineOptions, is_write
 
 MIGRATION_PATIENCE_SECONDS = 600.0  # a rebuild of millions of rows by another process is waited for
 CHECKPOINT_BYTES = 4 * 1024 * 1024
@@ -65,6 +66,7 @@ class SQLite:
     """The embedded database: one file, many readers, one writer at a time."""
 
     name = "sqlite"
+    replication = None
 
     def resolve_url(self, url: URL) -> URL:
         url = url.set(drivername="sqlite")
@@ -159,8 +161,8 @@ class SQLite:
             return None
         return sqlite3.connect(f"{url.database}?vfs={MEMORY_VFS}", uri=True, check_same_thread=False)
 
-    def read_only(self, engine: Engine) -> Engine:
-        return engine.execution_options(read_only=True)
+    def read_only(self, bind: Bind) -> Bind:
+        return bind.execution_options(read_only=True)
 
     @contextlib.contextmanager
     def migration_connection(self, url: URL) -> Iterator[Connection]:
@@ -210,6 +212,9 @@ class SQLite:
                 subject = str(error).partition("constraint failed: ")[2]
                 return kind(f"{message} ({subject})" if subject else message, orig=error)
         return None
+
+    def advance_sequences(self, connection: Connection, table: Table) -> None:
+        return None  # without AUTOINCREMENT the next key follows the highest one by itself
 
     def now(self) -> ColumnElement[datetime]:
         # One host, one clock: SQLite's own has milliseconds only, and no index would care for the difference.
