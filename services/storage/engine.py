@@ -258,6 +258,8 @@ def translate_errors(engine: Engine) -> None:
 
     @event.listens_for(engine, "handle_error")
     def translate(context: ExceptionContext) -> BaseException | None:
+        if context.is_pre_ping and context.is_disconnect:
+            return None  # the pool's own question whether an idle connection still lives; it opens a new one
         return backend.translate(
             context.original_exception,
             is_disconnect=context.is_disconnect,
