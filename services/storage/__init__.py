@@ -31,6 +31,7 @@ from .errors import (
     BusyError,
     ConflictError,
     ConstraintError,
+    CopyError,
     CorruptError,
     DatabaseURLError,
     DisconnectedError,
@@ -50,6 +51,7 @@ from .errors import (
     StorageError,
     UnreachableError,
 )
+from .maintenance import copy_database
 from .models import Attempt, Base, Generation, Lease, Prompt
 from .retry import RetryPolicy
 from .schema import SCHEMA_SQL, GenerationStatus, get_schema_version, validate_status
@@ -87,6 +89,8 @@ __all__ = [
     "delete_prompt",
     # Analytics
     "get_database_stats",
+    # Maintenance
+    "copy_database",
     # Models
     "Base",
     "Generation",
@@ -104,6 +108,7 @@ __all__ = [
     "BusyError",
     "ConflictError",
     "ConstraintError",
+    "CopyError",
     "CorruptError",
     "DatabaseURLError",
     "DisconnectedError",

@@ -212,11 +212,14 @@ class Storage:
             raise (SchemaOutdatedError if revision in REVISIONS else SchemaTooNewError)
         self._schema_checked = True
 
-    def dispose(self) -> None:
-        """Close every idle connection; a memory database is gone with the Storage itself, not with this."""
-        self.engine.dispose()
+    def dispose(self, *, close: bool = True) -> None:
+        """Close every idle connection; a memory database is gone with the Storage itself, not with this.
+
+        With `close=False` they are only forgotten: after a fork they are the parent's.
+        """
+        self.engine.dispose(close=close)
         if self.replicas:
-            self.replicas.dispose()
+            self.replicas.dispose(close=close)
 
     def _open_reader(self) -> Engine | Connection:
         """Return what a read-only session reads from: a connection to a replica, or the primary's engine."""
@@ -258,8 +261,8 @@ def translate_errors(engine: Engine) -> None:
 
     @event.listens_for(engine, "handle_error")
     def translate(context: ExceptionContext) -> BaseException | None:
-        if context.is_pre_ping and context.is_disconnect:
-            return None  # the pool's own question whether an idle connection still lives; it opens a new one
+        if context.is_pre_ping:
+            return None  # the pool sees that the connection is dead and takes another
         return backend.translate(
             context.original_exception,
             is_disconnect=context.is_disconnect,
@@ -337,9 +340,7 @@ def _forget_connections() -> None:
     global _default_lock
     _default_lock = Lock()  # another thread of the parent may have held it
     for storage in list(_open_storages):
-        storage.engine.dispose(close=False)
-        if storage.replicas:
-            storage.replicas.dispose(close=False)
+        storage.dispose(close=False)
 
 
 _default: Storage | None = None

@@ -198,7 +198,7 @@ class PostgreSQL:
         key = table.autoincrement_column
         if key is None:
             return
-        last = func.max(key).scalar_subquery()
+        last = select(func.max(key)).scalar_subquery()
         sequence = func.pg_get_serial_sequence(table.name, key.name)
         connection.execute(select(func.setval(sequence, func.coalesce(last, 1), last.is_not(None))))
 
