@@ -31,6 +31,7 @@ from .errors import (
     BusyError,
     ConflictError,
     ConstraintError,
+    CopyError,
     CorruptError,
     DatabaseURLError,
     DisconnectedError,
@@ -57,6 +58,7 @@ from .leases import (
     reclaim_generations,
     release_generation,
 )
+from .maintenance import copy_database
 from .models import Attempt, Base, Generation, Lease, Prompt
 from .queue import (
     cancel_batch,
@@ -120,6 +122,8 @@ __all__ = [
     "RetryPolicy",
     # Analytics
     "get_database_stats",
+    # Maintenance
+    "copy_database",
     # Models
     "Base",
     "Generation",
@@ -135,6 +139,7 @@ __all__ = [
     "BusyError",
     "ConflictError",
     "ConstraintError",
+    "CopyError",
     "CorruptError",
     "DatabaseURLError",
     "DisconnectedError",

@@ -1,9 +1,10 @@
-"""What a backend must answer, how an engine is opened, and what counts as a write."""
+"""What a backend must answer, how an engine is opened, where a replica stands, and what counts as a write."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from sqlalchemy import (
     CTE,
@@ -15,6 +16,7 @@ from sqlalchemy import (
     ExecutionContext,
     Integer,
     Select,
+    Table,
     bindparam,
     cast,
     exists,
@@ -28,11 +30,22 @@ from ..models import Generation
 
 READING = ("SELECT", "VALUES", "PRAGMA", "EXPLAIN", "SHOW")
 TRANSACTION_CONTROL = ("BEGIN", "COMMIT", "ROLLBACK", "RELEASE", "VACUUM", "ATTACH", "DETACH", "SET")
+SECONDS = (
+    "busy_timeout",
+    "pool_timeout",
+    "pool_recycle",
+    "connect_timeout",
+    "statement_timeout",
+    "lock_timeout",
+    "idle_transaction_timeout",
+    "replica_max_lag",
+)
+Bind = TypeVar("Bind", Engine, Connection)
 
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How an engine is opened; times in seconds."""
+    """How an engine is opened; times in seconds. Raises ValueError or TypeError naming the option."""
 
     echo: bool = False
     synchronous: str = "FULL"
@@ -40,9 +53,36 @@ class EngineOptions:
     pool_size: int = 5
     max_overflow: int = 10
     pool_timeout: float = 30.0
+    pool_recycle: float = 1800.0
+    connect_timeout: float = 5.0
     statement_timeout: float = 60.0
     lock_timeout: float = 10.0
     idle_transaction_timeout: float = 300.0
+    replica_max_lag: float = 10.0
+    pgbouncer: bool = False
+
+    def __post_init__(self) -> None:
+        if self.synchronous not in ("FULL", "NORMAL"):
+            raise ValueError(f"synchronous must be FULL or NORMAL, not {self.synchronous!r}")
+        for name, minimum in (("pool_size", 1), ("max_overflow", 0)):
+            value = getattr(self, name)
+            if type(value) is not int:
+                raise TypeError(f"{name} must be a whole number, not {type(value).__name__}")
+            if value < minimum:
+                raise ValueError(f"{name} must be at least {minimum}")
+        for name in SECONDS:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise TypeError(f"{name} must be a number of seconds, not {type(value).__name__}")
+            if not (0 <= value < math.inf):
+                raise ValueError(f"{name} must be 0 or more seconds")
+
+
+class Position(NamedTuple):
+    """How far a database's log has come, and of which database it is."""
+
+    lsn: str
+    system: str
 
 
 class Backend(Protocol):
@@ -51,6 +91,10 @@ class Backend(Protocol):
     name: str
 
     def __hash__(self) -> int: ...
+
+    @property
+    def replication(self) -> "Replication | None":
+        """How replicas of a primary are asked where they stand, or None where there are none."""
 
     def resolve_url(self, url: URL) -> URL:
         """Return `url` with its driver named and its file, if any, as an absolute path."""
@@ -67,8 +111,8 @@ class Backend(Protocol):
     def keep_alive(self, url: URL) -> object | None:
         """Return what must live as long as the engine does, if anything."""
 
-    def read_only(self, engine: Engine) -> Engine:
-        """Return a view of `engine` whose transactions see one snapshot; it shares the pool."""
+    def read_only(self, bind: Bind) -> Bind:
+        """Return a view of an engine, which shares its pool, or a connection, whose transactions see one snapshot."""
 
     def create_migration_engine(self, url: URL) -> Engine:
         """Return an engine for migrations: no pool, no statement timeout, foreign keys not enforced."""
@@ -81,6 +125,9 @@ class Backend(Protocol):
 
     def translate(self, error: BaseException, *, is_disconnect: bool, is_connecting: bool) -> StorageError | None:
         """Return our error for a driver's, or None where there is none better."""
+
+    def advance_sequences(self, connection: Connection, table: Table) -> None:
+        """Let generated keys of `table` continue after the highest one stored."""
 
     def now(self, plus_seconds: float = 0.0) -> ColumnElement[datetime]:
         """Return the database's clock, moved by `plus_seconds`, as an SQL expression."""
@@ -126,6 +173,22 @@ def priorities(waiting: Sequence[ColumnElement[bool]], due: ColumnElement[bool],
 def inline(number: int) -> ColumnElement[int]:
     """Return `number` as it stands in the statement's text: planners weigh a LIMIT they can read."""
     return bindparam(None, number, Integer, literal_execute=True)
+
+
+class Replication(Protocol):
+    """Replicas of a database: how they are opened, and how far they have come."""
+
+    def resolve_url(self, url: URL) -> URL:
+        """Return the URL of a replica with its driver named."""
+
+    def create_engine(self, url: URL, options: EngineOptions) -> Engine:
+        """Return an engine for a replica, whose users ask has_reached() on every connection before they use it."""
+
+    def primary_position(self, connection: Connection) -> Position:
+        """Return a position that covers every commit acknowledged before the call."""
+
+    def has_reached(self, connection: Connection, position: Position) -> bool | None:
+        """Tell whether a replica shows all there was at `position`; None when it is a replica of something else."""
 
 
 def is_write(statement: str, context: ExecutionContext | None) -> bool:

@@ -17,6 +17,7 @@ from sqlalchemy import (
     NullPool,
     QueuePool,
     Select,
+    Table,
     create_engine,
     event,
     literal,
@@ -37,7 +38,7 @@ from ..errors import (
 )
 from ..models import CLAIM_ORDER, Generation, Prompt
 from ..types import UTCDateTime, utcnow
-from .base import EngineOptions, inline, is_write, priorities
+from .base import Bind, EngineOptions, inline, is_write, priorities
 
 MIGRATION_PATIENCE_SECONDS = 600.0  # a rebuild of millions of rows by another process is waited for
 CHECKPOINT_BYTES = 4 * 1024 * 1024
@@ -67,6 +68,7 @@ class SQLite:
     """The embedded database: one file, many readers, one writer at a time."""
 
     name = "sqlite"
+    replication = None
 
     def resolve_url(self, url: URL) -> URL:
         url = url.set(drivername="sqlite")
@@ -164,8 +166,8 @@ class SQLite:
             return None
         return sqlite3.connect(f"{url.database}?vfs={MEMORY_VFS}", uri=True, check_same_thread=False)
 
-    def read_only(self, engine: Engine) -> Engine:
-        return engine.execution_options(read_only=True)
+    def read_only(self, bind: Bind) -> Bind:
+        return bind.execution_options(read_only=True)
 
     def create_migration_engine(self, url: URL) -> Engine:
         engine = create_engine(
@@ -214,6 +216,9 @@ class SQLite:
                 subject = str(error).partition("constraint failed: ")[2]
                 return kind(f"{message} ({subject})" if subject else message, orig=error)
         return None
+
+    def advance_sequences(self, connection: Connection, table: Table) -> None:
+        return None  # without AUTOINCREMENT the next key follows the highest one by itself
 
     def now(self, plus_seconds: float = 0.0) -> ColumnElement[datetime]:
         # One host, one clock: SQLite's own has milliseconds only, and no index would care for the difference.
