@@ -22,7 +22,7 @@ from services.storage import (
     migrations,
     track_prompt_usage,
 )
-from services.storage.copying import BATCH_ROWS
+from services.storage.examination import BATCH_ROWS
 from tests.conftest import administer, database_at
 from tests.copies import contents, fill
 from tests.factories import a_generation, a_request
