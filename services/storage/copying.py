@@ -93,6 +93,7 @@ def _copy(source: Storage, target: Storage, progress: Progress) -> CopyReport:
         contents, refused = examine(reader, progress)
         if refused:
             raise CopyError(_tell_refused(refused), refused=refused[:REFUSALS_LIMIT])
+        _make_tables(target)
         fingerprint = blake2b("".join(table.checksum for table in contents).encode(), digest_size=16).hexdigest()
         resumed = _begin(target, fingerprint)
         for table in TABLES:
@@ -105,22 +106,26 @@ def _copy(source: Storage, target: Storage, progress: Progress) -> CopyReport:
 
 
 def _require_room(target: Storage) -> None:
-    """Refuse a full target before the long look at the source; make the tables of one that has none."""
+    """Refuse a full target before the long look at the source."""
+    try:
+        with target.session(read_only=True) as session:
+            if not inspect(session.connection()).has_table(NOTES.name) and (table := _first_full_table(session)):
+                raise CopyError(f"The target is not empty: it has rows in {table}. Copy into a new database.")
+    except NotInitializedError:
+        return
+
+
+def _make_tables(target: Storage) -> None:
     try:
         target.require_schema()
     except NotInitializedError:
         from . import migrations  # Alembic doubles the import time of the package
 
         migrations.upgrade(target)
-    with target.session(read_only=True) as session:
-        if not inspect(session.connection()).has_table(NOTES.name):
-            _require_empty(session)
 
 
-def _require_empty(session: Session) -> None:
-    for table in TABLES:
-        if session.scalar(select(exists().select_from(table))):
-            raise CopyError(f"The target is not empty: it has rows in {table.name}. Copy into a new database.")
+def _first_full_table(session: Session) -> str | None:
+    return next((table.name for table in TABLES if session.scalar(select(exists().select_from(table)))), None)
 
 
 def _tell_refused(refused: Sequence[RefusedRow]) -> str:
@@ -135,14 +140,16 @@ def _begin(target: Storage, fingerprint: str) -> bool:
     """Claim the target for this source; tell whether a copy of it had begun before."""
 
     def begin(session: Session) -> bool:
-        if inspect(session.connection()).has_table(NOTES.name):
-            if set(session.scalars(select(NOTES.c.source))) != {fingerprint}:
-                raise CopyError(
-                    "The target holds part of a copy of something else, or the source has changed since: "
-                    "reset the target, then copy again."
-                )
+        full, begun = _first_full_table(session), inspect(session.connection()).has_table(NOTES.name)
+        if full and (not begun or set(session.scalars(select(NOTES.c.source))) != {fingerprint}):
+            raise CopyError(
+                f"The target has rows in {full} that are not part of a copy of this source as it is now: "
+                "reset the target, then copy again."
+            )
+        if full:
             return True
-        _require_empty(session)
+        if begun:
+            NOTES.drop(session.connection())  # of a copy that came to nothing, or was reset
         NOTES.create(session.connection())
         steps = [table.name for table in TABLES]
         steps += [f"{table.name}.{column.name}" for table in TABLES for column in own_links(table)]
