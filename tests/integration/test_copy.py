@@ -22,7 +22,7 @@ from services.storage import (
     migrations,
     track_prompt_usage,
 )
-from services.storage.copying import BATCH_ROWS
+from services.storage.examination import BATCH_ROWS
 from tests.conftest import administer, database_at
 from tests.copies import contents, fill
 from tests.factories import a_generation, a_request
@@ -122,6 +122,17 @@ def test_a_copy_is_made_into_a_database_without_tables_too(source: Storage, empt
     assert rows_of(empty_database_url) == contents(source)
 
 
+def test_bad_rows_are_reported_before_tables_are_made(source: Storage, empty_database_url: str) -> None:
+    with source.session() as session:
+        generation = a_generation(session)
+    spoil(source, generation.id, "channels = 3")
+    with pytest.raises(CopyError, match="channels_mono_or_stereo"):
+        copy_database(str(source.url), empty_database_url)
+    target = Storage(empty_database_url)
+    assert target.read_revision() is None
+    target.dispose()
+
+
 def test_a_target_with_rows_is_refused_and_stays_as_it_is(source: Storage, database_url: str) -> None:
     with source.session() as session:
         a_generation(session)
@@ -140,8 +151,13 @@ def test_half_a_copy_of_another_source_is_refused(source: Storage, postgresql_ur
     kill_after("copy generations", str(source.url), postgresql_url)
     with source.session() as session:
         a_generation(session)
-    with pytest.raises(CopyError, match="the source has changed since"):
+    with pytest.raises(CopyError, match="not part of a copy of this source as it is now"):
         copy_database(str(source.url), postgresql_url)
+    target = Storage(postgresql_url)
+    migrations.reset(target)
+    assert not copy_database(str(source.url), postgresql_url).resumed
+    assert contents(target) == contents(source)
+    target.dispose()
 
 
 def test_rows_that_somebody_put_into_the_target_meanwhile_are_found_by_the_comparison(

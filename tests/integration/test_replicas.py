@@ -84,6 +84,19 @@ def test_writing_on_a_replica_is_refused_before_it_reaches_the_server(storage: S
         session.rollback()
 
 
+def test_a_connection_to_a_server_that_became_a_standby_is_given_up(standby: Server) -> None:
+    storage = Storage(standby.url())
+    backends = []
+    for _ in range(2):
+        with storage.session() as session:
+            backends.append(session.scalar(text("SELECT pg_backend_pid()")))
+            with pytest.raises(ReadOnlyError):
+                a_generation(session)
+            session.rollback()
+    assert backends[0] != backends[1]
+    storage.dispose()
+
+
 def test_own_writes_are_never_missed_while_the_replica_lags(storage: Storage, standby: Server) -> None:
     standby.query("SELECT pg_wal_replay_pause()")
     for _ in range(20):
