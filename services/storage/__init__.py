@@ -72,6 +72,7 @@ from .queue import (
 )
 from .retry import RetryPolicy
 from .schema import SCHEMA_SQL, GenerationStatus, get_schema_version, validate_status
+from .worker import DoNotRetry, Job, Result, Worker
 
 __version__ = "1.0.0"
 
@@ -120,6 +121,11 @@ __all__ = [
     "get_attempts",
     "Lease",
     "RetryPolicy",
+    # Worker
+    "Worker",
+    "Job",
+    "Result",
+    "DoNotRetry",
     # Analytics
     "get_database_stats",
     # Maintenance

@@ -69,7 +69,7 @@ def complete_generation(
     session: Session,
     generation_id: str,
     generation_time: float,
-    file_size_bytes: int,
+    file_size_bytes: int | None,
     metadata: Mapping[str, Any] | None = None,
     *,
     lease: Lease | None = None,
@@ -188,7 +188,11 @@ def _require_lease(lease: Lease) -> None:
 
 
 def _complete_under_lease(
-    session: Session, lease: Lease, generation_time: float, file_size_bytes: int, metadata: Mapping[str, Any] | None
+    session: Session,
+    lease: Lease,
+    generation_time: float,
+    file_size_bytes: int | None,
+    metadata: Mapping[str, Any] | None,
 ) -> Generation:
     result: dict[str, Any] = {
         "generation_time_seconds": validate_generation_field("generation_time_seconds", generation_time),
