@@ -96,6 +96,10 @@ class Storage:
         translate_errors(self.engine)
         event.listen(self.engine, "before_cursor_execute", _refuse_writes)
         _open_storages.add(self)
+        # Python 3.13 warns of connections that are left to the garbage collector.
+        weakref.finalize(self, self.engine.dispose)
+        if self._keeper is not None:
+            weakref.finalize(self, self._keeper.close)
 
     @property
     def is_memory(self) -> bool:
@@ -274,7 +278,8 @@ def _close_idle_connections() -> None:
     the child's commits go to a WAL that was deleted (https://sqlite.org/howtocorrupt.html, 2.6).
     """
     for storage in list(_open_storages):
-        storage.engine.dispose()
+        # The pool's dispose(), not the engine's: a connection in use still has a pool to go back to.
+        storage.engine.pool.dispose()
 
 
 def _forget_connections() -> None:
