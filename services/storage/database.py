@@ -24,7 +24,13 @@ from .leases import complete_generation as complete_generation
 from .models import CLAIM_ORDER, PENDING, Base, Generation, Prompt
 from .schema import INTEGER_LIMIT, GenerationStatus, validate_status
 from .types import utcnow, uuid7
-from .validation import is_storable, validate_count, validate_generation_field, validate_prompt_field
+from .validation import (
+    GENERATION_RULES,
+    is_storable,
+    validate_count,
+    validate_generation_field,
+    validate_prompt_field,
+)
 
 Result = TypeVar("Result")
 
@@ -255,7 +261,8 @@ def track_prompt_usage(session: Session, prompt_text: str) -> Prompt:
 
 def get_prompt(session: Session, prompt_id: int) -> Prompt | None:
     """Return the prompt with this id, or None."""
-    return session.get(Prompt, validate_count("prompt_id", prompt_id, minimum=-INTEGER_LIMIT))
+    prompt_id = validate_count("prompt_id", prompt_id, minimum=-INTEGER_LIMIT)
+    return session.get(Prompt, prompt_id) if prompt_id <= INTEGER_LIMIT else None
 
 
 def get_prompt_by_text(session: Session, text: str) -> Prompt | None:
@@ -280,6 +287,8 @@ def get_most_used_prompts(session: Session, limit: int = 10) -> list[Prompt]:
 def delete_prompt(session: Session, prompt_id: int) -> bool:
     """Delete a prompt with all its generations and their attempts; tell whether there was one."""
     prompt_id = validate_count("prompt_id", prompt_id, minimum=-INTEGER_LIMIT)
+    if prompt_id > INTEGER_LIMIT:
+        return False
     session.flush()
     deleted = session.scalars(delete(Prompt).where(Prompt.id == prompt_id).returning(Prompt.id)).one_or_none()
     for row in list(session.identity_map.values()):
@@ -312,7 +321,7 @@ def _build(request: Mapping[str, Any]) -> Generation:
         raise TypeError(f"{problem} of create_generation()")
     given = {name: value for name, value in request.items() if value is not None or name not in OPTIONAL}
     if "generation_id" in given:
-        given["id"] = given.pop("generation_id")
+        given["id"] = GENERATION_RULES["id"]("generation_id", given.pop("generation_id"))
     return Generation(**given)
 
 

@@ -116,10 +116,15 @@ class Storage:
         self.replicas: Replicas | None = None
         if replicas := _parse_replica_urls(replica_urls, from_environment=not database_url):
             self.replicas = Replicas(self.backend, self.engine, replicas, self.options)
-        for engine in (self.engine, *(self.replicas.engines if self.replicas else ())):
+        self.engines = (self.engine, *(self.replicas.engines if self.replicas else ()))
+        for engine in self.engines:
             translate_errors(engine)
             event.listen(engine, "before_cursor_execute", _refuse_writes)
+            # Python 3.13 warns of connections that are left to the garbage collector.
+            weakref.finalize(self, engine.dispose)
         _open_storages.add(self)
+        if self._keeper is not None:
+            weakref.finalize(self, self._keeper.close)
 
     @property
     def is_memory(self) -> bool:
@@ -224,9 +229,8 @@ class Storage:
 
         With `close=False` they are only forgotten: after a fork they are the parent's.
         """
-        self.engine.dispose(close=close)
-        if self.replicas:
-            self.replicas.dispose(close=close)
+        for engine in self.engines:
+            engine.dispose(close=close)
 
     def _open_reader(self) -> Engine | Connection:
         """Return what a read-only session reads from: a connection to a replica, or the primary's engine."""
@@ -352,7 +356,9 @@ def _close_idle_connections() -> None:
     the child's commits go to a WAL that was deleted (https://sqlite.org/howtocorrupt.html, 2.6).
     """
     for storage in list(_open_storages):
-        storage.dispose()
+        # The pool's dispose(), not the engine's: a connection in use still has a pool to go back to.
+        for engine in storage.engines:
+            engine.pool.dispose()
 
 
 def _forget_connections() -> None:

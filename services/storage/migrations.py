@@ -205,7 +205,7 @@ def _read_revision(connection: Connection) -> str | None:
 
 
 def _refuse_namesakes(inspector: sa.Inspector) -> None:
-    """Raise when somebody's own table or column has a name that the coming revisions need."""
+    """Raise when a database without a version already has a table or column that the coming revisions make."""
     for table in Base.metadata.sorted_tables:
         baseline = BASELINE_COLUMNS.get(table.name)
         if baseline is None:
@@ -216,8 +216,8 @@ def _refuse_namesakes(inspector: sa.Inspector) -> None:
             taken = [f"{table.name}.{column}" for column in sorted(new)]
         if taken:
             raise ForeignDatabaseError(
-                f"The database has a {taken[0]} of its own, and this library needs the name: rename it, then run "
-                "`just db-migrate`. Nothing was changed."
+                f"The database has no version, yet already has {taken[0]}: rename that if it is yours, or run `alembic "
+                "stamp` if the version was lost. Nothing was changed."
             )
 
 

@@ -74,11 +74,6 @@ class Replicas:
                 return connection
         return None
 
-    def dispose(self, *, close: bool = True) -> None:
-        """Close every idle connection, or with `close=False` forget them: they are another process's."""
-        for engine in self.engines:
-            engine.dispose(close=close)
-
     def _position(self) -> Position | None:
         """Return what a replica must have reached, or None when nobody can say."""
         sample, last_commit, now = self._sample, self._last_commit, time.monotonic()

@@ -85,6 +85,12 @@ class Position(NamedTuple):
     system: str
 
 
+class Keeper(Protocol):
+    """What a database needs to stay in existence, until it is closed."""
+
+    def close(self) -> None: ...
+
+
 class Backend(Protocol):
     """One database system: how it is opened, locked, asked and understood when it fails."""
 
@@ -108,7 +114,7 @@ class Backend(Protocol):
     def create_database(self, url: URL) -> None:
         """Make what must exist before the first connection: the folder and a file only its owner may read."""
 
-    def keep_alive(self, url: URL) -> object | None:
+    def keep_alive(self, url: URL) -> Keeper | None:
         """Return what must live as long as the engine does, if anything."""
 
     def read_only(self, bind: Bind) -> Bind:
