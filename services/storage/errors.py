@@ -35,8 +35,10 @@ class ForeignDatabaseError(StorageError):
 class CopyError(StorageError):
     """The copy was refused: copy into an empty database, from a source whose every row is sound."""
 
-    def __init__(self, message: str | None = None, *, refused: Sequence[Any] = ()) -> None:
-        super().__init__(message)
+    def __init__(
+        self, message: str | None = None, *, refused: Sequence[Any] = (), orig: BaseException | None = None
+    ) -> None:
+        super().__init__(message, orig=orig)
         self.refused = tuple(refused)
 
 
