@@ -12,7 +12,7 @@ from tests.servers import Server, both_hosts, server_folder
 
 WRITERS = 4
 
-pytestmark = pytest.mark.drill
+pytestmark = [pytest.mark.drill, pytest.mark.timeout(900)]
 
 
 @pytest.fixture

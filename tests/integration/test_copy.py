@@ -53,6 +53,7 @@ def rows_of(url: str) -> dict[str, object]:
 
 
 @pytest.mark.drill
+@pytest.mark.timeout(1_800)
 def test_a_copy_there_and_back_again_is_identical(
     source: Storage, postgresql_url: str, tmp_path: Path, scaled: Callable[[int], int]
 ) -> None:
@@ -77,6 +78,7 @@ def test_a_copy_there_and_back_again_is_identical(
 
 
 @pytest.mark.drill
+@pytest.mark.timeout(1_800)
 @pytest.mark.parametrize("direction", ["to PostgreSQL", "to SQLite"])
 def test_a_copy_that_is_killed_goes_on_where_it_stopped(
     source: Storage, postgresql_url: str, tmp_path: Path, scaled: Callable[[int], int], direction: str
