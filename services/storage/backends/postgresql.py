@@ -48,6 +48,7 @@ from ..models import CLAIM_ORDER, PENDING, Generation, Prompt
 from ..schema import BIG_INTEGER_LIMIT
 from ..types import dump_json
 from .base import Bind, EngineOptions, Position, inline, priorities
+from .tsvector import TSVectorSearch
 
 MIGRATION_LOCK = 0x6467785F6D757369  # "dgx_musi": any constant that no other program on the server uses
 
@@ -102,7 +103,7 @@ REPLICA_POSITION = text(
 )
 
 
-class PostgreSQL:
+class PostgreSQL(TSVectorSearch):
     """The grown-up engine: many writers at once, one server or a primary with replicas."""
 
     name = "postgresql"
