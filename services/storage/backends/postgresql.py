@@ -45,7 +45,6 @@ from ..errors import (
     UnreachableError,
 )
 from ..models import CLAIM_ORDER, PENDING, Generation, Prompt
-from ..schema import BIG_INTEGER_LIMIT
 from ..types import dump_json
 from .base import Bind, EngineOptions, Position, inline, priorities
 from .tsvector import TSVectorSearch
@@ -273,13 +272,8 @@ class StreamingReplication:
 
 
 def load_json(text: str | bytes) -> Any:
-    """Return what JSONB holds. It writes 1e300 out in digits, so an integer larger than any we store was a float."""
-    return json.loads(text, parse_int=_parse_int)
-
-
-def _parse_int(digits: str) -> int | float:
-    number = int(digits) if len(digits) <= 20 else None
-    return number if number is not None and abs(number) <= BIG_INTEGER_LIMIT else float(digits)
+    """Return what JSONB holds; an integer with more digits than Python reads, which others wrote, as a float."""
+    return json.loads(text, parse_int=lambda digits: int(digits) if len(digits) <= 4_000 else float(digits))
 
 
 @cache
