@@ -31,8 +31,8 @@ GENERATION = (
 def build(storage: Storage, size: int, prompts: str | None = None) -> float:
     """Fill an empty database with `size` prompts and as many generations; return the seconds it took.
 
-    One prompt in 10,000 has the word waterphone, every one the word take; three in ten generations repeat an old prompt.
-    `prompts` names a file of real ones, .csv with a column caption or .json of objects with overall_prompt.
+    One prompt in 10,000 has the word waterphone, every one the word take; three in ten generations repeat an old
+    prompt. `prompts` names a file of real ones, .csv with a column caption or .json of objects with overall_prompt.
     """
     begun = time.perf_counter()
     migrations.upgrade(storage)

@@ -28,9 +28,9 @@ INDEXES = {
     "idx_generations_favorite": f"generations ({NEWEST}) WHERE is_favorite",
     # what finished lately
     "idx_generations_completed_at": "generations (completed_at) WHERE completed_at IS NOT NULL",
-    # claim, and claim of one model
-    "idx_generations_due": f"generations ({DUE}) WHERE status = 'pending'",
-    "idx_generations_due_model": f"generations (model_name, {DUE}) WHERE status = 'pending'",
+    # claim, and claim of one model; led by status, or SQLite without statistics takes the first index and sorts
+    "idx_generations_due": f"generations (status, {DUE}) WHERE status = 'pending'",
+    "idx_generations_due_model": f"generations (status, model_name, {DUE}) WHERE status = 'pending'",
     # reclaim
     "idx_generations_lease": "generations (lease_expires_at) WHERE status = 'processing'",
     # variations of a generation that is deleted

@@ -38,6 +38,7 @@ from .errors import (
     BusyError,
     ConflictError,
     ConstraintError,
+    CopyError,
     CorruptError,
     DatabaseURLError,
     DisconnectedError,
@@ -60,12 +61,31 @@ from .errors import (
 )
 from .forecast import estimate_completion, explain_wait
 from .history import list_generations
+from .leases import (
+    fail_generation,
+    get_attempts,
+    heartbeat_generation,
+    reclaim_generations,
+    release_generation,
+)
+from .maintenance import copy_database
 from .models import Attempt, Base, Generation, Lease, Prompt
 from .pagination import Page
+from .queue import (
+    cancel_batch,
+    cancel_generation,
+    claim_generation,
+    claim_generations,
+    get_queue_position,
+    pause_queue,
+    resume_queue,
+    retry_generation,
+)
 from .reports import Estimate, FailureReason, Percentiles, PerformanceStats, PromptStats, QueueStats, Usage, Wait
 from .retry import RetryPolicy
 from .schema import SCHEMA_SQL, GenerationStatus, get_schema_version, validate_status
 from .search import PromptMatch, check_search_index, rebuild_search_index, search_generations, search_prompts
+from .worker import DoNotRetry, Job, Result, Worker
 
 __version__ = "1.0.0"
 
@@ -100,6 +120,27 @@ __all__ = [
     "get_all_prompts",
     "get_most_used_prompts",
     "delete_prompt",
+    # Queue
+    "claim_generation",
+    "claim_generations",
+    "heartbeat_generation",
+    "fail_generation",
+    "release_generation",
+    "reclaim_generations",
+    "cancel_generation",
+    "cancel_batch",
+    "retry_generation",
+    "pause_queue",
+    "resume_queue",
+    "get_queue_position",
+    "get_attempts",
+    "Lease",
+    "RetryPolicy",
+    # Worker
+    "Worker",
+    "Job",
+    "Result",
+    "DoNotRetry",
     # Search
     "search_prompts",
     "search_generations",
@@ -123,13 +164,13 @@ __all__ = [
     "Estimate",
     "explain_wait",
     "Wait",
+    # Maintenance
+    "copy_database",
     # Models
     "Base",
     "Generation",
     "Prompt",
     "Attempt",
-    "Lease",
-    "RetryPolicy",
     # Schema
     "GenerationStatus",
     "SCHEMA_SQL",
@@ -140,6 +181,7 @@ __all__ = [
     "BusyError",
     "ConflictError",
     "ConstraintError",
+    "CopyError",
     "CorruptError",
     "DatabaseURLError",
     "DisconnectedError",

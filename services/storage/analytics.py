@@ -29,8 +29,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import Session
 
 from .backends import backend_for
-from .models import Attempt, Generation, Prompt, QueueState
-from .queue import CLAIM_ORDER, PENDING
+from .models import CLAIM_ORDER, PENDING, Attempt, Generation, Prompt, QueueState
 from .reports import FailureReason, Percentiles, PerformanceStats, PromptStats, QueueStats, Usage
 from .schema import BIG_INTEGER_LIMIT, GenerationStatus
 from .validation import is_storable, validate_count, validate_moment

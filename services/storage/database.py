@@ -20,12 +20,17 @@ from .analytics import get_database_stats as get_database_stats
 from .backends import Backend, backend_for
 from .engine import Storage, get_default, get_storage, set_storage
 from .errors import ConflictError, ConstraintError, NotInitializedError, SchemaOutdatedError, SchemaTooNewError
-from .models import Base, Generation, Prompt
-from .queue import CLAIM_ORDER, PENDING
-from .queue import complete_generation as complete_generation
+from .leases import complete_generation as complete_generation
+from .models import CLAIM_ORDER, PENDING, Base, Generation, Prompt
 from .schema import INTEGER_LIMIT, GenerationStatus, validate_status
 from .types import utcnow, uuid7
-from .validation import is_storable, validate_count, validate_generation_field, validate_prompt_field
+from .validation import (
+    GENERATION_RULES,
+    is_storable,
+    validate_count,
+    validate_generation_field,
+    validate_prompt_field,
+)
 
 Result = TypeVar("Result")
 
@@ -39,6 +44,7 @@ ROWS_PER_STATEMENT = 1_000
 def init_db(
     database_url: str | None = None,
     *,
+    replica_urls: Iterable[str] = (),
     echo: bool = False,
     synchronous: str = "FULL",
     busy_timeout: float = 5.0,
@@ -47,19 +53,26 @@ def init_db(
 
     Creates it when missing, upgrades it when older, adopts one made without a version; at head it asks one small
     question. `echo` logs SQL, `synchronous` FULL or NORMAL and `busy_timeout` (seconds) are SQLite's. Each call that
-    names a memory database makes a new, empty one. Raises ForeignDatabaseError or SchemaTooNewError, with nothing
-    changed, for a database that is not this library's.
+    names a memory database makes a new, empty one. `replica_urls` (else DATABASE_REPLICA_URLS) answer read-only
+    sessions on PostgreSQL; pool and timeouts come from the environment, see Storage. Raises ForeignDatabaseError or
+    SchemaTooNewError, with nothing changed, for a database that is not this library's.
     """
-    storage = Storage(database_url, echo=echo, synchronous=synchronous, busy_timeout=busy_timeout)
+    storage = Storage(
+        database_url, replica_urls=replica_urls, echo=echo, synchronous=synchronous, busy_timeout=busy_timeout
+    )
     current = get_default()
     if current is not None and current.is_same(storage) and (database_url is None or not storage.is_memory):
         storage = current
     try:
-        storage.require_schema()
-    except (NotInitializedError, SchemaOutdatedError, SchemaTooNewError):  # migrations tell a newer one from a foreign
-        from . import migrations  # Alembic doubles the import time, and a database at head needs none of it
+        try:
+            storage.require_schema(anew=True)
+        except (NotInitializedError, SchemaOutdatedError, SchemaTooNewError):  # migrations tell newer from foreign
+            from . import migrations  # Alembic doubles the import time, and a database at head needs none of it
 
-        migrations.upgrade(storage)
+            migrations.upgrade(storage)
+    except BaseException:
+        storage.dispose()
+        raise
     set_storage(storage)
 
 
@@ -248,7 +261,8 @@ def track_prompt_usage(session: Session, prompt_text: str) -> Prompt:
 
 def get_prompt(session: Session, prompt_id: int) -> Prompt | None:
     """Return the prompt with this id, or None."""
-    return session.get(Prompt, validate_count("prompt_id", prompt_id, minimum=-INTEGER_LIMIT))
+    prompt_id = validate_count("prompt_id", prompt_id, minimum=-INTEGER_LIMIT)
+    return session.get(Prompt, prompt_id) if prompt_id <= INTEGER_LIMIT else None
 
 
 def get_prompt_by_text(session: Session, text: str) -> Prompt | None:
@@ -273,11 +287,14 @@ def get_most_used_prompts(session: Session, limit: int = 10) -> list[Prompt]:
 def delete_prompt(session: Session, prompt_id: int) -> bool:
     """Delete a prompt with all its generations and their attempts; tell whether there was one."""
     prompt_id = validate_count("prompt_id", prompt_id, minimum=-INTEGER_LIMIT)
+    if prompt_id > INTEGER_LIMIT:
+        return False
     session.flush()
     deleted = session.scalars(delete(Prompt).where(Prompt.id == prompt_id).returning(Prompt.id)).one_or_none()
     for row in list(session.identity_map.values()):
-        if isinstance(row, Generation) and row.prompt_id == prompt_id:
-            session.expunge(row)  # the database has deleted it too
+        # The database has deleted it too; an expired one would be looked for, and finds out by itself when it is read.
+        if isinstance(row, Generation) and row.__dict__.get("prompt_id") == prompt_id:
+            session.expunge(row)
     return deleted is not None
 
 
@@ -304,7 +321,7 @@ def _build(request: Mapping[str, Any]) -> Generation:
         raise TypeError(f"{problem} of create_generation()")
     given = {name: value for name, value in request.items() if value is not None or name not in OPTIONAL}
     if "generation_id" in given:
-        given["id"] = given.pop("generation_id")
+        given["id"] = GENERATION_RULES["id"]("generation_id", given.pop("generation_id"))
     return Generation(**given)
 
 
@@ -377,10 +394,13 @@ def _insert(session: Session, generations: list[Generation]) -> None:
     columns = _columns()
     rows = [{column: getattr(generation, key) for key, column in columns} for generation in generations]
     connection.execute(INSERT_GENERATIONS, rows)
+    transaction: Any = session.get_nested_transaction() or session.get_transaction()
     for generation in generations:
         # The unit of work would do the same for 115 µs more a row.
         make_transient_to_detached(generation)
         session.add(generation)
+        # As after a flush: should this be rolled back, the object is unsaved again, and still readable.
+        transaction._new[inspect(generation)] = True
 
 
 @cache

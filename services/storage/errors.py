@@ -1,5 +1,8 @@
 """What can go wrong, as types. A class's docstring is its default message; every message ends with what to do."""
 
+from collections.abc import Sequence
+from typing import Any
+
 
 class StorageError(Exception):
     """The storage operation failed."""
@@ -22,11 +25,21 @@ class SchemaOutdatedError(StorageError):
 
 
 class SchemaTooNewError(StorageError):
-    """The database was migrated by a newer release: upgrade dgx-music-storage, or restore an older backup."""
+    """The database is at a revision this release does not know: upgrade dgx-music-storage, or restore a backup."""
 
 
 class ForeignDatabaseError(StorageError):
-    """The database holds other tables and none of ours: point DATABASE_URL at another one. Nothing was changed."""
+    """The database holds other tables, not this library's: point DATABASE_URL at another one. Nothing was changed."""
+
+
+class CopyError(StorageError):
+    """The copy was refused: copy into an empty database, from a source whose every row is sound."""
+
+    def __init__(
+        self, message: str | None = None, *, refused: Sequence[Any] = (), orig: BaseException | None = None
+    ) -> None:
+        super().__init__(message, orig=orig)
+        self.refused = tuple(refused)
 
 
 class IllegalTransitionError(StorageError, ValueError):
@@ -40,6 +53,9 @@ class IllegalTransitionError(StorageError, ValueError):
         )
         self.current = current
         self.target = target
+
+    def __reduce__(self) -> tuple[type["IllegalTransitionError"], tuple[str | None, str | None]]:
+        return type(self), (self.current, self.target)  # to another process: the message is made of these
 
 
 class LeaseLostError(StorageError):

@@ -26,8 +26,7 @@ from sqlalchemy.orm import Session, aliased
 
 from .analytics import PROCESSING, count_workers, pending_generations, seconds_between
 from .backends import backend_for
-from .models import Generation, QueueState
-from .queue import PENDING
+from .models import PENDING, Generation, QueueState
 from .reports import Estimate, Wait
 from .schema import FINISHED, GenerationStatus
 from .validation import is_storable

@@ -10,6 +10,7 @@ from sqlalchemy import (
     CheckConstraint,
     ColumnElement,
     Double,
+    FetchedValue,
     ForeignKey,
     Index,
     Integer,
@@ -18,6 +19,7 @@ from sqlalchemy import (
     UniqueConstraint,
     event,
     inspect,
+    literal_column,
 )
 from sqlalchemy.orm import DeclarativeBase, InstanceState, Mapped, mapped_column, validates
 
@@ -108,6 +110,12 @@ class Lease(NamedTuple):
     attempt: int
 
 
+class _Sum(int):
+    """A count to read now; at the flush the database adds the last `added` of it to what it holds by then."""
+
+    added: int = 0
+
+
 class Prompt(Base):
     """A text people generate from, and how often they did."""
 
@@ -115,10 +123,11 @@ class Prompt(Base):
 
     id: Mapped[int] = mapped_column(Integer, primary_key=True)
     text: Mapped[str] = mapped_column()
-    used_count: Mapped[int] = mapped_column(default=1)
+    used_count: Mapped[int] = mapped_column(default=1, server_onupdate=FetchedValue())  # see increment_usage()
     first_used_at: Mapped[datetime] = mapped_column(default=utcnow)
     last_used_at: Mapped[datetime] = mapped_column(default=_SameAs("first_used_at"))
 
+    __mapper_args__ = {"eager_defaults": True}
     __table_args__ = (
         # get_prompt_by_text and the upsert of create. PostgreSQL refuses b-tree keys over 2.7 kB, so there the
         # revisions make a unique index on md5(text) instead, which Alembic could not compare on SQLite.
@@ -130,7 +139,7 @@ class Prompt(Base):
 
     @validates("text", "used_count", "first_used_at", "last_used_at")
     def _validate(self, field: str, value: Any) -> Any:
-        if isinstance(value, ColumnElement):
+        if isinstance(value, (ColumnElement, _Sum)):
             return value
         return validation.validate_prompt_field(field, value)
 
@@ -139,10 +148,9 @@ class Prompt(Base):
 
         On a stored prompt the sum is made by the database at the next flush, so two sessions lose no count.
         """
-        count: Any = self.__dict__.get("used_count")
-        if inspect(self).has_identity and not isinstance(count, ColumnElement):
-            count = Prompt.used_count
-        self.used_count = count + 1
+        count = _Sum(self.used_count + 1)
+        count.added = getattr(self.used_count, "added", 0) + 1
+        self.used_count = count if inspect(self).has_identity else int(count)
         self.last_used_at = utcnow()
 
     def to_dict(self) -> dict[str, Any]:
@@ -151,6 +159,13 @@ class Prompt(Base):
 
     def __repr__(self) -> str:
         return f"<Prompt {self.id} text={_shorten(self.text)!r} used_count={self.used_count}>"
+
+
+@event.listens_for(Prompt, "before_update")
+def _add_in_sql(mapper: Any, connection: Any, prompt: Prompt) -> None:
+    count: Any = prompt.__dict__.get("used_count")
+    if isinstance(count, _Sum):
+        prompt.used_count = Prompt.used_count + count.added
 
 
 class Generation(HasMetadata, Base):
@@ -205,11 +220,12 @@ class Generation(HasMetadata, Base):
         Index("idx_generations_model_name", model_name, created_at.desc(), id.desc()),
         # throughput and durations of what finished lately, pruning
         _partial_index("idx_generations_completed_at", "completed_at IS NOT NULL", completed_at),
-        # claim, get_pending_generations, queue position
-        _partial_index("idx_generations_due", "status = 'pending'", priority.desc(), scheduled_at, id),
+        # claim, get_pending_generations, queue position; led by status, or SQLite without statistics takes the narrow
+        # index on status and sorts the whole backlog
+        _partial_index("idx_generations_due", "status = 'pending'", status, priority.desc(), scheduled_at, id),
         # claim(model_names=…)
         _partial_index(
-            "idx_generations_due_model", "status = 'pending'", model_name, priority.desc(), scheduled_at, id
+            "idx_generations_due_model", "status = 'pending'", status, model_name, priority.desc(), scheduled_at, id
         ),
         # reclaim, running jobs
         _partial_index("idx_generations_lease", "status = 'processing'", lease_expires_at),
@@ -334,6 +350,11 @@ class Generation(HasMetadata, Base):
 
     def __repr__(self) -> str:
         return f"<Generation {self.id} status={self.status} prompt={_shorten(self.prompt)!r}>"
+
+
+# A literal: a bound value would keep both databases from using the partial indexes of the queue.
+PENDING = Generation.status == literal_column("'pending'")
+CLAIM_ORDER = (Generation.priority.desc(), Generation.scheduled_at, Generation.id)
 
 
 class Attempt(Base):

@@ -121,10 +121,16 @@ class JSONText(TypeDecorator[str]):
         return dialect.type_descriptor(Text())
 
     def process_bind_param(self, value: str | None, dialect: Dialect) -> Any:
-        return json.loads(value) if value is not None and dialect.name == "postgresql" else value
+        if value is None or dialect.name != "postgresql":
+            return value
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value  # what is no JSON, in a copy of rows that others spoilt, is kept as a JSON string
 
     def process_result_value(self, value: Any, dialect: Dialect) -> str | None:
-        return dump_json(value) if value is not None and dialect.name == "postgresql" else value
+        # Not dump_json: others may have stored 1e400, which is infinite.
+        return json.dumps(value, ensure_ascii=False) if value is not None and dialect.name == "postgresql" else value
 
 
 class JSONObject(TypeDecorator[dict[str, Any]]):

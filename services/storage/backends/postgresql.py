@@ -1,11 +1,32 @@
-"""PostgreSQL through psycopg 3: pool, timeouts, snapshots, advisory lock, error codes."""
+"""PostgreSQL through psycopg 3: pool, timeouts, snapshots, advisory lock, replicas' positions, error codes."""
 
-import contextlib
-from collections.abc import Iterator
-from datetime import datetime
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+from decimal import Decimal
+from functools import cache
 from typing import Any
 
-from sqlalchemy import URL, ColumnElement, Connection, Engine, NullPool, create_engine, func, text
+from sqlalchemy import (
+    URL,
+    ColumnElement,
+    Connection,
+    Engine,
+    ExceptionContext,
+    NullPool,
+    Select,
+    Table,
+    create_engine,
+    event,
+    func,
+    literal,
+    select,
+    text,
+    true,
+)
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 
 from ..errors import (
@@ -23,8 +44,9 @@ from ..errors import (
     StorageError,
     UnreachableError,
 )
-from ..models import Prompt
-from .base import EngineOptions
+from ..models import CLAIM_ORDER, PENDING, Generation, Prompt
+from ..types import dump_json
+from .base import Bind, EngineOptions, Position, inline, priorities
 from .tsvector import TSVectorSearch
 
 MIGRATION_LOCK = 0x6467785F6D757369  # "dgx_musi": any constant that no other program on the server uses
@@ -33,6 +55,7 @@ MIGRATION_LOCK = 0x6467785F6D757369  # "dgx_musi": any constant that no other pr
 ERRORS: tuple[tuple[str, type[StorageError]], ...] = (
     ("40001", SerializationError),
     ("40P01", SerializationError),
+    ("40003", DisconnectedError),
     ("55P03", BusyError),
     ("53300", BusyError),
     ("57014", StatementTimeoutError),
@@ -43,12 +66,39 @@ ERRORS: tuple[tuple[str, type[StorageError]], ...] = (
     ("53100", FullError),
     ("23505", ConflictError),
     ("23", ConstraintError),
-    ("22001", ConstraintError),
+    ("22", ConstraintError),
+    ("54", ConstraintError),
     ("42P01", NotInitializedError),
+    ("42501", UnreachableError),
     ("28", UnreachableError),
     ("3D000", UnreachableError),
+    ("58", UnreachableError),
     ("XX001", CorruptError),
     ("XX002", CorruptError),
+)
+
+# What libpq is told unless the URL says otherwise (https://www.postgresql.org/docs/current/libpq-connect.html). A host
+# that vanishes without a word is noticed after a minute when idle, after half a minute when spoken to; by default
+# after two hours and a quarter of an hour.
+CONNECTION: dict[str, Any] = {
+    "fallback_application_name": "dgx-storage",
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
+
+REPLICA_CONNECT_SECONDS = 2.0
+
+# A JSON string, to be left alone, or a number with an exponent.
+JSON_EXPONENT = re.compile(r'"(?:[^"\\]|\\.)*"|-?[0-9][0-9.]*[eE][-+]?[0-9]+')
+
+PRIMARY_POSITION = text(
+    "SELECT pg_current_wal_insert_lsn()::text, (SELECT system_identifier::text FROM pg_control_system())"
+)
+REPLICA_POSITION = text(
+    "SELECT (SELECT system_identifier::text FROM pg_control_system()) = :system, "
+    "pg_is_in_recovery() AND pg_last_wal_replay_lsn() >= CAST(:lsn AS pg_lsn)"
 )
 
 
@@ -57,31 +107,56 @@ class PostgreSQL(TSVectorSearch):
 
     name = "postgresql"
 
+    @property
+    def replication(self) -> "StreamingReplication":
+        return StreamingReplication(self)
+
     def resolve_url(self, url: URL) -> URL:
         # SQLAlchemy 2.0 would take psycopg2 for a bare postgresql://
-        return url.set(drivername="postgresql+psycopg")
+        url = url.set(drivername="postgresql+psycopg")
+        if _has_many_hosts(url) and "target_session_attrs" not in url.query:
+            # The first host that answers may be a standby, which refuses every write.
+            url = url.update_query_dict({"target_session_attrs": "read-write"})
+        return url
 
-    def create_engine(self, url: URL, options: EngineOptions) -> Engine:
-        timeouts = {
-            "statement_timeout": options.statement_timeout,
-            "lock_timeout": options.lock_timeout,
-            "idle_in_transaction_session_timeout": options.idle_transaction_timeout,
-        }
-        settings = " ".join(f"-c {name}={int(seconds * 1000)}" for name, seconds in timeouts.items() if seconds)
-        given = url.query.get("options", "")
-        return self._create_engine(
+    def create_engine(self, url: URL, options: EngineOptions, *, pre_ping: bool = True) -> Engine:
+        arguments = CONNECTION | {"connect_timeout": math.ceil(options.connect_timeout)}
+        arguments = {name: value for name, value in arguments.items() if name not in url.query}
+        if options.pgbouncer:
+            # In transaction mode a server connection changes hands at every commit: it keeps no prepared statement,
+            # and PgBouncer refuses a connection that asks for `options`. The role carries the timeouts instead.
+            arguments["prepare_threshold"] = None
+        else:
+            arguments["options"] = _settings(url, options)
+        engine = self._create_engine(
             url,
             echo=options.echo,
             pool_size=options.pool_size,
             max_overflow=options.max_overflow,
             pool_timeout=options.pool_timeout,
-            pool_pre_ping=True,
-            connect_args={"options": f"{settings} {given}".strip()},  # the URL's come last and win
+            pool_recycle=options.pool_recycle or -1,
+            pool_pre_ping=pre_ping,
+            pool_use_lifo=True,  # connections that a quiet hour does not need grow old and are replaced, not kept warm
+            json_deserializer=load_json,
+            connect_args=arguments,
         )
+
+        @event.listens_for(engine, "connect")
+        def configure(connection: Any, record: Any) -> None:
+            connection.adapters.register_loader("timestamptz", _lenient_timestamptz())
+
+        @event.listens_for(engine, "handle_error")
+        def leave_standby(context: ExceptionContext) -> None:
+            # A server that has become a standby refuses writes (25006): the next call must find the new primary.
+            connection = context.connection
+            if getattr(context.original_exception, "sqlstate", None) == "25006" and connection is not None:
+                context.is_disconnect = not connection.get_execution_options().get("read_only", False)
+
+        return engine
 
     def _create_engine(self, url: URL, **arguments: Any) -> Engine:
         try:
-            return create_engine(url, hide_parameters=True, **arguments)
+            return create_engine(url, hide_parameters=True, json_serializer=dump_jsonb, **arguments)
         except ModuleNotFoundError as error:
             raise DriverMissingError(orig=error) from error
 
@@ -94,13 +169,12 @@ class PostgreSQL(TSVectorSearch):
     def keep_alive(self, url: URL) -> None:
         return None
 
-    def read_only(self, engine: Engine) -> Engine:
-        return engine.execution_options(read_only=True, isolation_level="REPEATABLE READ", postgresql_readonly=True)
+    def read_only(self, bind: Bind) -> Bind:
+        return bind.execution_options(read_only=True, isolation_level="REPEATABLE READ", postgresql_readonly=True)
 
-    @contextlib.contextmanager
-    def migration_connection(self, url: URL) -> Iterator[Connection]:
-        with self._create_engine(url, poolclass=NullPool).connect() as connection:
-            yield connection
+    def create_migration_engine(self, url: URL) -> Engine:
+        # Nothing prepared, because PgBouncer may stand between.
+        return self._create_engine(url, poolclass=NullPool, connect_args={"prepare_threshold": None})
 
     def lock_migrations(self, connection: Connection) -> None:
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
@@ -114,12 +188,14 @@ class PostgreSQL(TSVectorSearch):
         if not isinstance(error, psycopg.Error):
             return None
         diagnosis = error.diag
-        if diagnosis.message_detail:
-            error.args = (diagnosis.message_primary,)  # the detail quotes rows, and rows hold prompts
+        if diagnosis.message_primary:
+            # The detail and the context quote rows, and class 22 (bad values) even in the message; rows hold prompts.
+            quotes = (error.sqlstate or "").startswith("22")
+            error.args = (type(error).__name__ if quotes else diagnosis.message_primary,)
         kind = next((kind for prefix, kind in ERRORS if (error.sqlstate or "").startswith(prefix)), None)
         if is_connecting and kind in (None, DisconnectedError):
             kind = UnreachableError
-        elif is_disconnect:
+        elif is_disconnect and kind is not ReadOnlyError:
             kind = DisconnectedError
         if kind is None:
             return None
@@ -127,8 +203,36 @@ class PostgreSQL(TSVectorSearch):
         subject = diagnosis.constraint_name or diagnosis.column_name
         return kind(f"{message} ({subject})" if subject else message, orig=error)
 
-    def now(self) -> ColumnElement[datetime]:
-        return func.clock_timestamp()
+    def advance_sequences(self, connection: Connection, table: Table) -> None:
+        key = table.autoincrement_column
+        if key is None:
+            return
+        last = select(func.max(key)).scalar_subquery()
+        sequence = func.pg_get_serial_sequence(table.name, key.name)
+        connection.execute(select(func.setval(sequence, func.coalesce(last, 1), last.is_not(None))))
+
+    def now(self, plus_seconds: float = 0.0) -> ColumnElement[datetime]:
+        clock: ColumnElement[datetime] = func.clock_timestamp()
+        return clock + literal(timedelta(seconds=plus_seconds)) if plus_seconds else clock
+
+    def take_due(
+        self, waiting: Sequence[ColumnElement[bool]], columns: Sequence[Any], limit: int, *, locked: bool = True
+    ) -> Select[Any]:
+        # A clock that is asked once can bound an index scan; the bare volatile function would filter row by row.
+        due = Generation.scheduled_at <= select(self.now()).scalar_subquery()
+        levels = priorities(waiting, due)
+        rows = select(*columns).where(*waiting, Generation.priority == levels.c.priority, due)
+        rows = rows.order_by(*CLAIM_ORDER[1:]).limit(inline(limit))
+        first = (rows.with_for_update(skip_locked=True) if locked else rows).lateral()
+        # Lateral and without an order of its own: a nested loop that looks into the next priority, and locks a row,
+        # only while rows are wanted (https://www.postgresql.org/docs/current/queries-with.html, on LIMIT).
+        return select(first).select_from(levels.join(first, true())).limit(inline(limit))
+
+    def lock_pending(self, ids: Select[Any], limit: int) -> Select[Any]:
+        wanted = ids.subquery()
+        row = select(Generation.id).where(Generation.id == wanted.c.id, PENDING).limit(inline(1))
+        locked = row.with_for_update(skip_locked=True).lateral()
+        return select(locked).select_from(wanted.join(locked, true())).limit(inline(limit))
 
     def insert(self, table: Any) -> Any:
         return postgresql_insert(table)
@@ -138,3 +242,96 @@ class PostgreSQL(TSVectorSearch):
 
     def prompt_is(self, text: str) -> ColumnElement[bool]:
         return (func.md5(Prompt.text) == func.md5(text)) & (Prompt.text == text)
+
+
+class StreamingReplication:
+    """PostgreSQL's physical replication: one log, and positions in it."""
+
+    def __init__(self, backend: PostgreSQL) -> None:
+        self._backend = backend
+
+    def resolve_url(self, url: URL) -> URL:
+        if _has_many_hosts(url) and "target_session_attrs" not in url.query:
+            url = url.update_query_dict({"target_session_attrs": "prefer-standby"})
+        return self._backend.resolve_url(url)
+
+    def create_engine(self, url: URL, options: EngineOptions) -> Engine:
+        # No ping: has_reached() is asked of every connection anyway. The primary is there to fall back on, so no
+        # reader waits for long.
+        patience = min(options.connect_timeout, REPLICA_CONNECT_SECONDS)
+        return self._backend.create_engine(url, replace(options, connect_timeout=patience), pre_ping=False)
+
+    def primary_position(self, connection: Connection) -> Position:
+        # What is inserted, not what is flushed: with synchronous_commit=off a commit is flushed later.
+        lsn, system = connection.execute(PRIMARY_POSITION).one()
+        return Position(lsn, system)
+
+    def has_reached(self, connection: Connection, position: Position) -> bool | None:
+        same, reached = connection.execute(REPLICA_POSITION, {"lsn": position.lsn, "system": position.system}).one()
+        return bool(reached) if same else None
+
+
+def load_json(text: str | bytes) -> Any:
+    """Return what JSONB holds; an integer with more digits than Python reads, which others wrote, as a float."""
+    return json.loads(text, parse_int=lambda digits: int(digits) if len(digits) <= 4_000 else float(digits))
+
+
+@cache
+def _lenient_timestamptz() -> type[Any]:
+    """Return psycopg's loader of times, made to give None for what Python has none for: infinity and years B.C."""
+    import psycopg
+    from psycopg.adapt import Loader
+    from psycopg.pq import Format
+
+    fast: Any = psycopg.adapters.get_loader(psycopg.adapters.types["timestamptz"].oid, Format.TEXT)
+
+    class LenientTimestamptz(Loader):
+        def __init__(self, oid: int, context: Any = None) -> None:
+            super().__init__(oid, context)
+            self._load = fast(oid, context).load
+
+        def load(self, data: Any) -> Any:
+            try:
+                return self._load(data)
+            except psycopg.DataError:
+                return None
+
+    return LenientTimestamptz
+
+
+def dump_jsonb(value: Any) -> str:
+    """Return `value` as JSON in which a float stays a float.
+
+    JSONB holds numbers as decimals: 1e16 would come back as an integer, and 1.2345678901234567e17 as one that is not
+    even equal. What has a fraction keeps it, so 10000000000000000.0 comes back as the float it was.
+    """
+    document = dump_json(value)
+    if "e+" not in document:
+        return document
+    return JSON_EXPONENT.sub(_without_exponent, document)
+
+
+def _without_exponent(token: re.Match[str]) -> str:
+    number = token.group()
+    if number.startswith('"'):
+        return number
+    plain = format(Decimal(number), "f")
+    return plain if "." in plain else f"{plain}.0"
+
+
+def _settings(url: URL, options: EngineOptions) -> str:
+    """Return the server settings a connection starts with; the URL's come last and win."""
+    timeouts = {
+        "statement_timeout": options.statement_timeout,
+        "lock_timeout": options.lock_timeout,
+        "idle_in_transaction_session_timeout": options.idle_transaction_timeout,
+    }
+    # Rounded up: 0 means no timeout at all.
+    settings = [f"-c {name}={math.ceil(seconds * 1000)}" for name, seconds in timeouts.items() if seconds]
+    given = url.query.get("options", ())
+    return " ".join([*settings, *([given] if isinstance(given, str) else given)])
+
+
+def _has_many_hosts(url: URL) -> bool:
+    hosts = url.query.get("host", "")
+    return "," in hosts if isinstance(hosts, str) else len(hosts) > 1

@@ -3,8 +3,8 @@
 import contextlib
 import os
 import sqlite3
-from collections.abc import Iterator
-from datetime import datetime
+from collections.abc import Sequence
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -16,9 +16,12 @@ from sqlalchemy import (
     Engine,
     NullPool,
     QueuePool,
+    Select,
+    Table,
     create_engine,
     event,
     literal,
+    select,
 )
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
@@ -33,9 +36,9 @@ from ..errors import (
     StorageError,
     UnreachableError,
 )
-from ..models import Prompt
+from ..models import CLAIM_ORDER, Generation, Prompt
 from ..types import UTCDateTime, utcnow
-from .base import EngineOptions, is_write
+from .base import Bind, EngineOptions, inline, is_write, priorities
 from .fts5 import FTS5Search
 
 MIGRATION_PATIENCE_SECONDS = 600.0  # a rebuild of millions of rows by another process is waited for
@@ -66,16 +69,18 @@ class SQLite(FTS5Search):
     """The embedded database: one file, many readers, one writer at a time."""
 
     name = "sqlite"
+    replication = None
 
     def resolve_url(self, url: URL) -> URL:
         url = url.set(drivername="sqlite")
-        if url.database in (None, "", ":memory:"):
+        name = url.database or ":memory:"
+        if name == ":memory:" or name.startswith("file::memory:") or url.query.get("mode") == "memory":
             # Shared by the threads of this process. The other ways lose rows or show rolled-back ones to other threads.
             return url.set(database=f"file:/dgx-{uuid4()}", query={"vfs": MEMORY_VFS, "uri": "true"})
-        if is_memory(url) or url.database.startswith("file:"):
+        if is_memory(url) or name.startswith("file:"):
             return url
         # A later chdir() must not make new pool connections open another file.
-        return url.set(database=os.path.abspath(url.database))
+        return url.set(database=os.path.abspath(name))
 
     def create_engine(self, url: URL, options: EngineOptions) -> Engine:
         engine = create_engine(
@@ -89,11 +94,11 @@ class SQLite(FTS5Search):
             connect_args={"timeout": options.busy_timeout, "check_same_thread": False},
         )
         checkpointed = not is_memory(url) and has_wal_reset_bug(sqlite3.sqlite_version_info)
-        wal = Path(f"{url.database}-wal")
 
         @event.listens_for(engine, "connect")
         def configure(connection: sqlite3.Connection, record: Any) -> None:
             connection.isolation_level = None  # we emit BEGIN ourselves, below
+            connection.text_factory = _decode
             connection.execute("PRAGMA foreign_keys = ON")
             # trusted_schema stays ON: FTS5 counts as unsafe in triggers (3.40.1), and a trigger keeps the search index.
             connection.execute(f"PRAGMA synchronous = {options.synchronous}")
@@ -101,6 +106,8 @@ class SQLite(FTS5Search):
             connection.execute("PRAGMA cache_size = -65536")
             if checkpointed:
                 connection.execute("PRAGMA wal_autocheckpoint = 0")
+                # SQLite's own word for the file: the URL may name a link to it, or be a file: URI.
+                record.info["wal"] = Path(connection.execute("PRAGMA database_list").fetchone()[2] + "-wal")
 
         @event.listens_for(engine, "checkout")
         def own_transactions(connection: sqlite3.Connection, record: Any, proxy: Any) -> None:
@@ -130,8 +137,8 @@ class SQLite(FTS5Search):
 
             @event.listens_for(engine, "checkin")
             def checkpoint(connection: sqlite3.Connection | None, record: Any) -> None:
-                if connection is not None:
-                    _checkpoint(connection, wal, options.busy_timeout)
+                if connection is not None and "wal" in record.info:
+                    _checkpoint(connection, record.info["wal"], options.busy_timeout)
 
         return engine
 
@@ -160,11 +167,10 @@ class SQLite(FTS5Search):
             return None
         return sqlite3.connect(f"{url.database}?vfs={MEMORY_VFS}", uri=True, check_same_thread=False)
 
-    def read_only(self, engine: Engine) -> Engine:
-        return engine.execution_options(read_only=True)
+    def read_only(self, bind: Bind) -> Bind:
+        return bind.execution_options(read_only=True)
 
-    @contextlib.contextmanager
-    def migration_connection(self, url: URL) -> Iterator[Connection]:
+    def create_migration_engine(self, url: URL) -> Engine:
         engine = create_engine(
             url,
             hide_parameters=True,
@@ -180,8 +186,7 @@ class SQLite(FTS5Search):
             if has_wal_reset_bug(sqlite3.sqlite_version_info):
                 connection.execute("PRAGMA wal_autocheckpoint = 0")
 
-        with engine.connect() as connection:
-            yield connection
+        return engine
 
     def lock_migrations(self, connection: Connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
@@ -192,6 +197,7 @@ class SQLite(FTS5Search):
         while connection.exec_driver_sql("PRAGMA journal_mode").scalar() != "wal":
             try:
                 connection.exec_driver_sql("PRAGMA journal_mode = WAL")
+                return  # also where there can be no WAL, as on a file system without shared memory
             except BusyError:
                 # The switch ignores the busy timeout; an exclusive lock honours it, so wait with that.
                 connection.exec_driver_sql("BEGIN EXCLUSIVE")
@@ -211,9 +217,24 @@ class SQLite(FTS5Search):
                 return kind(f"{message} ({subject})" if subject else message, orig=error)
         return None
 
-    def now(self) -> ColumnElement[datetime]:
+    def advance_sequences(self, connection: Connection, table: Table) -> None:
+        return None  # without AUTOINCREMENT the next key follows the highest one by itself
+
+    def now(self, plus_seconds: float = 0.0) -> ColumnElement[datetime]:
         # One host, one clock: SQLite's own has milliseconds only, and no index would care for the difference.
-        return literal(utcnow(), UTCDateTime())
+        return literal(utcnow() + timedelta(seconds=plus_seconds), UTCDateTime())
+
+    def take_due(
+        self, waiting: Sequence[ColumnElement[bool]], columns: Sequence[Any], limit: int, *, locked: bool = True
+    ) -> Select[Any]:
+        due = Generation.scheduled_at <= self.now()
+        levels = priorities(waiting, due, enough=limit)
+        # SQLite visits the values of IN in the order of the index, so there is nothing left to sort.
+        first = select(*columns).where(*waiting, Generation.priority.in_(select(levels.c.priority)), due)
+        return first.order_by(*CLAIM_ORDER).limit(inline(limit))
+
+    def lock_pending(self, ids: Select[Any], limit: int) -> Select[Any]:
+        return ids.limit(inline(limit))  # the one writer needs no locks
 
     def insert(self, table: Any) -> Any:
         return sqlite_insert(table)
@@ -240,6 +261,11 @@ def has_wal_reset_bug(version: tuple[int, ...]) -> bool:
     if version[:2] == (3, 50):
         return version < (3, 50, 7)
     return (3, 7, 0) <= version < (3, 51, 3)
+
+
+def _decode(text: bytes) -> str:
+    """Read what others wrote in another encoding with marks for it: the driver would refuse the row, and quote it."""
+    return text.decode("utf-8", "replace")
 
 
 def _is_uri(url: URL) -> bool:

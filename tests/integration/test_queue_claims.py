@@ -1,0 +1,449 @@
+"""Who gets which generation next."""
+
+import os
+import socket
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, event
+
+from services.storage import (
+    ConflictError,
+    Generation,
+    Lease,
+    Storage,
+    cancel_generation,
+    claim_generation,
+    claim_generations,
+    complete_generation,
+    create_generation,
+    create_generations,
+    get_generation,
+    get_pending_generations,
+    get_queue_position,
+    get_session,
+    pause_queue,
+    resume_queue,
+)
+from services.storage.models import QueueState
+from services.storage.queue import has_due
+from tests.clock import ago, ahead, make_due
+from tests.factories import a_generation, a_request
+
+
+def submit(**changes: Any) -> str:
+    with get_session() as session:
+        return a_generation(session, **changes).id
+
+
+def claimed(**options: Any) -> str | None:
+    """Claim in a session of its own; return the id."""
+    with get_session() as session:
+        generation = claim_generation(session, **options)
+        return None if generation is None else generation.id
+
+
+@pytest.mark.usefixtures("db")
+class TestOrder:
+    def test_higher_priority_goes_first_then_the_older(self) -> None:
+        ids = [submit(priority=priority) for priority in (0, 5, -3, 5, 0)]
+        assert [claimed() for _ in ids] == [ids[1], ids[3], ids[0], ids[4], ids[2]]
+        assert claimed() is None
+
+    def test_pending_generations_are_listed_in_the_order_of_their_claims(self) -> None:
+        for priority in (0, 2, 1, 2, 0):
+            submit(priority=priority)
+        with get_session() as session:
+            listed = [generation.id for generation in get_pending_generations(session)]
+        assert [claimed() for _ in listed] == listed
+
+    def test_nothing_is_claimed_before_its_time(self) -> None:
+        later = submit(priority=9, scheduled_at=ahead(hours=1))
+        now = submit()
+        assert claimed() == now
+        assert claimed() is None
+        make_due(later)
+        assert claimed() == later
+
+    def test_an_earlier_schedule_goes_before_an_earlier_submission(self) -> None:
+        second = submit(scheduled_at=ago(minutes=1))
+        first = submit(scheduled_at=ago(minutes=2))
+        assert [claimed(), claimed()] == [first, second]
+
+    def test_finished_and_processing_rows_are_never_claimed(self) -> None:
+        with get_session() as session:
+            for status in ("processing", "completed", "failed", "cancelled"):
+                a_generation(session).status = status
+        assert claimed() is None
+
+    def test_a_million_priorities_are_as_good_as_one(self) -> None:
+        with get_session() as session:
+            create_generations(session, [a_request(priority=priority) for priority in range(300)])
+        with get_session() as session:
+            assert [row.priority for row in claim_generations(session, 200)] == list(range(299, 99, -1))
+
+    def test_the_claim_is_part_of_the_transaction(self) -> None:
+        waiting = submit()
+        with get_session() as session:
+            assert claim_generation(session) is not None
+            session.rollback()
+        assert claimed() == waiting
+
+    def test_what_a_transaction_submits_it_can_claim(self) -> None:
+        with get_session() as session:
+            generation = a_generation(session)
+            assert claim_generation(session) is generation
+            assert generation.is_processing
+
+
+@pytest.mark.usefixtures("db")
+class TestWhatAClaimSays:
+    def test_it_gives_a_lease(self) -> None:
+        generation_id = submit()
+        with get_session() as session:
+            generation = claim_generation(session, "gpu-0", lease_seconds=30)
+            assert generation is not None
+            assert generation.lease == Lease(generation_id, "gpu-0", 1)
+            assert generation.started_at is not None
+            assert generation.lease_expires_at is not None
+            assert 29 <= (generation.lease_expires_at - generation.started_at).total_seconds() <= 31
+            assert generation.version == 2
+
+    def test_it_refreshes_the_object_that_the_session_holds(self) -> None:
+        with get_session() as session:
+            generation = a_generation(session)
+            session.commit()
+            assert claim_generation(session, "gpu-0") is generation
+            assert (generation.status, generation.worker_id) == ("processing", "gpu-0")
+
+    def test_without_a_name_the_worker_is_this_process(self) -> None:
+        submit(), submit()
+        with get_session() as session:
+            first, second = claim_generations(session, 1)[0], claim_generations(session, 1)[0]
+            assert first.worker_id is not None
+            host, pid, random = first.worker_id.rsplit(":", 2)
+            assert (host, pid) == (socket.gethostname()[:128], str(os.getpid()))
+            assert first.worker_id != second.worker_id
+            assert random
+
+
+@pytest.mark.usefixtures("db")
+class TestBatches:
+    def test_many_are_claimed_at_once_across_priorities(self) -> None:
+        ids = [submit(priority=priority) for priority in (0, 1, 2, 0, 1)]
+        submit(scheduled_at=ahead(days=1), priority=3)
+        with get_session() as session:
+            batch = claim_generations(session, 4, "gpu-0")
+            assert [row.id for row in batch] == [ids[2], ids[1], ids[4], ids[0]]
+            assert {row.worker_id for row in batch} == {"gpu-0"}
+            assert [row.id for row in claim_generations(session, 2**63 - 1)] == [ids[3]]
+
+    def test_a_limit_of_nothing_claims_nothing(self) -> None:
+        submit()
+        with get_session() as session:
+            assert claim_generations(session, 0) == []
+
+    def test_two_transactions_at_once_share_the_queue(self, db: Storage) -> None:
+        """On SQLite the second waits for the first, on PostgreSQL it passes over the locked rows."""
+        ids = [submit(priority=priority) for priority in (1, 1, 0, 0)]
+        with get_session() as first:
+            mine = [row.id for row in claim_generations(first, 3)]
+            if db.backend.name == "sqlite":
+                first.commit()
+            with get_session() as second:
+                theirs = [row.id for row in claim_generations(second, 3)]
+        assert mine == ids[:3]
+        assert theirs == ids[3:]
+
+
+@pytest.mark.usefixtures("db")
+class TestModels:
+    def test_only_the_named_models_are_claimed(self) -> None:
+        large = submit(model_name="large", priority=9)
+        small = submit(model_name="small")
+        assert claimed(model_names=["small"]) == small
+        assert claimed(model_names=["small"]) is None
+        assert claimed(model_names=("large", "small")) == large
+
+    def test_several_models_are_served_in_one_order(self) -> None:
+        ids = [
+            submit(model_name=model, priority=priority)
+            for model, priority in [("a", 0), ("b", 1), ("c", 9), ("b", 0), ("a", 1)]
+        ]
+        with get_session() as session:
+            batch = claim_generations(session, 9, model_names=["b", "a"])
+        assert [row.id for row in batch] == [ids[1], ids[4], ids[0], ids[3]]
+
+    def test_no_model_at_all_claims_nothing(self) -> None:
+        submit()
+        assert claimed(model_names=[]) is None
+
+    def test_the_preferred_model_goes_ahead(self) -> None:
+        head = submit(model_name="cold")
+        warm = submit(model_name="warm")
+        assert claimed(prefer_model="warm") == warm
+        assert claimed(prefer_model="warm") == head
+
+    def test_the_preferred_model_is_looked_for_among_the_first_fifty_only(self) -> None:
+        with get_session() as session:
+            rows = create_generations(session, [a_request(model_name="cold") for _ in range(50)])
+            warm = a_generation(session, model_name="warm").id
+        assert claimed(prefer_model="warm") == rows[0].id
+        assert claimed(prefer_model="warm") == warm
+
+    def test_a_head_that_waited_five_minutes_goes_first_all_the_same(self) -> None:
+        head = submit(model_name="cold", scheduled_at=ago(minutes=6))
+        warm = submit(model_name="warm")
+        assert claimed(prefer_model="warm") == head
+        assert claimed(prefer_model="warm") == warm
+
+    def test_preferring_one_of_the_named_models(self) -> None:
+        submit(model_name="other", priority=9)
+        cold, warm = submit(model_name="cold"), submit(model_name="warm")
+        assert claimed(model_names=["cold", "warm"], prefer_model="warm") == warm
+        assert claimed(model_names=["cold", "warm"], prefer_model="warm") == cold
+        assert claimed(model_names=["cold", "warm"], prefer_model="warm") is None
+
+    def test_a_batch_takes_the_preferred_model_first(self) -> None:
+        cold = [submit(model_name="cold") for _ in range(2)]
+        warm = [submit(model_name="warm") for _ in range(2)]
+        with get_session() as session:
+            batch = {row.id for row in claim_generations(session, 3, prefer_model="warm")}
+        assert batch == {*warm, cold[0]}
+
+
+@pytest.mark.usefixtures("db")
+class TestPause:
+    def test_a_paused_queue_serves_nobody_until_it_is_resumed(self) -> None:
+        waiting = submit()
+        with get_session() as session:
+            pause_queue(session, "maintenance")
+        for options in ({}, {"model_names": ["musicgen-small"]}, {"prefer_model": "musicgen-small"}):
+            assert claimed(**options) is None
+        with get_session() as session:
+            assert not has_due(session)
+            resume_queue(session)
+            assert has_due(session)
+        assert claimed() == waiting
+
+    def test_what_runs_may_finish_in_a_paused_queue(self) -> None:
+        submit()
+        with get_session() as session:
+            generation = claim_generation(session)
+            assert generation is not None
+            pause_queue(session)
+            complete_generation(session, generation.id, 1.0, 1, lease=generation.lease)
+            assert generation.is_complete
+
+    def test_pausing_again_keeps_the_moment_and_takes_the_new_reason(self) -> None:
+        with get_session() as session:
+            pause_queue(session, "first")
+        with get_session() as session:
+            since = session.get_one(QueueState, 1).paused_at
+            pause_queue(session, "second")
+        with get_session() as session:
+            state = session.get_one(QueueState, 1)
+            assert (state.paused_at, state.reason) == (since, "second")
+            assert since is not None
+
+    def test_resuming_a_queue_that_runs_does_nothing(self) -> None:
+        submit()
+        with get_session() as session:
+            resume_queue(session)
+        assert claimed() is not None
+
+
+@pytest.mark.usefixtures("db")
+class TestPosition:
+    def test_it_counts_in_the_order_of_claims(self) -> None:
+        ids = [submit(priority=priority) for priority in (0, 5, -3, 5, 0)]
+        with get_session() as session:
+            assert [get_queue_position(session, one) for one in ids] == [3, 1, 5, 2, 4]
+
+    def test_what_is_not_due_yet_is_ahead_only_of_what_is_due_later(self) -> None:
+        tomorrow = submit(priority=9, scheduled_at=ahead(days=1))
+        today = submit()
+        next_week = submit(scheduled_at=ahead(days=7))
+        with get_session() as session:
+            assert [get_queue_position(session, one) for one in (today, tomorrow, next_week)] == [1, 1, 3]
+
+    def test_it_is_none_for_what_does_not_wait(self) -> None:
+        generation_id = submit()
+        assert claimed() == generation_id
+        with get_session() as session:
+            assert get_queue_position(session, generation_id) is None
+            assert get_queue_position(session, "unknown") is None
+            assert get_queue_position(session, "nul\0") is None
+
+    def test_the_first_is_what_the_next_claim_gives(self) -> None:
+        ids = [submit(priority=priority % 3) for priority in range(7)]
+        for _ in ids:
+            with get_session() as session:
+                places = {get_queue_position(session, one): one for one in ids}
+            assert claimed() == places[1]
+
+
+@pytest.mark.usefixtures("db")
+class TestPlainPath:
+    def test_a_plain_write_to_a_row_that_was_claimed_meanwhile_is_refused(self) -> None:
+        generation_id = submit()
+        with get_session() as mine:
+            generation = get_generation(mine, generation_id)
+            assert generation is not None
+            assert claimed() == generation_id
+            generation.mark_processing()
+            with pytest.raises(ConflictError):
+                mine.flush()
+            mine.rollback()
+
+    def test_a_claimed_generation_may_be_finished_plainly(self) -> None:
+        generation_id = submit()
+        assert claimed() == generation_id
+        with get_session() as session:
+            generation = complete_generation(session, generation_id, 18.5, 5_000_000)
+            assert generation is not None
+            assert generation.is_complete
+            assert generation.lease is None
+
+
+@pytest.mark.usefixtures("db")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"worker_id": ""},
+        {"worker_id": 7},
+        {"model_names": "musicgen-small"},
+        {"model_names": [""]},
+        {"prefer_model": "  "},
+        {"lease_seconds": 0},
+        {"lease_seconds": -1},
+        {"lease_seconds": float("nan")},
+        {"lease_seconds": 1e300},
+        {"lease_seconds": "60"},
+    ],
+)
+def test_a_bad_argument_is_named_and_claims_nothing(arguments: dict[str, Any]) -> None:
+    waiting = submit()
+    with get_session() as session:
+        with pytest.raises((ValueError, TypeError), match=next(iter(arguments))):
+            claim_generation(session, **arguments)
+        for limit in (-1, True, "1"):
+            with pytest.raises((ValueError, TypeError), match="limit"):
+                claim_generations(session, limit)  # type: ignore[arg-type]
+    assert claimed() == waiting
+
+
+class Recorder:
+    """The statements an engine executes, to be explained."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.statements: list[tuple[str, Any]] = []
+        event.listen(engine, "before_cursor_execute", self.record)
+
+    def record(self, _c: Any, _cursor: Any, statement: str, parameters: Any, _context: Any, _many: bool) -> None:
+        self.statements.append((statement, parameters))
+
+    def explain(self) -> str:
+        """Return the plan of the last statement."""
+        event.remove(self.engine, "before_cursor_execute", self.record)
+        statement, parameters = self.statements[-1]
+        prefix = "EXPLAIN QUERY PLAN " if self.engine.dialect.name == "sqlite" else "EXPLAIN "
+        with self.engine.connect() as connection:
+            plan = connection.exec_driver_sql(prefix + statement, parameters).all()
+            return "\n".join(str(row[-1]) for row in plan)
+
+
+def fill(session: Any, count: int, **changes: Any) -> None:
+    create_generations(session, [a_request(**changes) for _ in range(count)])
+
+
+@pytest.mark.parametrize("analyzed", ["never", "while all were pending", "while none was pending"])
+class TestPlans:
+    @pytest.fixture
+    def backlog(self, db: Storage, analyzed: str) -> Storage:
+        """Return a database with enough rows that a planner prefers an index, and statistics of each kind."""
+        with get_session() as session:
+            fill(session, 500)
+            fill(session, 500, priority=5, scheduled_at=ahead(days=1))
+            fill(session, 500, model_name="large")
+        analyze = db.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        if analyzed == "while none was pending":
+            analyze.exec_driver_sql("UPDATE generations SET status = 'failed', completed_at = created_at")
+        if analyzed != "never":
+            analyze.exec_driver_sql("ANALYZE")
+        if analyzed == "while none was pending":
+            analyze.exec_driver_sql("UPDATE generations SET status = 'pending', completed_at = NULL")
+        analyze.close()
+        return db
+
+    @pytest.mark.parametrize(
+        ("options", "index"),
+        [({}, "idx_generations_due"), ({"model_names": ["musicgen-small"]}, "idx_generations_due_model")],
+    )
+    def test_a_claim_seeks_in_the_partial_index_and_sorts_nothing(
+        self, backlog: Storage, options: dict[str, Any], index: str
+    ) -> None:
+        recorder = Recorder(backlog.engine)
+        with get_session() as session:
+            assert claim_generation(session, **options) is not None
+        plan = recorder.explain()
+        scans = [line for line in plan.splitlines() if "idx_generations" in line]
+        assert scans
+        assert all(f"{index} " in line + " " for line in scans), plan
+        assert "TEMP B-TREE" not in plan
+        assert "Sort" not in plan
+        assert "Seq Scan on generations" not in plan
+        assert "SCAN generations" not in plan
+        if backlog.backend.name == "sqlite":
+            assert "priority=? AND scheduled_at<?" in plan
+
+    @pytest.mark.parametrize("options", [{"model_names": ["musicgen-small", "large"]}, {"prefer_model": "large"}])
+    def test_a_claim_among_several_models_sorts_only_what_it_looked_at(
+        self, backlog: Storage, options: dict[str, Any]
+    ) -> None:
+        recorder = Recorder(backlog.engine)
+        with get_session() as session:
+            assert claim_generation(session, **options) is not None
+        plan = recorder.explain()
+        assert "Seq Scan on generations" not in plan
+        assert "SCAN generations" not in plan
+        assert "idx_generations_status" not in plan
+        assert "idx_generations_due" in plan
+
+    def test_the_list_of_pending_generations_is_read_from_the_queue(self, backlog: Storage) -> None:
+        recorder = Recorder(backlog.engine)
+        with get_session() as session:
+            assert len(get_pending_generations(session)) == 100
+        plan = recorder.explain()
+        assert "idx_generations_due" in plan
+        assert "TEMP B-TREE" not in plan
+
+    def test_a_queue_position_is_counted_in_the_index_alone(self, backlog: Storage) -> None:
+        with get_session() as session:
+            last = a_generation(session, priority=-1).id
+        recorder = Recorder(backlog.engine)
+        with get_session() as session:
+            assert get_queue_position(session, last) == 1001
+        plan = recorder.explain()
+        assert "Seq Scan on generations" not in plan
+        assert "SCAN generations" not in plan
+        if backlog.backend.name == "sqlite":
+            assert plan.count("USING COVERING INDEX idx_generations_due") == 4
+
+
+def test_cancelled_rows_leave_the_queue(db: Storage) -> None:
+    first, second = submit(), submit()
+    with get_session() as session:
+        cancel_generation(session, first)
+        assert get_queue_position(session, second) == 1
+    assert claimed() == second
+
+
+def test_enqueueing_is_part_of_the_callers_transaction(db: Storage) -> None:
+    with get_session() as session:
+        create_generation(session, **a_request())
+        session.rollback()
+    assert claimed() is None
+    with get_session() as session:
+        assert session.query(Generation).count() == 0

@@ -1,0 +1,484 @@
+"""The loop around a handler, with real databases, threads, processes and signals."""
+
+import json
+import logging
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from services.storage import (
+    DoNotRetry,
+    Generation,
+    Job,
+    NotInitializedError,
+    Result,
+    RetryPolicy,
+    Storage,
+    Worker,
+    cancel_generation,
+    claim_generation,
+    create_generations,
+    get_attempts,
+    get_generation,
+    get_session,
+    pause_queue,
+    reclaim_generations,
+)
+from tests.clock import ago, ahead, expire_lease
+from tests.factories import a_generation, a_request
+
+AT_ONCE = RetryPolicy(base_seconds=0, cap_seconds=0)
+
+
+def submit(count: int = 1, **changes: Any) -> list[str]:
+    with get_session() as session:
+        return [row.id for row in create_generations(session, [a_request(**changes) for _ in range(count)])]
+
+
+def stored(generation_id: str) -> Generation:
+    with get_session() as session:
+        generation = get_generation(session, generation_id)
+        assert generation is not None
+        return generation
+
+
+def outcomes(generation_id: str) -> list[str]:
+    with get_session() as session:
+        return [attempt.outcome for attempt in get_attempts(session, generation_id)]
+
+
+def wait_until(condition: Callable[[], Any]) -> None:
+    """Return once `condition` holds; the suite's timeout ends a wait in vain."""
+    while not condition():
+        time.sleep(0.01)
+
+
+def work(handler: Callable[[Job], Result | None], **options: Any) -> int:
+    """Run a worker until nothing is due."""
+    return Worker(handler, retry_policy=AT_ONCE, **options).run(until_empty=True)
+
+
+@pytest.mark.usefixtures("db")
+class TestJobs:
+    def test_every_due_generation_is_rendered_and_its_result_stored(self) -> None:
+        ids = submit(3)
+        later = submit(scheduled_at=ahead(hours=1))[0]
+        seen = []
+
+        def render(job: Job) -> Result:
+            seen.append(job.generation.id)
+            return Result(5_000_000, {"bpm": 140}, generation_time=18.5)
+
+        assert work(render) == 3
+        assert seen == ids
+        for generation_id in ids:
+            generation = stored(generation_id)
+            assert generation.is_complete
+            assert (generation.file_size_bytes, generation.generation_time_seconds) == (5_000_000, 18.5)
+            assert generation.get_metadata() == {"bpm": 140}
+        assert stored(later).is_pending
+
+    def test_without_a_result_the_time_is_measured_and_the_size_unknown(self) -> None:
+        (generation_id,) = submit()
+        assert work(lambda job: None) == 1
+        generation = stored(generation_id)
+        assert generation.is_complete
+        assert generation.file_size_bytes is None
+        assert generation.generation_time_seconds is not None
+
+    def test_it_stops_after_as_many_jobs_as_wanted(self) -> None:
+        ids = submit(3)
+        assert Worker(lambda job: None).run(max_jobs=2) == 2
+        assert [stored(one).status for one in ids] == ["completed", "completed", "pending"]
+        assert Worker(lambda job: None).run(max_jobs=0) == 0
+
+    def test_a_job_knows_its_lease_and_who_works_on_it(self) -> None:
+        submit()
+        jobs: list[Job] = []
+
+        def render(job: Job) -> None:
+            jobs.append(job)
+            assert stored(job.generation.id).lease == job.lease
+            assert not job.cancelled
+
+        work(render, worker_id="gpu-0")
+        assert jobs[0].lease.worker_id == "gpu-0"
+
+    def test_a_paused_queue_is_empty_for_a_worker(self) -> None:
+        submit()
+        with get_session() as session:
+            pause_queue(session)
+        assert work(lambda job: None) == 0
+
+    def test_only_the_named_models_are_rendered(self) -> None:
+        large, small = submit(model_name="large")[0], submit(model_name="small")[0]
+        assert work(lambda job: None, model_names=("small",)) == 1
+        assert stored(large).is_pending
+        assert stored(small).is_complete
+
+    def test_a_warm_model_goes_ahead_when_wanted(self) -> None:
+        for model in ("a", "b", "a", "b"):
+            submit(model_name=model)
+        rendered: list[str] = []
+        work(lambda job: rendered.append(job.generation.model_name), prefer_warm=True)
+        assert rendered == ["a", "a", "b", "b"]
+
+    def test_expired_leases_of_others_are_taken_up(self) -> None:
+        (generation_id,) = submit()
+        with get_session() as session:
+            claim_generation(session, "dead")
+        expire_lease(generation_id)
+        assert work(lambda job: None) == 1
+        assert outcomes(generation_id) == ["lost", "completed"]
+
+    def test_an_unmade_database_is_reported_at_once(self, tmp_path: Path) -> None:
+        storage = Storage(f"sqlite:///{tmp_path / 'none.db'}")
+        with pytest.raises(NotInitializedError):
+            Worker(lambda job: None, storage=storage).run()
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"worker_id": ""},
+            {"model_names": "one"},
+            {"model_names": [1]},
+            {"lease_seconds": 0},
+            {"poll_seconds": -1},
+            {"grace_seconds": "long"},
+        ],
+    )
+    def test_a_bad_argument_is_named(self, options: dict[str, Any]) -> None:
+        with pytest.raises((ValueError, TypeError), match=next(iter(options))):
+            Worker(lambda job: None, **options)
+        with pytest.raises(TypeError, match="handler"):
+            Worker(None)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="max_jobs"):
+            Worker(lambda job: None).run(max_jobs=-1)
+
+
+@pytest.mark.usefixtures("db")
+class TestFailures:
+    def test_a_job_that_raises_is_tried_again_until_no_attempt_is_left(self) -> None:
+        (generation_id,) = submit(max_attempts=3)
+
+        def render(job: Job) -> None:
+            raise RuntimeError("CUDA out of memory")
+
+        assert work(render) == 3
+        generation = stored(generation_id)
+        assert generation.is_failed
+        assert generation.error_message == "RuntimeError: CUDA out of memory"
+        assert outcomes(generation_id) == ["failed"] * 3
+
+    def test_a_job_that_succeeds_at_last_is_complete(self) -> None:
+        (generation_id,) = submit()
+
+        def render(job: Job) -> None:
+            if job.generation.attempt == 1:
+                raise RuntimeError("once")
+
+        assert work(render) == 2
+        assert stored(generation_id).is_complete
+        assert outcomes(generation_id) == ["failed", "completed"]
+
+    def test_the_retry_waits_as_its_policy_says(self) -> None:
+        (generation_id,) = submit()
+
+        def render(job: Job) -> None:
+            raise RuntimeError
+
+        assert Worker(render, retry_policy=RetryPolicy(600, cap_seconds=600)).run(until_empty=True) == 1
+        assert stored(generation_id).scheduled_at > ahead(minutes=4)
+
+    def test_do_not_retry_ends_the_job(self) -> None:
+        first, second = submit(2)
+
+        def render(job: Job) -> None:
+            raise DoNotRetry("unknown model") if job.generation.id == first else DoNotRetry
+
+        assert work(render) == 2
+        assert stored(first).error_message == "unknown model"
+        assert stored(second).error_message == "Another attempt would end the same way."
+        assert outcomes(second) == ["failed"]
+
+    @pytest.mark.parametrize(
+        "result", ["a path", Result(-1), Result(1, {"bpm": float("nan")}), Result(1, generation_time=-1.0)]
+    )
+    def test_a_result_that_cannot_be_stored_fails_the_attempt(self, result: Any) -> None:
+        (generation_id,) = submit(max_attempts=1)
+        assert work(lambda job: result) == 1
+        generation = stored(generation_id)
+        assert generation.is_failed
+        assert "Error: " in str(generation.error_message)
+
+    def test_a_handler_that_exits_gives_its_job_back(self) -> None:
+        (generation_id,) = submit()
+        with pytest.raises(SystemExit):
+            work(lambda job: sys.exit(1))
+        assert stored(generation_id).is_pending
+        assert outcomes(generation_id) == ["released"]
+
+
+@pytest.mark.usefixtures("db")
+class TestHeart:
+    def test_it_keeps_the_lease_of_a_long_job(self) -> None:
+        (generation_id,) = submit()
+        expiries = set()
+
+        def render(job: Job) -> None:
+            wait_until(lambda: expiries.add(stored(generation_id).lease_expires_at) or len(expiries) == 4)
+
+        assert work(render, lease_seconds=0.4) == 1
+        assert stored(generation_id).is_complete
+        assert outcomes(generation_id) == ["completed"]
+
+    def test_it_writes_progress_within_moments(self) -> None:
+        (generation_id,) = submit()
+
+        def render(job: Job) -> None:
+            for percent in range(50):
+                job.progress(percent / 100, "sampling")
+            wait_until(lambda: stored(generation_id).progress == 0.49)
+            assert stored(generation_id).current_step == "sampling"
+            with pytest.raises(ValueError, match="progress"):
+                job.progress(1.1)
+
+        assert work(render) == 1
+        assert stored(generation_id).is_complete
+
+    def test_a_cancelled_job_hears_of_it_and_its_result_is_dropped(self) -> None:
+        (generation_id,) = submit()
+
+        def render(job: Job) -> Result:
+            with get_session() as session:
+                cancel_generation(session, generation_id)
+            wait_until(lambda: job.cancelled)
+            return Result(1)
+
+        assert work(render, lease_seconds=0.4) == 1
+        assert stored(generation_id).is_cancelled
+        assert stored(generation_id).file_size_bytes is None
+        assert outcomes(generation_id) == ["cancelled"]
+
+    @pytest.mark.parametrize("raises", [False, True])
+    def test_a_lost_lease_drops_the_result_and_the_worker_lives_on(self, raises: bool) -> None:
+        (lost,) = submit(priority=1)
+        (next_one,) = submit()
+
+        def render(job: Job) -> Result:
+            if job.generation.id == lost and job.generation.attempt == 1:
+                with get_session() as session:
+                    held = session.get_one(Generation, lost)
+                    held.lease_expires_at = ago(seconds=1)
+                    session.flush()
+                    assert [row.id for row in reclaim_generations(session)] == [lost]
+                    assert claim_generation(session, "other", lease_seconds=600) is held
+                wait_until(lambda: job.cancelled)
+                if raises:
+                    raise RuntimeError("interrupted by itself")
+            return Result(1)
+
+        assert work(render, lease_seconds=0.4) == 2
+        assert stored(next_one).is_complete
+        generation = stored(lost)
+        assert generation.is_processing
+        assert generation.worker_id == "other"
+        assert outcomes(lost) == ["lost"]
+
+
+class _OnWarning(logging.Handler):
+    """Calls back at the first warning whose text contains a word."""
+
+    def __init__(self, word: str, then: Callable[[], None]) -> None:
+        super().__init__(logging.WARNING)
+        self.word, self.then = word, then
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self.word in record.getMessage():
+            self.then()
+
+
+@pytest.fixture
+def impatient(database_url: str) -> Iterator[Storage]:
+    """Return a database whose sessions do not wait for locks."""
+    storage = Storage(database_url, busy_timeout=0.01, lock_timeout=0.01)
+    with storage.session() as session:
+        a_generation(session, generation_id="one")
+    yield storage
+    storage.dispose()
+
+
+class TestTrouble:
+    @pytest.mark.parametrize("when", ["storing", "looking for work", "no heartbeat"])
+    def test_a_database_that_others_lock_is_waited_for(self, impatient: Storage, when: str) -> None:
+        blocker = impatient.engine.connect()
+        unlocked = threading.Event()
+
+        def lock() -> None:
+            blocker.execute(text("UPDATE generations SET file_path = file_path"))
+
+        def unlock() -> None:
+            blocker.rollback()
+            unlocked.set()
+
+        def render(job: Job) -> Result:
+            if when != "looking for work":
+                lock()
+            if when == "no heartbeat":
+                assert unlocked.wait()
+            return Result(1)
+
+        warning = _OnWarning(when, unlock)
+        logging.getLogger("services.storage.worker").addHandler(warning)
+        try:
+            if when == "looking for work":
+                if (
+                    impatient.backend.name == "postgresql"
+                ):  # claims pass over locked rows there, but not over a lock on all
+                    blocker.execute(text("LOCK TABLE generations"))
+                lock()
+            assert Worker(render, storage=impatient, lease_seconds=0.8).run(max_jobs=1) == 1
+        finally:
+            logging.getLogger("services.storage.worker").removeHandler(warning)
+            blocker.close()
+        assert unlocked.is_set()
+        with impatient.session() as session:
+            assert session.get_one(Generation, "one").is_complete
+            assert [attempt.outcome for attempt in get_attempts(session, "one")] == ["completed"]
+
+
+class Process:
+    """A worker process and the lines it prints."""
+
+    def __init__(self, url: str, mode: str, folder: Path, **options: Any) -> None:
+        arguments = [sys.executable, "-m", "tests.worker_process", url, mode, str(folder), json.dumps(options)]
+        self.popen = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
+
+    def line(self) -> list[str]:
+        assert self.popen.stdout is not None
+        return self.popen.stdout.readline().split()
+
+    def close(self) -> int:
+        assert self.popen.stdout is not None
+        code = self.popen.wait()
+        self.popen.stdout.close()
+        return code
+
+
+class TestSignals:
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    def test_a_running_job_may_finish(self, db: Storage, database_url: str, tmp_path: Path, number: int) -> None:
+        first, second = submit(2)
+        process = Process(database_url, "when told", tmp_path)
+        assert process.line() == ["began", first, "1"]
+        process.popen.send_signal(number)
+        (tmp_path / "go").touch()
+        assert process.line() == ["ended", "1"]
+        assert process.close() == 0
+        assert stored(first).is_complete
+        assert stored(second).is_pending
+
+    def test_a_job_that_needs_longer_is_given_back(self, db: Storage, database_url: str, tmp_path: Path) -> None:
+        (generation_id,) = submit(max_attempts=1)
+        process = Process(database_url, "never", tmp_path, grace_seconds=0.2)
+        assert process.line() == ["began", generation_id, "1"]
+        process.popen.send_signal(signal.SIGTERM)
+        assert process.line() == ["ended", "1"]
+        assert process.close() == 0
+        assert stored(generation_id).is_pending
+        assert stored(generation_id).max_attempts == 2
+        assert outcomes(generation_id) == ["released"]
+
+    def test_a_second_signal_gives_it_back_at_once(self, db: Storage, database_url: str, tmp_path: Path) -> None:
+        (generation_id,) = submit()
+        process = Process(database_url, "never", tmp_path, grace_seconds=600)
+        assert process.line() == ["began", generation_id, "1"]
+        process.popen.send_signal(signal.SIGTERM)
+        process.popen.send_signal(signal.SIGINT)  # another one, for two alike may arrive as one
+        assert process.line() == ["ended", "1"]
+        assert process.close() == 0
+        assert outcomes(generation_id) == ["released"]
+
+    def test_an_idle_worker_ends(self, db: Storage, database_url: str, tmp_path: Path) -> None:
+        (generation_id,) = submit()
+        process = Process(database_url, "at once", tmp_path, poll_seconds=600)
+        assert process.line() == ["began", generation_id, "1"]
+        wait_until(lambda: stored(generation_id).is_complete)
+        process.popen.send_signal(signal.SIGTERM)
+        assert process.line() == ["ended", "1"]
+        assert process.close() == 0
+
+    @pytest.mark.usefixtures("db")
+    def test_the_handlers_of_before_are_put_back(self) -> None:
+        numbers = (signal.SIGTERM, signal.SIGINT)
+        before = [signal.getsignal(number) for number in numbers]
+        submit()
+        during = []
+        work(lambda job: during.extend(signal.getsignal(number) for number in numbers))
+        assert [signal.getsignal(number) for number in numbers] == before
+        assert during != before
+
+    @pytest.mark.usefixtures("db")
+    def test_in_another_thread_it_is_stopped_by_a_call(self) -> None:
+        before = signal.getsignal(signal.SIGTERM)
+        (generation_id,) = submit()
+        began = threading.Event()
+
+        def render(job: Job) -> Result:
+            began.set()
+            wait_until(lambda: job.cancelled)
+            return Result(1)
+
+        worker = Worker(render, grace_seconds=0.1)
+        thread = threading.Thread(target=worker.run)
+        thread.start()
+        began.wait()
+        assert signal.getsignal(signal.SIGTERM) == before
+        worker.stop()
+        thread.join()
+        assert stored(generation_id).is_pending
+        assert outcomes(generation_id) == ["released"]
+
+
+class TestCrashes:
+    def test_a_job_that_kills_its_worker_each_time_ends_as_failed(
+        self, db: Storage, database_url: str, tmp_path: Path
+    ) -> None:
+        (generation_id,) = submit(max_attempts=3)
+        for attempt in (1, 2, 3):
+            process = Process(database_url, "deadly", tmp_path)
+            assert process.line() == ["began", generation_id, str(attempt)]
+            assert process.close() == -signal.SIGKILL
+            expire_lease(generation_id)
+        assert work(lambda job: None) == 0
+        generation = stored(generation_id)
+        assert generation.is_failed
+        assert generation.error_message == "worker lost in attempt 3 of 3"
+        with get_session() as session:
+            attempts = get_attempts(session, generation_id)
+        assert [(row.number, row.outcome) for row in attempts] == [(1, "lost"), (2, "lost"), (3, "lost")]
+        assert len({row.worker_id for row in attempts}) == 3
+
+    def test_a_worker_stopped_past_its_lease_cannot_overwrite_the_others_result(
+        self, db: Storage, database_url: str, tmp_path: Path
+    ) -> None:
+        (generation_id,) = submit()
+        process = Process(database_url, "frozen", tmp_path, until_empty=True)
+        assert process.line() == ["began", generation_id, "1"]
+        wait_until(lambda: Path(f"/proc/{process.popen.pid}/stat").read_text().split()[2] == "T")
+        expire_lease(generation_id)
+        assert work(lambda job: Result(2_000)) == 1
+        result = stored(generation_id).to_dict()
+        process.popen.send_signal(signal.SIGCONT)
+        assert process.line() == ["ended", "1"]
+        assert process.close() == 0
+        assert stored(generation_id).to_dict() == result
+        assert outcomes(generation_id) == ["lost", "completed"]
