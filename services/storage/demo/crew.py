@@ -9,6 +9,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from secrets import token_hex
 from select import select as wait_until_readable
 from subprocess import DEVNULL, PIPE, Popen, TimeoutExpired
 from typing import IO
@@ -18,7 +19,6 @@ from sqlalchemy.orm import Session
 
 from ..engine import Storage
 from ..models import Attempt, Generation, QueueState
-from ..queue import new_worker_id
 from ..schema import GenerationStatus
 from ..worker import Job, Result, Worker, WorkerInterrupted
 from . import MODEL_NAME, render_job
@@ -143,7 +143,7 @@ def _crew(storage: Storage, size: int, doomed: str | None) -> Iterator[list[Memb
         for number in range(1, size + 1):
             # A session of its own: Ctrl-C is for whoever watches, who then dismisses the crew.
             process = Popen(command, stdin=PIPE, stdout=DEVNULL, start_new_session=True)
-            member = Member(number, new_worker_id(), process)
+            member = Member(number, f"demo:{process.pid}:{token_hex(4)}", process)
             crew.append(member)
             told = {"database_url": url, "worker_id": member.worker_id, "doomed": doomed}
             member.orders.write(json.dumps(told).encode() + b"\n")  # not as arguments: a URL may hold a password
