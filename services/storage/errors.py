@@ -22,11 +22,11 @@ class SchemaOutdatedError(StorageError):
 
 
 class SchemaTooNewError(StorageError):
-    """The database was migrated by a newer release: upgrade dgx-music-storage, or restore an older backup."""
+    """The database is at a revision this release does not know: upgrade dgx-music-storage, or restore a backup."""
 
 
 class ForeignDatabaseError(StorageError):
-    """The database holds other tables and none of ours: point DATABASE_URL at another one. Nothing was changed."""
+    """The database holds other tables, not this library's: point DATABASE_URL at another one. Nothing was changed."""
 
 
 class IllegalTransitionError(StorageError, ValueError):
@@ -40,6 +40,9 @@ class IllegalTransitionError(StorageError, ValueError):
         )
         self.current = current
         self.target = target
+
+    def __reduce__(self) -> tuple[type["IllegalTransitionError"], tuple[str | None, str | None]]:
+        return type(self), (self.current, self.target)  # to another process: the message is made of these
 
 
 class LeaseLostError(StorageError):

@@ -89,10 +89,12 @@ def complete_generation(
     if generation is None:
         return None
     file_size_bytes = validate_generation_field("file_size_bytes", file_size_bytes)
-    merged = merge_metadata(generation.metadata_json, metadata) if metadata else generation.metadata_json
+    stored = generation.metadata_json
+    merged = merge_metadata(stored, metadata)
     generation.mark_completed(generation_time)
     generation.file_size_bytes = file_size_bytes
-    generation.metadata_json = merged
+    if merged != stored:
+        generation.metadata_json = merged
     session.flush()
     return generation
 
@@ -196,10 +198,9 @@ def _complete_under_lease(
         "generation_time_seconds": validate_generation_field("generation_time_seconds", generation_time),
         "file_size_bytes": validate_generation_field("file_size_bytes", file_size_bytes),
     }
-    if not metadata:
+    if merge_metadata(None, metadata) is None:
         done = _end_attempt(session, lease, "completed")
         return done or _leave(session, [lease.generation_id], GenerationStatus.COMPLETED, result)[0]
-    merge_metadata(None, metadata)
     # What is stored may refuse to be merged with, and is certain only once the row is locked: then undo the history.
     with session.begin_nested():
         done = _end_attempt(session, lease, "completed")

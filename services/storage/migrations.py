@@ -4,6 +4,7 @@ The only importer of Alembic, and itself imported only where a schema may have t
 transaction under one lock, so many processes may start at once and a kill leaves the old schema or the new one.
 """
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,9 +25,6 @@ from .models import Base
 from .schema import REVISIONS
 
 BASELINE = REVISIONS[0]
-
-# Indexes of one database system alone, which the models cannot tell of.
-INDEXES_OF_REVISIONS = frozenset({"uq_prompts_text_md5"})
 
 # What a database made without Alembic must have to be taken for ours: the tables and columns of the first revision.
 BASELINE_COLUMNS = {
@@ -99,9 +97,19 @@ def check(storage: Storage) -> list[Any]:
     """Return how the tables differ from the models, in Alembic's terms; [] where they agree."""
     if not storage.backend.is_present(storage.url):
         raise NotInitializedError
-    with storage.backend.migration_connection(storage.url) as connection:
-        translate_errors(connection.engine)
-        return list(compare_metadata(MigrationContext.configure(connection, opts=options(connection)), Base.metadata))
+    with connect(storage) as connection:
+        context = MigrationContext.configure(connection, opts=options(connection))
+        with reflection():
+            return list(compare_metadata(context, Base.metadata))
+
+
+@contextmanager
+def connect(storage: Storage) -> Iterator[Connection]:
+    """Open a connection for migrations, outside the pool of `storage`."""
+    engine = storage.backend.create_migration_engine(storage.url)
+    translate_errors(engine)
+    with engine.connect() as connection:
+        yield connection
 
 
 @contextmanager
@@ -109,10 +117,9 @@ def exclusive(storage: Storage, *, any_of_ours: bool = False) -> Iterator[Connec
     """Open a connection in a transaction that no other migration can be in; commit at the end of the block.
 
     Raises ForeignDatabaseError or SchemaTooNewError before anything is written; `any_of_ours` lets
-    pass whatever has one of our tables, in whatever shape.
+    pass whatever still has one of our tables, at whatever revision: its name alone is not enough.
     """
-    with storage.backend.migration_connection(storage.url) as connection:
-        translate_errors(connection.engine)
+    with connect(storage) as connection:
         for prepare in (storage.backend.prepare_file, None):
             storage.backend.lock_migrations(connection)
             _refuse_foreign(connection, any_of_ours)
@@ -129,8 +136,10 @@ def adopt(connection: Connection) -> None:
 
     Does nothing to an empty database or one with a version. The rows are mended by the revisions that follow.
     """
-    if _read_revision(connection) is not None or not sa.inspect(connection).has_table("generations"):
+    inspector = sa.inspect(connection)
+    if _read_revision(connection) is not None or not inspector.has_table("generations"):
         return
+    _refuse_namesakes(inspector)
     for name, target in BASELINE_INDEXES.items():
         connection.exec_driver_sql(f"CREATE INDEX IF NOT EXISTS {name} ON {target}")
     MigrationContext.configure(connection).stamp(ScriptDirectory.from_config(_config()), BASELINE)
@@ -139,11 +148,14 @@ def adopt(connection: Connection) -> None:
 def options(connection: Connection) -> dict[str, Any]:
     """Return the options of an Alembic context: one transaction, and silence about what is not ours to manage."""
     dialect = connection.dialect.name
+    for index in (index for table in Base.metadata.tables.values() for index in table.indexes if "where" in index.info):
+        index.dialect_kwargs[f"{dialect}_where"] = sa.text(index.info["where"])
 
     def include_object(item: Any, name: str | None, kind: str, reflected: bool, counterpart: Any) -> bool:
         if reflected:
-            # an operator's own table or column beside ours stays
-            return counterpart is not None or (kind not in ("table", "column") and name not in INDEXES_OF_REVISIONS)
+            # An operator's own table, column or index beside ours stays, and so does what only the revisions know of:
+            # an index of one database system alone.
+            return counterpart is not None
         return bool(item.info.get("only_on", dialect) == dialect)
 
     return {
@@ -152,6 +164,14 @@ def options(connection: Connection) -> dict[str, Any]:
         "compare_type": True,
         "include_object": include_object,
     }
+
+
+@contextmanager
+def reflection() -> Iterator[None]:
+    """Keep SQLAlchemy from warning about what it reflects itself: a constraint that PostgreSQL holds as NOT VALID."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Can't validate argument 'dialect_options'")
+        yield
 
 
 def script_location() -> Path:
@@ -184,18 +204,37 @@ def _read_revision(connection: Connection) -> str | None:
     return connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
 
 
+def _refuse_namesakes(inspector: sa.Inspector) -> None:
+    """Raise when a database without a version already has a table or column that the coming revisions make."""
+    for table in Base.metadata.sorted_tables:
+        baseline = BASELINE_COLUMNS.get(table.name)
+        if baseline is None:
+            taken = [table.name] if inspector.has_table(table.name) else []
+        else:
+            present = {column["name"] for column in inspector.get_columns(table.name)}
+            new = present.intersection(table.columns.keys()) - baseline
+            taken = [f"{table.name}.{column}" for column in sorted(new)]
+        if taken:
+            raise ForeignDatabaseError(
+                f"The database has no version, yet already has {taken[0]}: rename that if it is yours, or run `alembic "
+                "stamp` if the version was lost. Nothing was changed."
+            )
+
+
 def _refuse_foreign(connection: Connection, any_of_ours: bool) -> None:
     """Raise unless the database is empty, or ours at a revision this library knows, or ours without one."""
     inspector = sa.inspect(connection)
     tables = set(inspector.get_table_names()) - {"alembic_version"}
     revision = _read_revision(connection)
-    if (not tables and revision is None) or (any_of_ours and tables & BASELINE_COLUMNS.keys()):
+    if not tables and revision is None:
         return
-    ours = all(
+    ours = [
         table in tables and columns <= {column["name"] for column in inspector.get_columns(table)}
         for table, columns in BASELINE_COLUMNS.items()
-    )
-    if not ours:
+    ]
+    if any_of_ours and any(ours):
+        return
+    if not all(ours):
         raise ForeignDatabaseError
     if revision is not None and revision not in REVISIONS:
         raise SchemaTooNewError

@@ -53,8 +53,8 @@ def validate_status(status: str) -> str:
     Raises ValueError when it is none of the words of `GenerationStatus`.
     """
     try:
-        return GenerationStatus(status).value
-    except ValueError:
+        return GenerationStatus(str.__str__(status)).value  # also a member of another class of words
+    except (TypeError, ValueError):
         known = ", ".join(GenerationStatus)
         raise ValueError(f"status must be one of {known}, not {str(status)[:40]!r}") from None
 
@@ -66,4 +66,127 @@ def is_legal_move(current: str, target: str) -> bool:
     return target in LEGAL_MOVES[GenerationStatus(current)]
 
 
-SCHEMA_SQL: Final = ""
+SCHEMA_SQL: Final = """
+CREATE TABLE alembic_version (
+    version_num VARCHAR(32) NOT NULL,
+    CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num)
+);
+CREATE TABLE attempts (
+    generation_id TEXT NOT NULL,
+    number INTEGER NOT NULL,
+    worker_id TEXT NOT NULL,
+    started_at DATETIME,
+    finished_at DATETIME NOT NULL,
+    outcome TEXT NOT NULL,
+    error_message TEXT,
+    CONSTRAINT pk_attempts PRIMARY KEY (generation_id, number),
+    CONSTRAINT fk_attempts_generation_id_generations
+        FOREIGN KEY (generation_id) REFERENCES generations (id) ON DELETE CASCADE,
+    CONSTRAINT ck_attempts_outcome_known
+        CHECK (outcome IN ('completed', 'failed', 'lost', 'released', 'cancelled'))
+);
+CREATE TABLE generations (
+    id TEXT NOT NULL,
+    prompt TEXT NOT NULL,
+    model_name TEXT NOT NULL,
+    model_version TEXT,
+    duration_seconds DOUBLE NOT NULL,
+    sample_rate INTEGER NOT NULL,
+    channels INTEGER NOT NULL,
+    file_path TEXT NOT NULL,
+    file_size_bytes INTEGER,
+    status TEXT NOT NULL,
+    created_at DATETIME NOT NULL,
+    completed_at DATETIME,
+    generation_time_seconds DOUBLE,
+    error_message TEXT,
+    metadata TEXT,
+    prompt_id INTEGER,
+    priority INTEGER NOT NULL,
+    scheduled_at DATETIME NOT NULL,
+    attempt INTEGER NOT NULL,
+    max_attempts INTEGER NOT NULL,
+    started_at DATETIME,
+    worker_id TEXT,
+    lease_expires_at DATETIME,
+    progress DOUBLE,
+    current_step TEXT,
+    cancel_requested_at DATETIME,
+    batch_id TEXT,
+    parent_id TEXT,
+    idempotency_key TEXT,
+    is_favorite BOOLEAN NOT NULL,
+    parameters TEXT,
+    version INTEGER NOT NULL,
+    CONSTRAINT pk_generations PRIMARY KEY (id),
+    CONSTRAINT ck_generations_status_known
+        CHECK (status IN ('pending', 'processing', 'completed', 'failed', 'cancelled')),
+    CONSTRAINT ck_generations_finished_has_time
+        CHECK ((status IN ('completed', 'failed', 'cancelled')) = (completed_at IS NOT NULL)),
+    CONSTRAINT ck_generations_lease_while_processing
+        CHECK (lease_expires_at IS NULL OR status = 'processing'),
+    CONSTRAINT ck_generations_duration_positive
+        CHECK (duration_seconds > 0 AND duration_seconds <= 1e300),
+    CONSTRAINT ck_generations_sample_rate_positive
+        CHECK (sample_rate BETWEEN 1 AND 2147483647),
+    CONSTRAINT ck_generations_channels_mono_or_stereo
+        CHECK (channels IN (1, 2)),
+    CONSTRAINT ck_generations_file_size_not_negative
+        CHECK (file_size_bytes BETWEEN 0 AND 9223372036854775807),
+    CONSTRAINT ck_generations_generation_time_not_negative
+        CHECK (generation_time_seconds BETWEEN 0 AND 1e300),
+    CONSTRAINT ck_generations_progress_is_fraction
+        CHECK (progress BETWEEN 0 AND 1),
+    CONSTRAINT ck_generations_attempt_not_negative
+        CHECK (attempt BETWEEN 0 AND 2147483647),
+    CONSTRAINT ck_generations_max_attempts_positive
+        CHECK (max_attempts BETWEEN 1 AND 2147483647),
+    CONSTRAINT fk_generations_prompt_id_prompts
+        FOREIGN KEY (prompt_id) REFERENCES prompts (id) ON DELETE CASCADE,
+    CONSTRAINT fk_generations_parent_id_generations
+        FOREIGN KEY (parent_id) REFERENCES generations (id) ON DELETE SET NULL
+);
+CREATE TABLE prompts (
+    id INTEGER NOT NULL,
+    text TEXT NOT NULL,
+    used_count INTEGER NOT NULL,
+    first_used_at DATETIME NOT NULL,
+    last_used_at DATETIME NOT NULL,
+    CONSTRAINT pk_prompts PRIMARY KEY (id),
+    CONSTRAINT uq_prompts_text UNIQUE (text),
+    CONSTRAINT ck_prompts_used_count_positive
+        CHECK (used_count BETWEEN 1 AND 2147483647)
+);
+CREATE TABLE queue_state (
+    id INTEGER NOT NULL,
+    paused_at DATETIME,
+    reason TEXT,
+    CONSTRAINT pk_queue_state PRIMARY KEY (id),
+    CONSTRAINT ck_queue_state_single_row
+        CHECK (id = 1)
+);
+CREATE INDEX idx_generations_batch_id ON generations (batch_id, created_at DESC, id DESC)
+    WHERE batch_id IS NOT NULL;
+CREATE INDEX idx_generations_completed_at ON generations (completed_at)
+    WHERE completed_at IS NOT NULL;
+CREATE INDEX idx_generations_created_at ON generations (created_at DESC, id DESC);
+CREATE INDEX idx_generations_due ON generations (status, priority DESC, scheduled_at, id)
+    WHERE status = 'pending';
+CREATE INDEX idx_generations_due_model ON generations (status, model_name, priority DESC, scheduled_at, id)
+    WHERE status = 'pending';
+CREATE INDEX idx_generations_favorite ON generations (created_at DESC, id DESC)
+    WHERE is_favorite;
+CREATE INDEX idx_generations_lease ON generations (lease_expires_at)
+    WHERE status = 'processing';
+CREATE INDEX idx_generations_model_name ON generations (model_name, created_at DESC, id DESC);
+CREATE INDEX idx_generations_parent_id ON generations (parent_id)
+    WHERE parent_id IS NOT NULL;
+CREATE INDEX idx_generations_prompt_id ON generations (prompt_id, created_at DESC, id DESC);
+CREATE INDEX idx_generations_status ON generations (status);
+CREATE INDEX idx_generations_status_created_at ON generations (status, created_at DESC, id DESC)
+    WHERE status <> 'completed';
+CREATE UNIQUE INDEX uq_generations_idempotency_key ON generations (idempotency_key)
+    WHERE idempotency_key IS NOT NULL;
+CREATE INDEX idx_prompts_used_count ON prompts (used_count DESC, id);
+INSERT INTO alembic_version (version_num) VALUES ('007');
+"""

@@ -9,8 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import BigInteger, DateTime, Dialect, Integer, Text
-from sqlalchemy.dialects import sqlite
-from sqlalchemy.types import TypeDecorator, TypeEngine
+from sqlalchemy.types import TypeDecorator, TypeEngine, UserDefinedType
 
 # SQLite's INTEGER already holds 64 bits, and only that word makes a rowid.
 BigInt = BigInteger().with_variant(Integer(), "sqlite")
@@ -38,14 +37,28 @@ def uuid7() -> str:
     return str(uuid.UUID(int=milliseconds << 80 | 0x7 << 76 | fraction << 64 | 0b10 << 62 | random))
 
 
-class _LenientDATETIME(sqlite.DATETIME):
-    """SQLite's text times, in whatever form others wrote them; an unreadable one loads as None."""
+class _TextTime(UserDefinedType[datetime]):
+    """SQLite's times: text in UTC without offset, so that it sorts; read in whatever form others wrote it.
+
+    SQLAlchemy's own type raises on a text it cannot read; here that loads as None.
+    """
+
+    cache_ok = True
+
+    def get_col_spec(self, **_: Any) -> str:
+        return "DATETIME"
+
+    def bind_processor(self, dialect: Dialect) -> Callable[[datetime | None], str | None]:
+        return lambda value: None if value is None else value.replace(tzinfo=None).isoformat(" ", "microseconds")
+
+    def literal_processor(self, dialect: Dialect) -> Callable[[datetime], str]:
+        return lambda value: f"'{value.replace(tzinfo=None).isoformat(' ', 'microseconds')}'"
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], datetime | None]:
         def process(value: Any) -> datetime | None:
             try:
-                return None if value is None else as_utc(datetime.fromisoformat(value))
-            except (TypeError, ValueError, OverflowError):
+                return None if value is None else datetime.fromisoformat(value)
+            except (TypeError, ValueError):
                 return None
 
         return process
@@ -59,14 +72,17 @@ class UTCDateTime(TypeDecorator[datetime]):
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         if dialect.name == "sqlite":
-            return dialect.type_descriptor(_LenientDATETIME())  # type: ignore[no-untyped-call]
+            return dialect.type_descriptor(_TextTime())
         return dialect.type_descriptor(DateTime(timezone=True))
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         return None if value is None else as_utc(value)
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        return None if value is None else as_utc(value)
+        try:
+            return None if value is None else as_utc(value)
+        except OverflowError:  # a time with an offset in the first or last hours of the calendar
+            return None
 
 
 class JSONText(TypeDecorator[str]):
@@ -89,7 +105,8 @@ class JSONText(TypeDecorator[str]):
         return json.loads(value) if value is not None and dialect.name == "postgresql" else value
 
     def process_result_value(self, value: Any, dialect: Dialect) -> str | None:
-        return dump_json(value) if value is not None and dialect.name == "postgresql" else value
+        # Not dump_json: others may have stored 1e400, which is infinite.
+        return json.dumps(value, ensure_ascii=False) if value is not None and dialect.name == "postgresql" else value
 
 
 class JSONObject(TypeDecorator[dict[str, Any]]):

@@ -68,17 +68,20 @@ def is_storable(field: str, value: Any) -> bool:
     return True
 
 
-def merge_metadata(current: str | None, changes: Mapping[str, Any]) -> str:
-    """Return the stored text of `current` with `changes` laid over it: shallow, new keys win.
+def merge_metadata(current: str | None, changes: Mapping[str, Any] | None) -> str | None:
+    """Return the stored text of `current` with `changes` laid over it: shallow, new keys win; none change nothing.
 
     Raises ValueError when `current` is unreadable, because merging would overwrite what it still holds.
     """
+    changes = {} if changes is None else _json_object("metadata", changes)
+    if not changes:
+        return current
     if current is None:
-        return _json_text("metadata", changes)
+        return dump_json(changes)
     stored = load_json_object(current)
     if stored is None:
         raise ValueError("metadata of the stored row is not a readable JSON object: mend it with set_metadata() first")
-    return _json_text("metadata", stored | _json_object("metadata", changes))
+    return _json_text("metadata", stored | changes)
 
 
 def clean_error_message(value: Any) -> str:
@@ -99,9 +102,14 @@ def _text(limit: int) -> Rule:
         if len(value) > limit:
             raise ValueError(f"{field} must be at most {limit:,} characters, not {len(value):,}")
         _check_characters(field, value)
-        return str(value)
+        return _exact_text(value)
 
     return rule
+
+
+def _exact_text(value: str) -> str:
+    # str() would give a member of class Model(str, Enum) as "Model.SMALL"
+    return str.__str__(value)
 
 
 def _check_characters(field: str, value: str) -> None:
@@ -142,14 +150,9 @@ def _integer(minimum: int, maximum: int = INTEGER_LIMIT) -> Rule:
 def _number(*, above: float | None = None, minimum: float = -math.inf, maximum: float = math.inf) -> Rule:
     def rule(field: str, value: Any) -> float:
         if type(value) is not float:
-            if isinstance(value, (bool, str, bytes, complex)) or type(value).__name__ in ("bool_", "bool"):
+            if isinstance(value, (bool, str)) or type(value).__name__ in ("bool_", "bool"):
                 raise TypeError(f"{field} must be a number, not {type(value).__name__}")
-            try:
-                value = float(value)
-            except (TypeError, ValueError):
-                raise TypeError(f"{field} must be a number, not {type(value).__name__}") from None
-            except OverflowError:
-                value = math.inf
+            value = _float(field, value)
         if not math.isfinite(value) or abs(value) > 1e300:
             raise ValueError(f"{field} must be a finite number")
         if above is not None and value <= above:
@@ -160,6 +163,17 @@ def _number(*, above: float | None = None, minimum: float = -math.inf, maximum: 
         return float(value)
 
     return rule
+
+
+def _float(field: str, value: Any) -> float:
+    if not hasattr(value, "__float__") and not hasattr(value, "__index__"):  # float() would read text and bytes
+        raise TypeError(f"{field} must be a number, not {type(value).__name__}")
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+    except (TypeError, ValueError):
+        raise TypeError(f"{field} must be a number, not {type(value).__name__}") from None
 
 
 def _channels(field: str, value: Any) -> int:
@@ -212,7 +226,7 @@ def _plain(field: str, value: Any, depth: int, budget: list[int]) -> Any:
         return value
     if isinstance(value, str):
         _check_characters(field, value)
-        return str(value)
+        return _exact_text(value)
     if isinstance(value, Mapping):
         if depth == 0:
             raise ValueError(f"{field} must be at most {JSON_DEPTH_LIMIT} levels deep")
@@ -220,7 +234,7 @@ def _plain(field: str, value: Any, depth: int, budget: list[int]) -> Any:
             raise TypeError(f"{field} must have text for every key")
         for key in value:
             _check_characters(field, key)
-        return {str(key): _plain(field, item, depth - 1, budget) for key, item in value.items()}
+        return {_exact_text(key): _plain(field, item, depth - 1, budget) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         if depth == 0:
             raise ValueError(f"{field} must be at most {JSON_DEPTH_LIMIT} levels deep")
@@ -239,10 +253,10 @@ def _plain_number(field: str, value: Any) -> Any:
         else:
             if abs(whole) > BIG_INTEGER_LIMIT:
                 raise ValueError(f"{field} must not contain integers over 63 bits")
-            return whole
+            return int(whole)
         if not hasattr(value, "__float__"):
             raise TypeError(f"{field} must hold only what JSON knows, not {type(value).__name__}")
-    number = float(value)
+    number = _float(field, value)
     if not math.isfinite(number):
         raise ValueError(f"{field} must not contain NaN or infinities")
     return number

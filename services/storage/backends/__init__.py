@@ -6,9 +6,9 @@ from sqlalchemy import URL, Connection, Engine
 from sqlalchemy.orm import Session
 
 from ..errors import DatabaseURLError
-from .base import Backend, EngineOptions, inline, is_write, priorities
+from .base import Backend, EngineOptions, inline, is_refused_when_reading, priorities
 
-__all__ = ["Backend", "EngineOptions", "backend_for", "inline", "is_write", "priorities"]
+__all__ = ["Backend", "EngineOptions", "backend_for", "inline", "is_refused_when_reading", "priorities"]
 
 
 def backend_for(source: URL | Session | Connection | Engine) -> Backend:

@@ -1,7 +1,6 @@
 """What a backend must answer, how an engine is opened, and what counts as a write."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
@@ -10,6 +9,7 @@ from sqlalchemy import (
     CTE,
     URL,
     ColumnElement,
+    CompoundSelect,
     Connection,
     Engine,
     ExecutionContext,
@@ -45,10 +45,18 @@ class EngineOptions:
     idle_transaction_timeout: float = 300.0
 
 
+class Keeper(Protocol):
+    """What a database needs to stay in existence, until it is closed."""
+
+    def close(self) -> None: ...
+
+
 class Backend(Protocol):
     """One database system: how it is opened, locked, asked and understood when it fails."""
 
     name: str
+
+    def __hash__(self) -> int: ...
 
     def resolve_url(self, url: URL) -> URL:
         """Return `url` with its driver named and its file, if any, as an absolute path."""
@@ -62,14 +70,14 @@ class Backend(Protocol):
     def create_database(self, url: URL) -> None:
         """Make what must exist before the first connection: the folder and a file only its owner may read."""
 
-    def keep_alive(self, url: URL) -> object | None:
+    def keep_alive(self, url: URL) -> Keeper | None:
         """Return what must live as long as the engine does, if anything."""
 
     def read_only(self, engine: Engine) -> Engine:
         """Return a view of `engine` whose transactions see one snapshot; it shares the pool."""
 
-    def migration_connection(self, url: URL) -> AbstractContextManager[Connection]:
-        """Open a connection for migrations, outside the pool: no statement timeout, foreign keys not enforced."""
+    def create_migration_engine(self, url: URL) -> Engine:
+        """Return an engine for migrations: no pool, no statement timeout, foreign keys not enforced."""
 
     def lock_migrations(self, connection: Connection) -> None:
         """Begin the migration's transaction and wait for its turn among other processes."""
@@ -132,6 +140,15 @@ def is_write(statement: str, context: ExecutionContext | None) -> bool:
     if word.startswith(READING) or word.startswith(TRANSACTION_CONTROL):
         return False
     if word.startswith("WITH"):
-        compiled = getattr(context, "compiled", None)
-        return compiled is None or bool(compiled.isinsert or compiled.isupdate or compiled.isdelete)
+        compiled: Any = getattr(context, "compiled", None)
+        # Text may lead to DELETE, and SQLAlchemy cannot see it there.
+        is_select = isinstance(getattr(compiled, "statement", None), (Select, CompoundSelect))
+        return not is_select or bool(compiled.isinsert or compiled.isupdate or compiled.isdelete)
     return True
+
+
+def is_refused_when_reading(statement: str, context: ExecutionContext | None) -> bool:
+    """Tell whether a read-only session must not run a statement: it writes, or changes the file or the connection."""
+    word = statement.lstrip()[:10].upper()
+    setting = word.startswith("PRAGMA") and "=" in statement
+    return setting or word.startswith(("VACUUM", "ATTACH", "DETACH")) or is_write(statement, context)

@@ -1,8 +1,9 @@
 """PostgreSQL through psycopg 3: pool, timeouts, snapshots, advisory lock, error codes."""
 
-import contextlib
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Sequence
 from datetime import datetime, timedelta
+from functools import cache
 from typing import Any
 
 from sqlalchemy import (
@@ -13,6 +14,7 @@ from sqlalchemy import (
     NullPool,
     Select,
     create_engine,
+    event,
     func,
     literal,
     select,
@@ -37,6 +39,7 @@ from ..errors import (
     UnreachableError,
 )
 from ..models import CLAIM_ORDER, PENDING, Generation, Prompt
+from ..schema import BIG_INTEGER_LIMIT
 from .base import EngineOptions, inline, priorities
 
 MIGRATION_LOCK = 0x6467785F6D757369  # "dgx_musi": any constant that no other program on the server uses
@@ -55,7 +58,7 @@ ERRORS: tuple[tuple[str, type[StorageError]], ...] = (
     ("53100", FullError),
     ("23505", ConflictError),
     ("23", ConstraintError),
-    ("22001", ConstraintError),
+    ("22", ConstraintError),
     ("42P01", NotInitializedError),
     ("28", UnreachableError),
     ("3D000", UnreachableError),
@@ -81,15 +84,22 @@ class PostgreSQL:
         }
         settings = " ".join(f"-c {name}={int(seconds * 1000)}" for name, seconds in timeouts.items() if seconds)
         given = url.query.get("options", "")
-        return self._create_engine(
+        engine = self._create_engine(
             url,
             echo=options.echo,
             pool_size=options.pool_size,
             max_overflow=options.max_overflow,
             pool_timeout=options.pool_timeout,
             pool_pre_ping=True,
+            json_deserializer=load_json,
             connect_args={"options": f"{settings} {given}".strip()},  # the URL's come last and win
         )
+
+        @event.listens_for(engine, "connect")
+        def configure(connection: Any, record: Any) -> None:
+            connection.adapters.register_loader("timestamptz", _lenient_timestamptz())
+
+        return engine
 
     def _create_engine(self, url: URL, **arguments: Any) -> Engine:
         try:
@@ -109,10 +119,8 @@ class PostgreSQL:
     def read_only(self, engine: Engine) -> Engine:
         return engine.execution_options(read_only=True, isolation_level="REPEATABLE READ", postgresql_readonly=True)
 
-    @contextlib.contextmanager
-    def migration_connection(self, url: URL) -> Iterator[Connection]:
-        with self._create_engine(url, poolclass=NullPool).connect() as connection:
-            yield connection
+    def create_migration_engine(self, url: URL) -> Engine:
+        return self._create_engine(url, poolclass=NullPool)
 
     def lock_migrations(self, connection: Connection) -> None:
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
@@ -126,8 +134,10 @@ class PostgreSQL:
         if not isinstance(error, psycopg.Error):
             return None
         diagnosis = error.diag
-        if diagnosis.message_detail:
-            error.args = (diagnosis.message_primary,)  # the detail quotes rows, and rows hold prompts
+        if diagnosis.message_primary:
+            # The detail and the context quote rows, and class 22 (bad values) even in the message; rows hold prompts.
+            quotes = (error.sqlstate or "").startswith("22")
+            error.args = (type(error).__name__ if quotes else diagnosis.message_primary,)
         kind = next((kind for prefix, kind in ERRORS if (error.sqlstate or "").startswith(prefix)), None)
         if is_connecting and kind in (None, DisconnectedError):
             kind = UnreachableError
@@ -170,3 +180,36 @@ class PostgreSQL:
 
     def prompt_is(self, text: str) -> ColumnElement[bool]:
         return (func.md5(Prompt.text) == func.md5(text)) & (Prompt.text == text)
+
+
+def load_json(text: str | bytes) -> Any:
+    """Return what JSONB holds. It writes 1e300 out in digits, so an integer larger than any we store was a float."""
+    return json.loads(text, parse_int=_parse_int)
+
+
+def _parse_int(digits: str) -> int | float:
+    number = int(digits) if len(digits) <= 20 else None
+    return number if number is not None and abs(number) <= BIG_INTEGER_LIMIT else float(digits)
+
+
+@cache
+def _lenient_timestamptz() -> type[Any]:
+    """Return psycopg's loader of times, made to give None for what Python has none for: infinity and years B.C."""
+    import psycopg
+    from psycopg.adapt import Loader
+    from psycopg.pq import Format
+
+    fast: Any = psycopg.adapters.get_loader(psycopg.adapters.types["timestamptz"].oid, Format.TEXT)
+
+    class LenientTimestamptz(Loader):
+        def __init__(self, oid: int, context: Any = None) -> None:
+            super().__init__(oid, context)
+            self._load = fast(oid, context).load
+
+        def load(self, data: Any) -> Any:
+            try:
+                return self._load(data)
+            except psycopg.DataError:
+                return None
+
+    return LenientTimestamptz

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -70,13 +70,14 @@ class SQLite:
 
     def resolve_url(self, url: URL) -> URL:
         url = url.set(drivername="sqlite")
-        if url.database in (None, "", ":memory:"):
+        name = url.database or ":memory:"
+        if name == ":memory:" or name.startswith("file::memory:") or url.query.get("mode") == "memory":
             # Shared by the threads of this process. The other ways lose rows or show rolled-back ones to other threads.
             return url.set(database=f"file:/dgx-{uuid4()}", query={"vfs": MEMORY_VFS, "uri": "true"})
-        if is_memory(url) or url.database.startswith("file:"):
+        if is_memory(url) or name.startswith("file:"):
             return url
         # A later chdir() must not make new pool connections open another file.
-        return url.set(database=os.path.abspath(url.database))
+        return url.set(database=os.path.abspath(name))
 
     def create_engine(self, url: URL, options: EngineOptions) -> Engine:
         engine = create_engine(
@@ -90,11 +91,11 @@ class SQLite:
             connect_args={"timeout": options.busy_timeout, "check_same_thread": False},
         )
         checkpointed = not is_memory(url) and has_wal_reset_bug(sqlite3.sqlite_version_info)
-        wal = Path(f"{url.database}-wal")
 
         @event.listens_for(engine, "connect")
         def configure(connection: sqlite3.Connection, record: Any) -> None:
             connection.isolation_level = None  # we emit BEGIN ourselves, below
+            connection.text_factory = _decode
             connection.execute("PRAGMA foreign_keys = ON")
             connection.execute("PRAGMA trusted_schema = OFF")
             connection.execute(f"PRAGMA synchronous = {options.synchronous}")
@@ -102,6 +103,8 @@ class SQLite:
             connection.execute("PRAGMA cache_size = -65536")
             if checkpointed:
                 connection.execute("PRAGMA wal_autocheckpoint = 0")
+                # SQLite's own word for the file: the URL may name a link to it, or be a file: URI.
+                record.info["wal"] = Path(connection.execute("PRAGMA database_list").fetchone()[2] + "-wal")
 
         @event.listens_for(engine, "checkout")
         def own_transactions(connection: sqlite3.Connection, record: Any, proxy: Any) -> None:
@@ -131,8 +134,8 @@ class SQLite:
 
             @event.listens_for(engine, "checkin")
             def checkpoint(connection: sqlite3.Connection | None, record: Any) -> None:
-                if connection is not None:
-                    _checkpoint(connection, wal, options.busy_timeout)
+                if connection is not None and "wal" in record.info:
+                    _checkpoint(connection, record.info["wal"], options.busy_timeout)
 
         return engine
 
@@ -164,8 +167,7 @@ class SQLite:
     def read_only(self, engine: Engine) -> Engine:
         return engine.execution_options(read_only=True)
 
-    @contextlib.contextmanager
-    def migration_connection(self, url: URL) -> Iterator[Connection]:
+    def create_migration_engine(self, url: URL) -> Engine:
         engine = create_engine(
             url,
             hide_parameters=True,
@@ -182,8 +184,7 @@ class SQLite:
             if has_wal_reset_bug(sqlite3.sqlite_version_info):
                 connection.execute("PRAGMA wal_autocheckpoint = 0")
 
-        with engine.connect() as connection:
-            yield connection
+        return engine
 
     def lock_migrations(self, connection: Connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
@@ -194,6 +195,7 @@ class SQLite:
         while connection.exec_driver_sql("PRAGMA journal_mode").scalar() != "wal":
             try:
                 connection.exec_driver_sql("PRAGMA journal_mode = WAL")
+                return  # also where there can be no WAL, as on a file system without shared memory
             except BusyError:
                 # The switch ignores the busy timeout; an exclusive lock honours it, so wait with that.
                 connection.exec_driver_sql("BEGIN EXCLUSIVE")
@@ -254,6 +256,11 @@ def has_wal_reset_bug(version: tuple[int, ...]) -> bool:
     if version[:2] == (3, 50):
         return version < (3, 50, 7)
     return (3, 7, 0) <= version < (3, 51, 3)
+
+
+def _decode(text: bytes) -> str:
+    """Read what others wrote in another encoding with marks for it: the driver would refuse the row, and quote it."""
+    return text.decode("utf-8", "replace")
 
 
 def _is_uri(url: URL) -> bool:

@@ -1,0 +1,230 @@
+"""Music from words, with the standard library alone: enough to hear that a prompt was followed. Knows no storage."""
+
+import math
+import re
+import wave
+import zlib
+from array import array
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from operator import add, mul
+from pathlib import Path
+from random import Random
+from typing import TypeAlias
+
+SAMPLE_RATE = 32_000
+CHANNELS = 2
+SLOWEST_BPM = 40
+FASTEST_BPM = 240
+
+NOTES = ("C", "C#", "D", "Eb", "E", "F", "F#", "G", "Ab", "A", "Bb", "B")
+SEMITONES = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
+SIGNS = {"#": 1, "♯": 1, "sharp": 1, "b": -1, "♭": -1, "flat": -1, "": 0}
+MAJOR_SCALE = frozenset({0, 2, 4, 5, 7, 9, 11})
+MINOR_SCALE = frozenset({0, 2, 3, 5, 7, 8, 10})
+MAJOR_PROGRESSION = (0, 7, 9, 5)
+MINOR_PROGRESSION = (0, 8, 3, 10)
+
+# Sixteen steps a bar: kick, snare, hat.
+BEATS: dict[str, tuple[str, str, str]] = {
+    "four": ("x...x...x...x...", "....x.......x...", "..x...x...x...x."),
+    "back": ("x.....x.x.......", "....x.......x...", "x.x.x.x.x.x.x.x."),
+    "half": ("x......x..x.....", "........x.......", "x.x.x.xxx.x.xxx."),
+    "break": ("x.........x.....", "....x..x.x..x...", "x.x.x.x.x.x.x.x."),
+    "one": ("......x.......x.", "........x.......", "..x...x...x...x."),
+    "none": ("................", "................", "................"),
+}
+# The first pattern found in the prompt decides: its tempo when the prompt names none, and its beat.
+GENRES: tuple[tuple[str, int, str], ...] = (
+    (r"drum (and|&|n) ?bass|\bdnb\b|jungle|breakbeat", 174, "break"),
+    (r"ambient|drone|meditat|lullaby|requiem|choir|soundscape|\bsleep", 62, "none"),
+    (r"trance|hardstyle", 138, "four"),
+    (r"techno|industrial", 130, "four"),
+    (r"dubstep|\btrap\b|drill", 140, "half"),
+    (r"house|edm|electro|synthwave|synth-?pop", 122, "four"),
+    (r"disco|funk|dance", 116, "four"),
+    (r"lo-?fi|chill", 78, "back"),
+    (r"hip[- ]?hop|\brap\b|boom bap|r&b|soul", 90, "back"),
+    (r"reggae|\bdub\b|\bska\b", 76, "one"),
+    (r"punk|metal|hardcore|bebop|bluegrass", 168, "back"),
+    (r"rock|blues|country|\bpop\b|jazz|latin|salsa|samba|afrobeat", 112, "back"),
+    (r"piano|harp|guitar|string|violin|cello|flute|orchestra|ballad|acoustic|fugue|waltz", 84, "none"),
+)
+SPEED_WORDS = ((r"\bslow|calm|gentle|mellow|sad", 0.85), (r"\bfast|rapid|energetic|upbeat|aggressive", 1.15))
+MINOR_WORDS = r"minor|sad|dark|melanchol|eerie|horror|trap|dubstep|metal|techno|aggressive|tense|night|rain"
+TEMPO = re.compile(r"(\d+(?:\.\d+)?)[\s-]*(?:bpm|beats per minute)\b", re.IGNORECASE)
+KEY = re.compile(r"\b([A-G])(#|b|♯|♭|[- ]sharp|[- ]flat)?[- ](minor|major|min|maj)\b")
+
+Sound: TypeAlias = "array[float]"  # array takes no brackets at run time before Python 3.12
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """What the words of a prompt ask for; `root` is the key's semitone above C, `seed` the same for the same prompt."""
+
+    bpm: int
+    root: int
+    minor: bool
+    beat: str
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """The key as musicians write it: C, F#m."""
+        return NOTES[self.root] + ("m" if self.minor else "")
+
+
+def read_style(prompt: str) -> Style:
+    """Return the style that `prompt` asks for: "NNN BPM" and "in D minor" as written, the rest from its words."""
+    words = prompt.lower()
+    seed = zlib.crc32(prompt.encode("utf-8", "replace"))
+    genre = next((genre for genre in GENRES if re.search(genre[0], words)), None)
+    _, usual_bpm, beat = genre or ("", 80 + seed % 60, "back")
+    if named := TEMPO.search(prompt):
+        bpm = min(max(round(float(named[1])), SLOWEST_BPM), FASTEST_BPM) if float(named[1]) else 0
+    else:
+        bpm = round(usual_bpm * math.prod(factor for pattern, factor in SPEED_WORDS if re.search(pattern, words)))
+    if key := KEY.search(prompt):
+        letter, sign, mode = key.groups("")
+        root, minor = (SEMITONES[letter] + SIGNS[sign.strip(" -")]) % 12, mode.startswith("min")
+    else:
+        root, minor = seed // 60 % 12, re.search(MINOR_WORDS, words) is not None
+    return Style(bpm, root, minor, beat, seed)
+
+
+def render(prompt: str, path: Path, duration_seconds: float) -> None:
+    """Write a stereo WAV of `duration_seconds` that follows `prompt` to `path`; all of it or none.
+
+    Raises ValueError for a tempo of 0 BPM.
+    """
+    style = read_style(prompt)
+    if style.bpm == 0:
+        raise ValueError("cannot play at 0 BPM: the first beat would never end")
+    left, right = _compose(style, max(1, round(duration_seconds * SAMPLE_RATE)))
+    partial = path.with_name(path.name + ".part")
+    with wave.open(str(partial), "wb") as file:
+        file.setnchannels(CHANNELS)
+        file.setsampwidth(2)
+        file.setframerate(SAMPLE_RATE)
+        file.writeframes(_interleave(left, right).tobytes())
+    partial.replace(path)
+
+
+def _compose(style: Style, frames: int) -> tuple[Sound, Sound]:
+    left, right = _silence(frames), _silence(frames)
+    step_frames = SAMPLE_RATE * 60 / style.bpm / 4
+    random = Random(style.seed)
+    arpeggio = [random.randrange(5) for _ in range(8)]
+    drums = list(zip(BEATS[style.beat], (_kick(), _snare(), _hat()), strict=True))
+    for step in range(math.ceil(frames / step_frames)):
+        at = round(step * step_frames)
+        chord = _chord(style, step // 8)
+        for line, sound in drums:
+            if line[step % 16] == "x":
+                _mix(at, sound, left, right)
+        if step % 8 == 0:
+            _mix(at, _pad(chord, min(round(step_frames * 8), frames)), left, right)
+        if style.beat != "none" and step % 4 == 2:
+            _mix(at, _pluck(chord[0] - 24), left, right)
+        if step % 2 == 0:
+            note = _pluck((*chord, chord[0] + 12, chord[1] + 12)[arpeggio[step // 2 % 8]] + 12)
+            near, far = (left, right) if step % 4 else (right, left)
+            _mix(at, note, near)
+            _mix(round(at + step_frames * 3), array("d", [0.4 * sample for sample in note]), far)
+    return left, right
+
+
+def _chord(style: Style, number: int) -> tuple[int, int, int]:
+    """Return the MIDI notes of the progression's chord `number`, below middle C."""
+    progression, scale = (MINOR_PROGRESSION, MINOR_SCALE) if style.minor else (MAJOR_PROGRESSION, MAJOR_SCALE)
+    degree = progression[number % len(progression)]
+    third = 4 if (degree + 4) % 12 in scale else 3
+    root = 48 + (style.root + degree) % 12
+    return root, root + third, root + 7
+
+
+def _mix(at: int, sound: Sound, *tracks: Sound) -> None:
+    for track in tracks:
+        end = min(at + len(sound), len(track))
+        if at < end:
+            track[at:end] = array("d", map(add, track[at:end], sound))
+
+
+def _interleave(left: Sound, right: Sound) -> "array[int]":
+    """Return both tracks as 16-bit frames, the loudest sample at 0.9 of full scale, the end faded out."""
+    gain = 0.9 * 32_767 / max(1e-9, *(max(map(abs, track)) for track in (left, right)))
+    fade = min(SAMPLE_RATE // 20, len(left))
+    gains = array("d", [gain]) * (len(left) - fade) + array("d", [gain * level for level in _ramp(fade)])
+    frames = array("h", bytes(2 * CHANNELS * len(left)))
+    frames[0::2] = array("h", map(int, map(mul, left, gains)))
+    frames[1::2] = array("h", map(int, map(mul, right, gains)))
+    return frames
+
+
+def _ramp(length: int) -> list[float]:
+    return [1 - number / length for number in range(1, length + 1)]
+
+
+def _silence(frames: int) -> Sound:
+    return array("d", bytes(8 * frames))
+
+
+@lru_cache(maxsize=64)
+def _pluck(note: int) -> Sound:
+    """Return a plucked string: Karplus and Strong's loop of noise, smoothed a little each time round."""
+    period = round(SAMPLE_RATE / _frequency(note))
+    string = [Random(note).uniform(-0.5, 0.5) for _ in range(period)]
+    frames = round(SAMPLE_RATE * 0.5)
+    sound = array("d")
+    while len(sound) < frames:
+        sound.extend(string)
+        string = [0.498 * (one + other) for one, other in zip(string, [*string[1:], string[0]], strict=True)]
+    return sound
+
+
+@lru_cache(maxsize=16)
+def _pad(chord: tuple[int, ...], frames: int) -> Sound:
+    """Return the chord held for `frames`, each note one cycle repeated; rounding to whole samples adds some chorus."""
+    sound = _silence(frames)
+    for note in chord:
+        period = round(SAMPLE_RATE / _frequency(note))
+        turns = [math.tau * number / period for number in range(period)]
+        cycle = array("d", [0.10 * (math.sin(turn) + math.sin(2 * turn) / 3) for turn in turns])
+        _mix(0, cycle * (frames // period + 1), sound)
+    edge = min(SAMPLE_RATE // 10, frames // 2)
+    fall = _ramp(edge)
+    sound[:edge] = array("d", map(mul, sound[:edge], reversed(fall)))
+    sound[frames - edge :] = array("d", map(mul, sound[frames - edge :], fall))
+    return sound
+
+
+@lru_cache(maxsize=1)
+def _kick() -> Sound:
+    seconds = [frame / SAMPLE_RATE for frame in range(round(SAMPLE_RATE * 0.22))]
+    return array(
+        "d", [0.9 * math.exp(-14 * t) * math.sin(math.tau * (46 * t - 4 * math.exp(-28 * t))) for t in seconds]
+    )
+
+
+@lru_cache(maxsize=1)
+def _snare() -> Sound:
+    hiss = Random(1)
+    seconds = [frame / SAMPLE_RATE for frame in range(round(SAMPLE_RATE * 0.16))]
+    return array(
+        "d",
+        [math.exp(-24 * t) * (0.35 * hiss.uniform(-1, 1) + 0.25 * math.sin(math.tau * 185 * t)) for t in seconds],
+    )
+
+
+@lru_cache(maxsize=1)
+def _hat() -> Sound:
+    hiss = Random(2)
+    noise = [hiss.uniform(-1, 1) for _ in range(round(SAMPLE_RATE * 0.05))]
+    return array(
+        "d", [0.12 * math.exp(-70 * frame / SAMPLE_RATE) * (a - b) for frame, (a, b) in enumerate(pairwise(noise))]
+    )
+
+
+def _frequency(note: int) -> float:
+    return float(440.0 * 2 ** ((note - 69) / 12))

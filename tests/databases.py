@@ -1,0 +1,134 @@
+"""Databases as others left them, and what to compare two databases by: the whole schema, the exact rows."""
+
+import re
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from sqlalchemy import make_url
+
+from services.storage import Storage, migrations
+
+ASSETS = Path(__file__).parent / "assets"
+
+# All that a PostgreSQL schema consists of, a line each; names but no numbers that differ from one run to the next.
+POSTGRESQL_CATALOG = """
+    SELECT concat_ws(' ', c.relname, a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull,
+                     pg_get_expr(d.adbin, d.adrelid), a.attstattarget)
+    FROM pg_class AS c JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+    LEFT JOIN pg_attrdef AS d ON d.adrelid = c.oid AND d.adnum = a.attnum
+    WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'r'
+    UNION ALL SELECT concat_ws(' ', conrelid::regclass, conname, pg_get_constraintdef(oid))
+    FROM pg_constraint WHERE connamespace = 'public'::regnamespace AND contype <> 'n'
+    UNION ALL SELECT pg_get_indexdef(indexrelid) FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid
+    WHERE c.relnamespace = 'public'::regnamespace
+    UNION ALL SELECT concat_ws(' ', 'sequence', relname) FROM pg_class
+    WHERE relnamespace = 'public'::regnamespace AND relkind = 'S'
+"""
+
+
+def make_old_database(url: str, name: str) -> str:
+    """Make the stored database `name`, "001" or "original", at `url`; return the URL."""
+    if is_sqlite(url):
+        run_script(url, (ASSETS / f"{name}.sql").read_text("utf-8"))
+    elif name == "original":
+        run_script(url, (ASSETS / "original_postgresql.sql").read_text("utf-8"))
+    else:
+        # The same rows, in the tables that the revision makes here.
+        storage = Storage(url)
+        migrations.upgrade(storage, "001")
+        storage.dispose()
+        inserts = re.findall(
+            r"^INSERT INTO (?!alembic).*?;\n", (ASSETS / "001.sql").read_text("utf-8"), re.MULTILINE | re.DOTALL
+        )
+        run_script(url, "".join(inserts) + "SELECT setval('prompts_id_seq', 7)")
+    return url
+
+
+def run_script(url: str, script: str) -> None:
+    """Run many statements and commit, past everything of ours."""
+    with opened(url) as connection:
+        if is_sqlite(url):
+            connection.executescript(script)
+        else:
+            connection.execute(script)
+        connection.commit()
+
+
+def ask(url: str, query: str) -> list[tuple[Any, ...]]:
+    """Return what the driver alone answers."""
+    with opened(url) as connection:
+        rows: list[tuple[Any, ...]] = connection.execute(query).fetchall()
+    return rows
+
+
+@contextmanager
+def opened(url: str) -> Iterator[Any]:
+    """Open a connection of the bare driver."""
+    connection = sqlite3.connect(file_of(url)) if is_sqlite(url) else psycopg.connect(url)
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+def schema_of(url: str) -> list[str]:
+    """Return the whole schema, a line for each part: in SQLite's own words, without the spaces and quotes."""
+    if is_sqlite(url):
+        return sorted(re.sub(r'[\s"]', "", sql) for (sql,) in ask(url, "SELECT sql FROM sqlite_master") if sql)
+    return sorted(line for (line,) in ask(url, POSTGRESQL_CATALOG))
+
+
+def structure_of(url: str) -> list[str]:
+    """Return the schema without what a downgrade need not give back: the order of the columns, the wording."""
+    if not is_sqlite(url):
+        return schema_of(url)
+    lines = [line for line in schema_of(url) if not line.startswith("CREATETABLE")]
+    for table, sql in ask(url, "SELECT name, sql FROM sqlite_master WHERE type = 'table'"):
+        for _, name, kind, not_null, default, key, _ in ask(url, f"PRAGMA table_xinfo({table})"):
+            lines.append(f"{table} {name} {kind} {not_null} {default and default.strip(chr(39))} {key}")
+        lines += [f"{table} {name}" for name in re.findall(r"CONSTRAINT (\w+)", sql)]
+    return sorted(lines)
+
+
+def rows_of(url: str, table: str, columns: tuple[str, ...] | None = None) -> list[tuple[Any, ...]]:
+    """Return every row byte for byte: each value as the literal that would store it, in the columns named."""
+    names = columns_of(url, table) if columns is None else columns
+    literal = "quote({})" if is_sqlite(url) else "{}::text"
+    return sorted(ask(url, f"SELECT {', '.join(literal.format(name) for name in names)} FROM {table}"), key=repr)
+
+
+def columns_of(url: str, table: str) -> tuple[str, ...]:
+    if is_sqlite(url):
+        return tuple(name for (name,) in ask(url, f"SELECT name FROM pragma_table_info('{table}')"))
+    return tuple(
+        name
+        for (name,) in ask(
+            url,
+            "SELECT attname FROM pg_attribute "
+            f"WHERE attrelid = '{table}'::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum",
+        )
+    )
+
+
+def tables_of(url: str) -> set[str]:
+    catalog = "sqlite_master WHERE type = 'table'" if is_sqlite(url) else "pg_tables WHERE schemaname = 'public'"
+    return {name for (name,) in ask(url, f"SELECT {'name' if is_sqlite(url) else 'tablename'} FROM {catalog}")}
+
+
+def everything_in(url: str) -> Any:
+    """Return what must not change when a database is refused: SQLite's file itself, PostgreSQL's schema and rows."""
+    if is_sqlite(url):
+        return file_of(url).read_bytes()
+    return schema_of(url), {table: rows_of(url, table) for table in sorted(tables_of(url))}
+
+
+def is_sqlite(url: str) -> bool:
+    return url.startswith("sqlite")
+
+
+def file_of(url: str) -> Path:
+    return Path(str(make_url(url).database))

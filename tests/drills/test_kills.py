@@ -1,0 +1,112 @@
+"""kill -9 at every statement of a migration and anywhere in a write: what was there or acknowledged stays."""
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.storage import Storage, migrations
+from tests.databases import ask, file_of, is_sqlite, make_old_database, rows_of, schema_of, tables_of
+from tests.drills.processes import Worker, started
+from tests.factories import a_generation
+
+pytestmark = pytest.mark.drill
+
+
+def contents(url: str) -> Any:
+    """Return schema and rows; None while there is no file, which is as good as an empty one."""
+    if is_sqlite(url) and not file_of(url).exists():
+        return ([], {})
+    return schema_of(url), {table: rows_of(url, table) for table in tables_of(url)}
+
+
+def kill_after_every_statement(url: str, work: str, scaled: Callable[[int], int]) -> int:
+    """Let `work` be killed after its first statement, its second, … until it ends by itself; return when it did.
+
+    After each kill everything must be as before; so the next round is also the run that comes after that kill.
+    A small drill goes in strides.
+    """
+    before = contents(url)
+    stride = max(1, (5 if is_sqlite(url) else 20) // scaled(20))
+    with started(1, "serve_deaths") as (server,):
+        statements = 1 - stride
+        while True:
+            statements += stride
+            server.tell(json.dumps({"url": url, "work": work, "statements": statements}))
+            ended = server.hear()
+            if ended == "0":
+                return statements
+            assert ended == "-9"
+            assert contents(url) == before, f"killed after statement {statements}"
+            if is_sqlite(url):
+                assert ask(url, "PRAGMA integrity_check")[0][0] in ("ok", *BAD_ROWS)
+
+
+BAD_ROWS = ("CHECK constraint failed in generations", "CHECK constraint failed in prompts")
+
+
+@pytest.mark.parametrize("name", ["nothing", "001", "original"])
+def test_a_migration_killed_after_any_statement_is_simply_run_again(
+    name: str, empty_database_url: str, scaled: Callable[[int], int]
+) -> None:
+    if name != "nothing":
+        make_old_database(empty_database_url, name)
+    assert kill_after_every_statement(empty_database_url, "upgrade", scaled) > 100
+    storage = Storage(empty_database_url)
+    assert migrations.check(storage) == []
+    storage.dispose()
+
+
+def test_a_reset_killed_after_any_statement_keeps_the_old_rows(
+    db: Storage, database_url: str, scaled: Callable[[int], int]
+) -> None:
+    with db.session() as session:
+        for number in range(20):
+            a_generation(session, prompt=f"prompt {number % 5}")
+    db.dispose()
+    schema = schema_of(database_url)
+    assert kill_after_every_statement(database_url, "reset", scaled) > 100
+    assert schema_of(database_url) == schema
+    assert ask(database_url, "SELECT count(*) FROM generations") == [(0,)]
+
+
+def test_rows_acknowledged_before_a_kill_are_there_after_it(database_url: str, scaled: Callable[[int], int]) -> None:
+    acknowledged: dict[str, str] = {}
+    for number in range(scaled(50)):
+        choose = random.Random(number)
+        workers = [Worker("write_for_ever", database_url, f"{number}.{position}") for position in range(2)]
+        try:
+            for _ in range(choose.randint(2, 40)):
+                note(acknowledged, choose.choice(workers).hear())
+            # Now, wherever they are: between two statements, in a write, in a commit, in a checkpoint.
+            for worker in workers:
+                for line in worker.kill():
+                    note(acknowledged, line)
+        finally:
+            for worker in workers:
+                worker.close()
+        stored = dict(ask(database_url, "SELECT id, status FROM generations"))
+        lost = {key for key, status in acknowledged.items() if stored.get(key) not in (status, "completed")}
+        assert not lost, f"round {number}"
+        if is_sqlite(database_url):
+            assert ask(database_url, "PRAGMA integrity_check") == [("ok",)]
+            assert ask(database_url, "PRAGMA foreign_key_check") == []
+        counts = "SELECT count(*) FROM generations UNION ALL SELECT coalesce(sum(used_count), 0) FROM prompts"
+        rows, uses = (count for (count,) in ask(database_url, counts))
+        assert rows == uses, "a generation and the count of its prompt are one transaction"
+
+
+def note(acknowledged: dict[str, str], line: str) -> None:
+    status, *ids = line.split()
+    acknowledged |= dict.fromkeys(ids, status)
+
+
+def test_a_killed_first_start_leaves_a_private_file(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/new/generations.db"
+    with started(1, "serve_deaths") as (server,):
+        server.tell(json.dumps({"url": url, "work": "upgrade", "statements": 1}))
+        assert server.hear() == "-9"
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "new").iterdir()} == {0o600}

@@ -1,0 +1,86 @@
+"""Many processes on one database at once."""
+
+from collections.abc import Callable
+
+import pytest
+
+from services.storage import (
+    Storage,
+    count_generations,
+    create_generation,
+    get_generation,
+    get_prompt_by_text,
+    migrations,
+)
+from tests.databases import ask, make_old_database
+from tests.drills.processes import start_at_once, started
+from tests.factories import a_generation, a_request
+
+pytestmark = pytest.mark.drill
+PROCESSES = 6
+
+
+def test_reading_then_writing_from_many_processes_that_all_start_on_a_fresh_database(
+    empty_database_url: str, scaled: Callable[[int], int]
+) -> None:
+    rounds = scaled(150)
+    with started(PROCESSES, "read_then_write", empty_database_url, str(rounds)) as workers:
+        start_at_once(workers)
+        assert [worker.finish() for worker in workers] == [["done"]] * PROCESSES
+    storage = Storage(empty_database_url)
+    with storage.session() as session:
+        shared = get_prompt_by_text(session, "shared")
+        assert shared is not None
+        assert shared.used_count == PROCESSES * rounds
+        assert count_generations(session) == 2 * PROCESSES * rounds
+    storage.dispose()
+
+
+def test_many_processes_adopt_the_same_database_at_once(empty_database_url: str) -> None:
+    make_old_database(empty_database_url, "original")
+    rows = ask(empty_database_url, "SELECT count(*) FROM generations")
+    with started(PROCESSES, "initialize", empty_database_url) as workers:
+        start_at_once(workers)
+        assert [worker.finish() for worker in workers] == [["done"]] * PROCESSES
+    storage = Storage(empty_database_url)
+    assert migrations.check(storage) == []
+    storage.dispose()
+    assert ask(empty_database_url, "SELECT count(*) FROM generations") == rows
+
+
+def test_the_batch_loop_of_many_processes_takes_every_job_once(
+    db: Storage, database_url: str, scaled: Callable[[int], int]
+) -> None:
+    """Both lists may hold the same rows; the second writer gets a ConflictError and looks again."""
+    with db.session() as session:
+        ids = [create_generation(session, **a_request()).id for _ in range(scaled(1_200))]
+    with started(PROCESSES, "take_batches", database_url) as workers:
+        start_at_once(workers)
+        taken = [generation_id for worker in workers for line in worker.finish() for generation_id in line.split()]
+    assert sorted(taken) == sorted(ids)
+    assert ask(database_url, "SELECT DISTINCT status, version FROM generations") == [("processing", 2)]
+
+
+def test_a_session_that_works_after_marking_delays_no_other_writer(db: Storage, database_url: str) -> None:
+    """The order of events shows it: everybody else commits while that session is still open."""
+    with db.session() as session:
+        marked = a_generation(session).id
+    with started(1, "sleep_after_marking", database_url, marked) as (sleeper,):
+        assert sleeper.hear() == "ready"
+        for _ in range(3):
+            with db.session() as session:
+                other = a_generation(session, prompt="meanwhile")
+            with db.session() as session:
+                found = get_generation(session, other.id)
+                assert found is not None
+                found.mark_processing()
+        with db.session() as session:
+            waiting = get_generation(session, marked)
+            assert waiting is not None
+            assert waiting.is_pending
+        sleeper.tell()
+        assert sleeper.finish() == ["committed"]
+    with db.session() as session:
+        done = get_generation(session, marked)
+        assert done is not None
+        assert done.is_processing

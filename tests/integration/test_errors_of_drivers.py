@@ -1,0 +1,459 @@
+"""What goes wrong below us arrives as one of our errors, says what to do, and repeats no prompt and no password."""
+
+import os
+import sqlite3
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import make_url, text
+from sqlalchemy.orm import Session
+
+from services.storage import (
+    Generation,
+    Prompt,
+    Storage,
+    StorageError,
+    complete_generation,
+    count_generations,
+    get_all_generations,
+    get_generation,
+    get_session,
+    get_storage,
+    init_db,
+)
+from services.storage.errors import (
+    BusyError,
+    ConflictError,
+    ConstraintError,
+    CorruptError,
+    DatabaseURLError,
+    DisconnectedError,
+    FullError,
+    PoolTimeoutError,
+    ReadOnlyError,
+    SerializationError,
+    StatementTimeoutError,
+    UnreachableError,
+)
+from tests.conftest import administer
+from tests.factories import a_generation, a_request
+from tests.sessions import at_once, path_of
+
+SECRET = "a secret prompt"
+POSTGRESQL = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+
+
+def all_text(error: BaseException) -> str:
+    """Return everything a log would show: message, original, chain and traceback."""
+    return "".join(traceback.format_exception(error)) + str(getattr(error, "orig", ""))
+
+
+def refused(kind: type[BaseException], work: Callable[[Session], Any]) -> BaseException:
+    """Run `work` in a session that fails; return its error, which gives nothing away."""
+    with pytest.raises(kind) as refusal, get_session() as session:
+        work(session)
+    assert "a secret" not in all_text(refusal.value)
+    return refusal.value
+
+
+class TestURLs:
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "generations.db",
+            "sqlite:/generations.db",
+            "sqlite://secret@host/generations.db",
+            "sqlite:///generations.db?timeout=secret",
+            "sqlite:///secret\0.db",
+            "postgresql://user:secret@host:port/db",
+            "mysql://user:secret@host/db",
+            "oracle+cx://user:secret@host/db",
+            "nonsense://user:secret@host/db",
+            " ",
+            "://",
+        ],
+        ids=repr,
+    )
+    def test_one_that_cannot_be_used_says_how_to_write_one(self, url: str) -> None:
+        with pytest.raises(DatabaseURLError, match=r"sqlite:///path/to/file\.db or postgresql://") as error:
+            init_db(url)
+        assert "secret" not in str(error.value)
+
+    def test_one_that_is_no_text_is_named(self) -> None:
+        with pytest.raises(DatabaseURLError, match="database_url must be text"):
+            init_db(5)  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg2", "postgresql+asyncpg"])
+    def test_every_name_of_postgresql_is_psycopg(self, scheme: str) -> None:
+        assert Storage(f"{scheme}://user@host/db").url.drivername == "postgresql+psycopg"
+
+    @pytest.mark.parametrize(
+        "url", ["postgresql://u:secret@127.0.0.1:1/db", "postgresql://u@127.0.0.1:1/db?password=secret"]
+    )
+    def test_a_server_that_is_not_there(self, url: str) -> None:
+        with pytest.raises(UnreachableError, match="check DATABASE_URL") as error:
+            init_db(url)
+        assert "secret" not in str(error.value) + str(error.value.orig)
+        with pytest.raises(UnreachableError), Storage(url).session():
+            pass
+
+    def test_a_database_or_role_that_is_not_there(self, postgresql_server: str) -> None:
+        for url in (
+            make_url(postgresql_server).set(database="nobody_made_this"),
+            make_url(postgresql_server).set(username="nobody", password="secret"),
+        ):
+            with pytest.raises(UnreachableError, match="check DATABASE_URL") as error:
+                init_db(url.render_as_string(hide_password=False))
+            assert "secret" not in str(error.value) + str(error.value.orig)
+
+
+class TestFiles:
+    def test_one_that_is_no_database(self, tmp_path: Path) -> None:
+        path = tmp_path / "random.db"
+        path.write_bytes(os.urandom(20_000))
+        content = path.read_bytes()
+        with pytest.raises(CorruptError, match="restore a backup"):
+            init_db(f"sqlite:///{path}")
+        assert path.read_bytes() == content
+
+    def test_one_that_was_damaged(self, sqlite_url: str) -> None:
+        init_db(sqlite_url)
+        with get_session() as session:
+            for number in range(50):
+                a_generation(session, prompt=f"prompt {number}")
+        get_storage().dispose()
+        path = path_of(sqlite_url)
+        with sqlite3.connect(path) as connection:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            page = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'generations'").fetchone()[0]
+        connection.close()
+        with path.open("r+b") as file:
+            file.seek((page - 1) * 4_096)
+            file.write(b"\xaa" * 4_096)
+        with pytest.raises(CorruptError, match="restore a backup"), get_session() as session:
+            get_all_generations(session)
+
+    def test_a_folder(self, tmp_path: Path) -> None:
+        with pytest.raises(UnreachableError, match="check DATABASE_URL"):
+            init_db(f"sqlite:///{tmp_path}")
+
+    @pytest.mark.parametrize("name", ["file.txt/generations.db", "x" * 300 + ".db"])
+    def test_one_that_cannot_be_made(self, tmp_path: Path, name: str) -> None:
+        (tmp_path / "file.txt").touch()
+        with pytest.raises(UnreachableError, match="cannot be created"):
+            init_db(f"sqlite:///{tmp_path}/{name}")
+
+    def test_a_full_one_keeps_what_it_has_and_goes_on_when_there_is_room(self, sqlite_url: str) -> None:
+        init_db(sqlite_url)
+        with get_session() as session:
+            a_generation(session, prompt="before")
+
+        def fill(session: Session) -> None:
+            pages = session.scalar(text("PRAGMA page_count"))
+            session.execute(text(f"PRAGMA max_page_count = {pages}"))
+            for number in range(100):
+                a_generation(session, prompt=f"{SECRET} {number} " * 500)
+
+        error = refused(FullError, fill)
+        assert "nothing was half-written" in str(error)
+        with get_session() as session:
+            session.execute(text("PRAGMA max_page_count = 1000000"))
+            assert count_generations(session) == 1
+            a_generation(session, prompt="after")
+        with get_session() as session:
+            assert {generation.prompt for generation in get_all_generations(session)} == {"before", "after"}
+
+    def test_text_that_is_no_unicode_is_read_with_marks(self, sqlite_url: str) -> None:
+        init_db(sqlite_url)
+        with get_session() as session:
+            generation_id = a_generation(session).id
+            session.execute(text("UPDATE generations SET error_message = CAST(x'626fff6d' AS TEXT)"))
+        with get_session() as session:
+            generation = get_generation(session, generation_id)
+            assert generation is not None
+            assert generation.error_message == "bo\ufffdm"
+
+    @pytest.mark.parametrize("unreadable", ["yesterday", "2026-13-01", "", 5, b"\xff"], ids=repr)
+    def test_a_time_that_cannot_be_read_is_none_and_stays(self, sqlite_url: str, unreadable: Any) -> None:
+        init_db(sqlite_url)
+        with get_session() as session:
+            generation_id = a_generation(session).id
+            session.execute(text("UPDATE generations SET created_at = :value"), {"value": unreadable})
+        with get_session() as session:
+            generation = get_all_generations(session)[0]
+            assert generation.created_at is None
+            assert generation.to_dict()["created_at"] is None
+            generation.mark_processing()
+        with get_session() as session:
+            stored = session.execute(text("SELECT created_at, status FROM generations")).one()
+            assert tuple(stored) == (unreadable, "processing")
+            assert get_generation(session, generation_id) is not None
+
+    @pytest.mark.parametrize("unreadable", ["not JSON", "", "{", b"\xff"], ids=repr)
+    def test_metadata_that_cannot_be_read_stays(self, sqlite_url: str, unreadable: Any) -> None:
+        init_db(sqlite_url)
+        with get_session() as session:
+            generation_id = a_generation(session).id
+            change = text("UPDATE generations SET metadata = :value, parameters = :value")
+            session.execute(change, {"value": unreadable})
+        with get_session() as session:
+            generation = get_generation(session, generation_id)
+            assert generation is not None
+            assert generation.metadata == unreadable
+            assert generation.get_metadata() == {}
+            assert generation.parameters is None
+            with pytest.raises(ValueError, match="metadata"):
+                complete_generation(session, generation_id, 1.0, 1, {"bpm": 140})
+            complete_generation(session, generation_id, 1.0, 1)
+        with get_session() as session:
+            stored = session.execute(text("SELECT metadata, parameters, status FROM generations")).one()
+            assert tuple(stored) == (unreadable, unreadable, "completed")
+
+
+class TestConstraints:
+    """The database's own rules stand behind ours, and are what SQL written by hand meets."""
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            "channels = 3",
+            "sample_rate = 0",
+            "duration_seconds = -1",
+            "duration_seconds = 1e301",
+            "status = 'done'",
+            "status = 'completed'",
+            "completed_at = created_at",
+            "progress = 1.5",
+            "attempt = -1",
+            "max_attempts = 0",
+            "file_size_bytes = -1",
+            "generation_time_seconds = -1",
+            "lease_expires_at = created_at",
+            "prompt = NULL",
+            "prompt_id = 12345",
+        ],
+    )
+    def test_a_row_that_breaks_one_is_refused_without_being_quoted(self, constrained: Storage, change: str) -> None:
+        with constrained.session() as session:
+            with pytest.raises(ConstraintError) as refusal:
+                session.execute(text(f"UPDATE generations SET {change}"))
+            session.rollback()
+        assert "a secret" not in all_text(refusal.value)
+        assert "(" in str(refusal.value) or "prompt_id" in change  # names the constraint or the column
+
+    @pytest.fixture
+    def constrained(self, db: Storage) -> Storage:
+        with db.session() as session:
+            a_generation(session, prompt=SECRET)
+        return db
+
+    def test_an_object_that_breaks_one_is_refused_at_the_flush(self, db: Storage) -> None:
+        def incomplete(session: Session) -> None:
+            session.add(Generation(prompt=SECRET))
+
+        def unfinished(session: Session) -> None:
+            generation = a_generation(session, prompt=SECRET)
+            generation.mark_completed(1.0)
+            generation.completed_at = None
+
+        for work in (incomplete, unfinished):
+            assert isinstance(refused(ConstraintError, work), ValueError)
+
+    def test_the_same_prompt_or_id_twice_is_a_conflict(self, db: Storage) -> None:
+        def prompts(session: Session) -> None:
+            session.add_all([Prompt(text=SECRET), Prompt(text=SECRET)])
+
+        def ids(session: Session) -> None:
+            for _ in range(2):
+                session.add(Generation(**a_request(prompt=SECRET), id="same"))
+                session.flush()
+                session.expunge_all()
+
+        for work in (prompts, ids):
+            refused(ConflictError, work)
+
+    def test_a_count_beyond_its_column_is_refused(self, db: Storage) -> None:
+        with get_session() as session:
+            a_generation(session, prompt=SECRET)
+            session.execute(text("UPDATE prompts SET used_count = 2147483647"))
+        refused(ConstraintError, lambda session: a_generation(session, prompt=SECRET))
+
+    def test_what_is_not_sql_is_sqlalchemys_error_without_parameters(self, db: Storage) -> None:
+        from sqlalchemy.exc import DBAPIError
+
+        with pytest.raises(DBAPIError) as error, get_session() as session:
+            session.execute(text("SELEKT :value"), {"value": SECRET})
+        assert "a secret" not in all_text(error.value)
+
+
+@POSTGRESQL
+class TestPostgreSQL:
+    @pytest.fixture
+    def open_with(self, db: Storage) -> Iterator[Callable[..., Storage]]:
+        """Return a function that opens the same database with options of its own."""
+        opened: list[Storage] = []
+
+        def open_with(**options: float) -> Storage:
+            opened.append(Storage(db.url.render_as_string(hide_password=False), **options))  # type: ignore[arg-type]
+            return opened[-1]
+
+        yield open_with
+        for storage in opened:
+            storage.dispose()
+
+    def test_a_statement_that_takes_too_long(self, open_with: Callable[..., Storage]) -> None:
+        quick = open_with(statement_timeout=0.3)
+        with pytest.raises(StatementTimeoutError), quick.session() as session:
+            session.execute(text("SELECT pg_sleep(30)"))
+        with quick.session() as session:
+            a_generation(session)
+
+    def test_a_lock_that_is_not_given(self, open_with: Callable[..., Storage], db: Storage) -> None:
+        quick = open_with(lock_timeout=0.1)
+        with db.session() as other:
+            other.execute(text("LOCK TABLE prompts"))
+            with pytest.raises(BusyError) as error, quick.session() as session:
+                a_generation(session, prompt=SECRET)
+        assert "a secret" not in all_text(error.value)
+        with quick.session() as session:
+            assert count_generations(session) == 0
+
+    def test_a_transaction_left_idle(self, open_with: Callable[..., Storage]) -> None:
+        quick = open_with(idle_transaction_timeout=0.2)
+        with quick.session() as session:
+            a_generation(session)
+            wait_until_gone(session.scalar(text("SELECT pg_backend_pid()")) or 0)
+            with pytest.raises(DisconnectedError):
+                count_generations(session)
+            session.rollback()
+        with quick.session() as session:
+            assert count_generations(session) == 0
+
+    def test_no_free_connection_and_then_one(self, open_with: Callable[..., Storage]) -> None:
+        quick = open_with(pool_size=1, max_overflow=0, pool_timeout=0.1)
+        with quick.engine.connect(), pytest.raises(PoolTimeoutError, match="pool_size"), quick.session():
+            pass  # the look at the schema needs one too
+        with quick.session() as session:
+            count_generations(session)
+            with pytest.raises(PoolTimeoutError, match="pool_size"), quick.session() as second:
+                count_generations(second)
+        with quick.session() as session:
+            assert count_generations(session) == 0
+
+    def test_a_connection_lost_while_idle_is_replaced_unnoticed(self, db: Storage, postgresql_server: str) -> None:
+        with get_session() as session:
+            a_generation(session)
+        hang_up(db, postgresql_server)
+        with get_session() as session:
+            assert count_generations(session) == 1
+
+    def test_a_connection_lost_in_use_undoes_the_transaction(self, db: Storage, postgresql_server: str) -> None:
+        def work(session: Session) -> None:
+            a_generation(session, prompt=SECRET)
+            hang_up(db, postgresql_server)
+            count_generations(session)
+
+        refused(DisconnectedError, work)
+        with get_session() as session:
+            assert count_generations(session) == 0
+
+    def test_a_lost_connection_is_retried(self, db: Storage, postgresql_server: str) -> None:
+        tries: list[int] = []
+
+        def work(session: Session) -> None:
+            a_generation(session)
+            tries.append(1)
+            if len(tries) == 1:
+                hang_up(db, postgresql_server)
+                count_generations(session)
+
+        db.run_in_transaction(work)
+        with get_session() as session:
+            assert count_generations(session) == 1
+
+    def test_two_that_wait_for_each_other(self, db: Storage) -> None:
+        with get_session() as session:
+            for name in ("first", "second"):
+                a_generation(session, prompt=name)
+        from threading import Barrier
+
+        both, errors = Barrier(2), []
+
+        def work(number: int) -> None:
+            names = ("first", "second") if number else ("second", "first")
+            try:
+                with get_session() as session:
+                    lock = text("SELECT 1 FROM prompts WHERE text = :text FOR UPDATE")
+                    session.execute(lock, {"text": names[0]})
+                    both.wait()
+                    session.execute(lock, {"text": names[1]})
+            except SerializationError as error:
+                errors.append(error)
+
+        at_once(2, work)
+        assert len(errors) == 1
+
+    def test_a_write_hidden_in_a_query_of_a_read_only_session(self, db: Storage) -> None:
+        with pytest.raises(ReadOnlyError), get_session(read_only=True) as session:
+            session.execute(text("SELECT nextval('prompts_id_seq')"))
+
+    @pytest.mark.parametrize("query", ["SELECT CAST(prompt AS integer) FROM generations", "SELECT :value::jsonb"])
+    def test_a_value_that_does_not_fit_is_not_quoted(self, db: Storage, query: str) -> None:
+        with get_session() as session:
+            a_generation(session, prompt=SECRET)
+        query = query.replace(":value::jsonb", "CAST(:value AS jsonb)")
+        values = {"value": "{" + SECRET} if "value" in query else {}
+        refused(ConstraintError, lambda session: session.execute(text(query), values))
+
+    @pytest.mark.parametrize("time", ["infinity", "-infinity", "0044-03-15 BC", "20000-01-01"])
+    def test_a_time_that_python_has_none_for_is_none(self, db: Storage, time: str) -> None:
+        with get_session() as session:
+            a_generation(session)
+            session.execute(text(f"UPDATE generations SET created_at = '{time}'"))
+        with get_session() as session:
+            assert [generation.created_at for generation in get_all_generations(session)] == [None]
+
+    def test_options_in_the_url_win_over_ours(self, db: Storage, postgresql_server: str) -> None:
+        url = db.url.update_query_dict({"options": "-c statement_timeout=4321"})
+        storage = Storage(url.render_as_string(hide_password=False))
+        with storage.session() as session:
+            assert session.scalar(text("SHOW statement_timeout")) == "4321ms"
+            assert session.scalar(text("SHOW lock_timeout")) == "10s"
+        storage.dispose()
+
+
+def hang_up(db: Storage, server: str) -> None:
+    """End every connection to the database, as a restart of the server would."""
+    administer(
+        server, f"SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = '{db.url.database}'"
+    )
+
+
+def wait_until_gone(pid: int) -> None:
+    with get_storage().engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        question = text("SELECT count(*) FROM pg_stat_activity WHERE pid = :pid")
+        while connection.scalar(question, {"pid": pid}):
+            pass
+
+
+def test_without_its_driver_postgresql_says_what_to_install() -> None:
+    code = (
+        "import sys\nsys.modules['psycopg'] = None\nfrom services.storage import Storage, DriverMissingError\n"
+        "try: Storage('postgresql://u:secret@host/db')\nexcept DriverMissingError as error: print(error)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert "pip install 'dgx-music-storage[postgres]'" in run.stdout
+    assert "secret" not in run.stdout + run.stderr
+
+
+def test_every_error_of_the_driver_is_one_base_class(sqlite_url: str) -> None:
+    init_db(sqlite_url, busy_timeout=0.01)
+    other = sqlite3.connect(path_of(sqlite_url), isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    refused(StorageError, lambda session: a_generation(session, prompt=SECRET))
+    other.close()

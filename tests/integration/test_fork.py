@@ -1,0 +1,118 @@
+"""A process that forks after it has used the database: parent and child go on, and neither loses a row."""
+
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+
+from sqlalchemy import make_url
+
+from services.storage import Storage, count_generations, get_engine, get_session, init_db, track_prompt_usage
+from tests.factories import a_generation
+
+
+class Child:
+    """A forked process that runs `work`, with a pipe in each direction to take turns by."""
+
+    def __init__(self, work: Callable[["Child"], None]) -> None:
+        from_parent, self.to_child = os.pipe()
+        from_child, self.to_parent = os.pipe()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: pytest may have threads
+            self.pid = os.fork()
+        if self.pid:
+            self.ear, self.mouth = from_child, self.to_child
+            return
+        self.ear, self.mouth = from_parent, self.to_parent
+        try:
+            work(self)
+        except BaseException:
+            traceback.print_exc(file=sys.__stderr__)
+            os._exit(1)
+        os._exit(0)
+
+    def say(self) -> None:
+        os.write(self.mouth, b"!")
+
+    def wait(self) -> None:
+        assert os.read(self.ear, 1) == b"!"
+
+    def finish(self) -> None:
+        assert os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1]) == 0
+
+
+def write(count: int) -> None:
+    for _ in range(count):
+        with get_session() as session:
+            count_generations(session)
+            a_generation(session)
+
+
+def count() -> int:
+    with get_session() as session:
+        return count_generations(session)
+
+
+def test_parent_and_children_write_at_once(db: Storage) -> None:
+    write(1)
+    children = [Child(lambda child: write(10)) for _ in range(3)]
+    write(10)
+    for child in children:
+        child.finish()
+    assert count() == 41
+
+
+def test_a_child_keeps_what_it_wrote_when_the_parent_closes_its_connections(db: Storage) -> None:
+    """On SQLite the last to close deletes the WAL; a child with inherited locks would go on writing to it."""
+    write(1)
+
+    def work(child: Child) -> None:
+        write(1)
+        child.say()
+        child.wait()
+        write(5)
+
+    child = Child(work)
+    child.wait()
+    get_engine().dispose()
+    child.say()
+    child.finish()
+    assert count() == 7
+
+
+def test_a_child_opens_connections_of_its_own(db: Storage) -> None:
+    write(1)
+    name = str(make_url(str(db.url)).database)
+
+    def work(child: Child) -> None:
+        inherited = [os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
+        assert not [path for path in inherited if path.startswith(name)]
+        write(1)
+
+    Child(work).finish()
+    assert count() == 2
+
+
+def test_a_session_open_in_the_parent_ends_well_there(db: Storage) -> None:
+    with get_session() as session:
+        a_generation(session)
+        child = Child(lambda child: None)
+        child.finish()
+        a_generation(session)
+    assert count() == 2
+
+
+def test_a_child_has_a_copy_of_a_memory_database() -> None:
+    init_db("sqlite:///:memory:")
+    write(2)
+
+    def work(child: Child) -> None:
+        assert count() == 2
+        write(3)
+        assert count() == 5
+
+    Child(work).finish()
+    assert count() == 2
+    with get_session() as session:
+        assert track_prompt_usage(session, "lo-fi").used_count == 1

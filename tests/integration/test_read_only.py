@@ -1,0 +1,192 @@
+"""Read-only sessions: one moment, no writer in the way, and no way to write."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from sqlalchemy import column, delete, insert, select, text, update
+from sqlalchemy.orm import Session
+
+from services.storage import (
+    Generation,
+    NotInitializedError,
+    Prompt,
+    ReadOnlyError,
+    Storage,
+    complete_generation,
+    count_generations,
+    create_generations,
+    delete_generation,
+    delete_prompt,
+    get_all_generations,
+    get_database_stats,
+    get_generation,
+    get_most_used_prompts,
+    get_prompt_by_text,
+    get_session,
+    init_db,
+    run_in_transaction,
+    set_favorite,
+    track_prompt_usage,
+    update_generation_status,
+)
+from tests.factories import a_generation, a_request
+
+RETURNING = "WITH one AS (SELECT 1) UPDATE prompts SET used_count = 9 RETURNING id, text"
+
+WRITES: dict[str, Callable[[Session], Any]] = {
+    "create": a_generation,
+    "create with a savepoint": lambda session: a_generation(session, idempotency_key="key"),
+    "create many": lambda session: create_generations(session, [a_request()]),
+    "track": lambda session: track_prompt_usage(session, "lo-fi"),
+    "favourite": lambda session: set_favorite(session, "abc-123"),
+    "delete": lambda session: delete_generation(session, "abc-123"),
+    "delete a prompt": lambda session: delete_prompt(session, 1),
+    "update": lambda session: update_generation_status(session, "abc-123", "processing"),
+    "complete": lambda session: complete_generation(session, "abc-123", 1.0, 1),
+    "ORM update": lambda session: session.execute(update(Prompt).values(used_count=9)),
+    "ORM delete": lambda session: session.execute(delete(Generation)),
+    "ORM insert": lambda session: session.execute(insert(Prompt), [{"text": "x"}]),
+    "update led by a CTE": lambda session: session.execute(
+        update(Prompt).values(used_count=9).where(Prompt.id.in_(select(select(Prompt.id).cte("some").c.id)))
+    ),
+    "text": lambda session: session.execute(text("DELETE FROM prompts")),
+    "text after a comment": lambda session: session.execute(text("/* why */ DELETE FROM prompts")),
+    "text after a line of comment": lambda session: session.execute(text("-- why\nDELETE FROM prompts")),
+    "text in small letters": lambda session: session.execute(text("  delete from prompts")),
+    "text led by a CTE": lambda session: session.execute(text("WITH one AS (SELECT 1) DELETE FROM prompts")),
+    "text with columns": lambda session: session.execute(text(RETURNING).columns(column("id"), column("text"))),
+    "text as rows": lambda session: session.scalars(select(Prompt).from_statement(text(RETURNING))),
+    "text as typed rows": lambda session: session.scalars(
+        select(Prompt).from_statement(text(RETURNING).columns(Prompt.id, Prompt.text))
+    ),
+    "driver": lambda session: session.connection().exec_driver_sql("DELETE FROM prompts"),
+    "driver led by a CTE": lambda session: session.connection().exec_driver_sql(RETURNING),
+    "schema": lambda session: session.execute(text("DROP TABLE attempts")),
+    "savepoint": lambda session: session.execute(text("SAVEPOINT here")),
+    "vacuum": lambda session: session.execute(text("VACUUM")),
+}
+
+
+def refuse_every_write() -> None:
+    with get_session() as session:
+        a_generation(session, generation_id="abc-123")
+    for name, write in WRITES.items():
+        with get_session(read_only=True) as session:
+            with pytest.raises(ReadOnlyError) as refusal:
+                write(session)
+            assert refusal.value.orig is None, name  # ours, not the driver's
+            session.rollback()
+            assert get_database_stats(session)["total_generations"] == 1, name
+    with get_session() as session:
+        stored = get_generation(session, "abc-123")
+        assert stored is not None
+        assert stored.is_pending
+        prompt = get_prompt_by_text(session, stored.prompt)
+        assert prompt is not None
+        assert prompt.used_count == 1
+
+
+def test_every_way_to_write_is_refused_before_it_reaches_the_driver(db: Storage) -> None:
+    refuse_every_write()
+
+
+def test_every_way_to_write_to_memory_is_refused_too() -> None:
+    init_db("sqlite:///:memory:")
+    refuse_every_write()
+
+
+def test_a_change_left_in_the_session_is_refused_at_its_end(db: Storage) -> None:
+    with get_session() as session:
+        a_generation(session, generation_id="abc-123")
+    with get_session(read_only=True) as session:
+        generation = get_generation(session, "abc-123")
+        assert generation is not None
+        generation.mark_processing()
+        with pytest.raises(ReadOnlyError):
+            session.commit()
+        session.rollback()
+    with get_session() as session:
+        generation = get_generation(session, "abc-123")
+        assert generation is not None
+        assert generation.is_pending
+
+
+@pytest.mark.parametrize("statement", ["PRAGMA user_version = 7", "pragma journal_mode=DELETE", "ATTACH 'x.db' AS x"])
+def test_the_file_and_the_connection_are_not_changed_either(sqlite_url: str, statement: str) -> None:
+    init_db(sqlite_url)
+    with get_session(read_only=True) as session, pytest.raises(ReadOnlyError):
+        session.execute(text(statement))
+    with get_session(read_only=True) as session:
+        assert session.scalar(text("PRAGMA user_version")) == 0
+        assert session.scalar(text("PRAGMA journal_mode")) == "wal"
+
+
+def test_reading_works_in_every_form(db: Storage) -> None:
+    with get_session() as session:
+        a_generation(session)
+    with get_session(read_only=True) as session:
+        assert count_generations(session) == len(get_all_generations(session)) == 1
+        assert len(get_most_used_prompts(session)) == 1
+        newest = select(Generation.id).order_by(Generation.created_at.desc()).cte("newest")
+        assert len(session.execute(select(newest)).all()) == 1
+        assert len(session.execute(select(Prompt.id).union(select(Prompt.used_count))).all()) == 1
+        assert session.scalar(text("SELECT count(*) FROM prompts")) == 1
+
+
+def test_it_sees_one_moment(db: Storage) -> None:
+    with get_session() as session:
+        a_generation(session)
+    with get_session(read_only=True) as reader:
+        assert count_generations(reader) == 1
+        with get_session() as writer:
+            a_generation(writer, prompt="later")
+        assert count_generations(reader) == 1
+        assert get_prompt_by_text(reader, "later") is None
+        assert get_database_stats(reader)["total_generations"] == 1
+        reader.rollback()
+        assert count_generations(reader) == 2
+    with get_session(read_only=True) as reader:
+        assert count_generations(reader) == 2
+
+
+def test_it_leaves_the_connection_as_it_was(db: Storage) -> None:
+    for _ in range(20):  # more than the pool holds
+        with get_session(read_only=True) as session:
+            count_generations(session)
+        with get_session() as session:
+            a_generation(session)
+    with get_session() as session:
+        assert count_generations(session) == 20
+
+
+def test_run_in_transaction_can_be_read_only(db: Storage) -> None:
+    assert run_in_transaction(count_generations, read_only=True) == 0
+    with pytest.raises(ReadOnlyError):
+        run_in_transaction(a_generation, read_only=True)
+
+
+def test_a_file_opened_read_only_is_read_and_refuses_writes(sqlite_url: str) -> None:
+    init_db(sqlite_url)
+    with get_session() as session:
+        a_generation(session)
+    init_db(sqlite_url.replace("sqlite:///", "sqlite:///file:") + "?mode=ro&uri=true")
+    for read_only in (False, True):
+        with get_session(read_only=read_only) as session:
+            assert count_generations(session) == 1
+    with pytest.raises(ReadOnlyError) as refusal, get_session() as session:
+        a_generation(session, prompt="a secret prompt")
+    assert "secret" not in f"{refusal.value}{refusal.value.orig}"
+    with get_session() as session:
+        assert count_generations(session) == 1
+
+
+def test_a_missing_or_empty_file_opened_read_only_stays_as_it_is(tmp_path: Any) -> None:
+    empty = tmp_path / "empty.db"
+    empty.touch()
+    url = f"sqlite:///file:{empty}?mode=ro&uri=true"
+    with pytest.raises(ReadOnlyError):
+        init_db(url)
+    with pytest.raises(NotInitializedError), Storage(url).session():
+        pass
+    assert empty.stat().st_size == 0

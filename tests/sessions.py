@@ -1,0 +1,55 @@
+"""Sessions as tests need them: undone on purpose, many at once, seen from outside."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from threading import Barrier, Thread
+from typing import TypeVar
+
+import pytest
+from sqlalchemy import make_url
+
+from services.storage import get_prompt_by_text, get_session
+
+Opened = TypeVar("Opened")
+
+
+@contextmanager
+def undone(block: AbstractContextManager[Opened]) -> Iterator[Opened]:
+    """Run the body inside `block`, a session or a savepoint, as if its last line raised."""
+    with pytest.raises(LookupError), block as opened:  # noqa: PT012 - the body is somebody else's
+        yield opened
+        raise LookupError
+
+
+def at_once(count: int, work: Callable[[int], None]) -> None:
+    """Run `work` in `count` threads that start together; raise what they raised."""
+    start = Barrier(count)
+    errors: list[Exception] = []
+
+    def run(number: int) -> None:
+        try:
+            start.wait()
+            work(number)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [Thread(target=run, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise ExceptionGroup("at once", errors)
+
+
+def used_count(text: str) -> int:
+    """Return the count of a prompt as a new session finds it; 0 for an unknown one."""
+    with get_session() as session:
+        prompt = get_prompt_by_text(session, text)
+    return 0 if prompt is None else prompt.used_count
+
+
+def path_of(url: str) -> Path:
+    """Return the file that an SQLite URL names."""
+    return Path(str(make_url(url).database))

@@ -1,0 +1,161 @@
+"""The rules that keep the rooms apart, read from the source."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import services.storage
+
+PACKAGE = Path(services.storage.__file__).parent
+ROOT = PACKAGE.parents[1]
+
+# Imports go down this list only: a room sees the rooms above its line, never its neighbours.
+LAYERS = (
+    {"schema", "errors", "types"},
+    {"validation"},
+    {"models"},
+    {"backends", "retry", "pagination"},
+    {"engine"},
+    {"queue", "leases", "search", "migrations"},
+    {"analytics"},
+    {"database"},
+    {"maintenance", "worker"},
+    {"demo"},
+    {"__init__"},
+    {"cli"},
+    {"__main__"},
+)
+LAYER_OF = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
+SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if "_alembic" not in path.parts)
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Yield the dotted name of every module that `path` imports, also inside functions."""
+    package = ("services", "storage", *path.relative_to(PACKAGE).parts[:-1])
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join((*base, *([node.module] if node.module else [])))
+            yield from ([module] if node.module else [f"{module}.{alias.name}" for alias in node.names])
+
+
+def calls(path: Path) -> list[str]:
+    return [ast.unparse(node.func) for node in ast.walk(parse(path)) if isinstance(node, ast.Call)]
+
+
+def words(path: Path) -> list[str]:
+    """Return the text constants of the code, without its docstrings."""
+    tree = parse(path)
+    documentation = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
+        and node.body
+        and isinstance(node.body[0], ast.Expr)
+    }
+    return [
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documentation
+    ]
+
+
+def named(*rooms: str) -> list[Path]:
+    return [path for path in SOURCES if room_of(path) in rooms]
+
+
+def outside(*rooms: str) -> list[Path]:
+    return [path for path in SOURCES if room_of(path) not in rooms]
+
+
+def each(paths: list[Path]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("path", paths, ids=[str(path.relative_to(PACKAGE)) for path in paths])
+
+
+@each(SOURCES)
+def test_a_room_imports_only_rooms_below_it(path: Path) -> None:
+    room = room_of(path)
+    assert room in LAYER_OF, f"{room} has no layer yet: give it one in LAYERS"
+    for module in imports(path):
+        if not module.startswith("services.storage"):
+            continue
+        other = [*module.split("."), "__init__"][2]
+        other = "__init__" if other.startswith("__") else other
+        assert other == room or LAYER_OF[other] < LAYER_OF[room], f"{room} must not import {other}"
+
+
+@each(outside("migrations"))
+def test_only_migrations_imports_alembic(path: Path) -> None:
+    assert not [module for module in imports(path) if module.split(".")[0] == "alembic"]
+
+
+@each(outside("worker", "engine"))
+def test_only_the_worker_knows_threads_signals_and_sleep(path: Path) -> None:
+    assert not {module.split(".")[0] for module in imports(path)} & {"threading", "signal", "asyncio", "concurrent"}
+    assert not [call for call in calls(path) if call.split(".")[-1] == "sleep"]
+
+
+def test_the_engine_has_one_lock_and_one_sleep() -> None:
+    called = calls(PACKAGE / "engine.py")
+    assert called.count("Lock") == 1
+    assert called.count("time.sleep") == 1
+    names = [
+        alias.name
+        for node in ast.walk(parse(PACKAGE / "engine.py"))
+        if isinstance(node, ast.ImportFrom) and node.module == "threading"
+        for alias in node.names
+    ]
+    assert names == ["Lock"]
+
+
+@each(outside("engine", "cli"))
+def test_only_the_engine_reads_the_environment(path: Path) -> None:
+    source = path.read_text(encoding="utf-8")
+    assert not re.search(r"\benviron\b|\bgetenv\b", source)
+
+
+@each(outside("cli", "__main__"))
+def test_only_the_command_line_prints_or_exits(path: Path) -> None:
+    assert not set(calls(path)) & {"print", "sys.exit", "exit", "quit", "os._exit", "input", "sys.stdout.write"}
+    assert not {module.split(".")[0] for module in imports(path)} & {"click", "rich"}
+
+
+@each(outside("backends", "types"))
+def test_dialects_are_named_only_in_their_rooms(path: Path) -> None:
+    found = {word for word in words(path) if re.fullmatch(r"(sqlite3?|postgres(ql)?|psycopg)", word)}
+    allowed = {"sqlite"} if room_of(path) == "models" else set()  # models mark what only one database has
+    assert found <= allowed
+    assert not [module for module in imports(path) if re.match(r"sqlite3|psycopg|sqlalchemy\.dialects", module)]
+
+
+@each(named("models"))
+def test_rows_never_see_a_session(path: Path) -> None:
+    source = path.read_text(encoding="utf-8")
+    assert "Session" not in source
+    assert "object_session" not in source
+
+
+@each(SOURCES)
+def test_every_module_says_what_it_is(path: Path) -> None:
+    documentation = ast.get_docstring(parse(path))
+    assert documentation
+    assert not path.stem.endswith(("utils", "helpers", "manager", "repository"))
+
+
+def test_no_package_shadows_alembic() -> None:
+    assert (ROOT / "alembic" / "env.py").is_file()
+    assert not (ROOT / "alembic" / "__init__.py").exists()
+    assert not (ROOT / "alembic" / "versions" / "__init__.py").exists()

@@ -1,0 +1,137 @@
+"""The demo's music: it follows the words, and the file is what it says."""
+
+import wave
+from array import array
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from services.storage.demo.prompts import FAILING_PROMPT, OWN_PROMPTS
+from services.storage.demo.synthesis import CHANNELS, SAMPLE_RATE, read_style, render
+
+
+@pytest.mark.parametrize(
+    ("prompt", "bpm"),
+    [
+        ("hip hop beat at 140 BPM", 140),
+        ("trance, 138bpm", 138),
+        ("90-100 BPM boom bap", 100),
+        ("92.6 bpm", 93),
+        ("72 beats per minute", 72),
+        ("a 120-bpm house groove", 120),
+        ("1 BPM", 40),
+        ("9999 BPM", 240),
+    ],
+)
+def test_a_tempo_named_in_the_prompt_is_taken_within_what_can_be_heard(prompt: str, bpm: int) -> None:
+    assert read_style(prompt).bpm == bpm
+
+
+def test_words_decide_the_tempo_when_no_number_does() -> None:
+    drum_and_bass, lullaby = read_style("drum and bass roller").bpm, read_style("a lullaby").bpm
+    assert lullaby < 80 < 160 < drum_and_bass
+    assert read_style("slow techno").bpm < read_style("techno").bpm < read_style("fast techno").bpm
+
+
+def test_a_prompt_without_any_known_word_still_has_a_sensible_tempo() -> None:
+    assert all(60 <= read_style(f"xyzzy {number}").bpm <= 160 for number in range(200))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "key"),
+    [
+        ("fugue in D minor", "Dm"),
+        ("anthem in F# minor", "F#m"),
+        ("waltz in E flat major", "Eb"),
+        ("nocturne in Db maj", "C#"),
+        ("ballad in Cb major", "B"),
+        ("a song in A min", "Am"),
+    ],
+)
+def test_a_key_named_in_the_prompt_is_taken(prompt: str, key: str) -> None:
+    assert read_style(prompt).key == key
+
+
+def test_dark_words_make_it_minor() -> None:
+    assert read_style("sad melody").minor
+    assert not read_style("happy melody").minor
+
+
+@pytest.mark.parametrize("seconds", [0.00001, 0.01, 0.25, 1.5])
+def test_the_file_is_stereo_pcm_of_exactly_the_length_asked_for(tmp_path: Path, seconds: float) -> None:
+    render("trap beat 140 BPM", tmp_path / "music.wav", seconds)
+    with wave.open(str(tmp_path / "music.wav")) as file:
+        assert (file.getnchannels(), file.getsampwidth(), file.getframerate()) == (CHANNELS, 2, SAMPLE_RATE)
+        assert file.getnframes() == max(1, round(seconds * SAMPLE_RATE))
+
+
+@pytest.mark.parametrize("prompt", ["house 124 BPM", "ambient", "drum and bass", "🎹🎶", "x", "a" * 10_000])
+def test_the_music_is_loud_but_never_clipped_and_ends_in_silence(tmp_path: Path, prompt: str) -> None:
+    samples = rendered(tmp_path, prompt, 0.5)
+    assert 0.5 * 32_767 < max(map(abs, samples)) <= 0.9 * 32_767
+    assert abs(samples[-1]) < 500
+
+
+def test_left_and_right_differ(tmp_path: Path) -> None:
+    samples = rendered(tmp_path, "house 124 BPM", 0.5)
+    assert samples[0::2] != samples[1::2]
+
+
+@pytest.mark.parametrize("bpm", [80, 100, 120, 150])
+def test_the_beat_is_heard_at_the_tempo_of_the_prompt(tmp_path: Path, bpm: int) -> None:
+    loudness = envelope(rendered(tmp_path, f"techno at {bpm} BPM", 4.0))
+    heard = max(range(70, 190), key=lambda candidate: alikeness(loudness, 60 / candidate * WINDOWS_PER_SECOND))
+    assert heard == pytest.approx(bpm, rel=0.04)
+
+
+def test_the_same_prompt_always_sounds_the_same_and_another_does_not(tmp_path: Path) -> None:
+    first = rendered(tmp_path, "deep house at 122 BPM", 0.5)
+    assert rendered(tmp_path, "deep house at 122 BPM", 0.5) == first
+    assert rendered(tmp_path, "deep house at 122 BPM please", 0.5) != first
+
+
+@pytest.mark.parametrize("prompt", [FAILING_PROMPT, "0 BPM", "000.0bpm"])
+def test_zero_bpm_cannot_be_played_and_leaves_no_file(tmp_path: Path, prompt: str) -> None:
+    with pytest.raises(ValueError, match="0 BPM"):
+        render(prompt, tmp_path / "music.wav", 1.0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_file_is_replaced_whole(tmp_path: Path) -> None:
+    (tmp_path / "music.wav").write_bytes(b"x" * 1_000_000)
+    rendered(tmp_path, "jazz", 0.1)
+    assert [path.name for path in tmp_path.iterdir()] == ["music.wav"]
+    assert (tmp_path / "music.wav").stat().st_size < 20_000
+
+
+def test_of_the_demos_own_prompts_exactly_one_fails_and_some_come_back() -> None:
+    assert [prompt for prompt in OWN_PROMPTS if read_style(prompt).bpm == 0] == [FAILING_PROMPT]
+    assert len(set(OWN_PROMPTS)) < len(OWN_PROMPTS)
+
+
+WINDOWS_PER_SECOND = 200
+
+
+def rendered(folder: Path, prompt: str, seconds: float) -> "array[int]":
+    render(prompt, folder / "music.wav", seconds)
+    with wave.open(str(folder / "music.wav")) as file:
+        return array("h", file.readframes(file.getnframes()))
+
+
+def envelope(samples: "array[int]") -> list[float]:
+    """Return how much louder each window of 5 ms is than the one before."""
+    left = samples[0::2]
+    size = SAMPLE_RATE // WINDOWS_PER_SECOND
+    levels = [sum(map(abs, left[at : at + size])) / size for at in range(0, len(left) - size, size)]
+    return [max(0.0, after - before) for before, after in pairwise(levels)]
+
+
+def alikeness(loudness: list[float], beat: float) -> float:
+    """Return how strongly onsets repeat after one, two and three beats."""
+    total = 0.0
+    for beats in (1, 2, 3):
+        lag = round(beat * beats)
+        pairs = list(zip(loudness, loudness[lag:], strict=False))
+        total += sum(before * after for before, after in pairs) / len(pairs)
+    return total
