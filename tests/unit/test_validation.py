@@ -25,9 +25,9 @@ from services.storage.validation import (
     merge_metadata,
     validate_count,
     validate_generation_field,
+    validate_name,
     validate_prompt_field,
     validate_seconds,
-    validate_worker_id,
 )
 from tests.bad_input import BAD_FIELDS, Deep, Fixed, Index, numbered
 from tests.factories import a_request
@@ -260,9 +260,9 @@ def test_a_span_of_seconds_is_positive_and_finite(value: Any) -> None:
 
 
 def test_a_worker_has_a_name() -> None:
-    assert validate_worker_id("host:1") == "host:1"
+    assert validate_name("worker_id", "host:1") == "host:1"
     with pytest.raises(ValueError, match="worker_id"):
-        validate_worker_id(" ")
+        validate_name("worker_id", " ")
 
 
 @pytest.mark.parametrize("value", [5, None, b"x", ["x"]])
