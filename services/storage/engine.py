@@ -304,7 +304,7 @@ def set_storage(storage: Storage) -> Storage:
     with _default_lock:
         previous, _default = _default, storage
     if previous is not None and previous is not storage:
-        previous.dispose()
+        previous.engine.pool.dispose()  # not the engine's: a session still open there has a pool to go back to
     return storage
 
 

@@ -85,6 +85,25 @@ class UTCDateTime(TypeDecorator[datetime]):
             return None
 
 
+class TimeText(TypeDecorator[Any]):
+    """A time as what is stored: its text on SQLite, also when others wrote it in a form of their own; else ISO 8601.
+
+    For positions in an order by time, which must compare as the stored values do.
+    """
+
+    impl = Text
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        return dialect.type_descriptor(Text() if dialect.name == "sqlite" else DateTime(timezone=True))
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
+        return value if value is None or dialect.name == "sqlite" else as_utc(datetime.fromisoformat(value))
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Any:
+        return value.isoformat() if isinstance(value, datetime) else value
+
+
 class JSONText(TypeDecorator[str]):
     """A JSON document whose Python value is its text: TEXT on SQLite, JSONB on PostgreSQL.
 

@@ -467,6 +467,7 @@ class TestStatus:
             mine.mark_processing()
             with pytest.raises(ConflictError):
                 first.commit()
+            first.rollback()
         with get_session() as session:
             assert get_generation(session, generation_id) is None
 

@@ -14,14 +14,15 @@ ROOT = PACKAGE.parents[1]
 
 # Imports go down this list only: a room sees the rooms above its line, never its neighbours.
 LAYERS = (
-    {"schema", "errors", "types"},
+    {"schema", "errors", "types", "terms", "reports"},
     {"validation"},
     {"models"},
     {"backends", "retry", "pagination"},
     {"replicas"},
     {"engine"},
-    {"queue", "leases", "search", "migrations"},
+    {"queue", "leases", "search", "history", "migrations"},
     {"analytics"},
+    {"forecast"},
     {"database"},
     {"examination"},
     {"copying"},

@@ -1,10 +1,10 @@
 """What a backend must answer, how an engine is opened, where a replica stands, and what counts as a write."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any, NamedTuple, Protocol, TypeVar
+from datetime import datetime, timedelta
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 from sqlalchemy import (
     CTE,
@@ -17,16 +17,20 @@ from sqlalchemy import (
     Integer,
     Select,
     Table,
+    and_,
     bindparam,
     cast,
     exists,
     func,
     literal_column,
+    or_,
     select,
 )
+from sqlalchemy.orm import Session
 
 from ..errors import StorageError
 from ..models import Generation
+from ..terms import Query, Term
 
 READING = ("SELECT", "VALUES", "PRAGMA", "EXPLAIN", "SHOW")
 TRANSACTION_CONTROL = ("BEGIN", "COMMIT", "ROLLBACK", "RELEASE", "VACUUM", "ATTACH", "DETACH", "SET")
@@ -89,6 +93,9 @@ class Keeper(Protocol):
     """What a database needs to stay in existence, until it is closed."""
 
     def close(self) -> None: ...
+
+
+JSONKind = Literal["text", "number", "boolean", "any"]
 
 
 class Backend(Protocol):
@@ -159,6 +166,36 @@ class Backend(Protocol):
     def prompt_is(self, text: str) -> ColumnElement[bool]:
         """Return the condition that finds the prompt with exactly this text through the unique index."""
 
+    def clock(self) -> Callable[[timedelta], ColumnElement[datetime]]:
+        """Return a clock that stands still: for an offset, the time so far from that of the statement.
+
+        Unlike now(), it may be compared with an index.
+        """
+
+    def microseconds(self, time: Any) -> ColumnElement[int]:
+        """Return a column's time as whole microseconds since 1970, or NULL where it cannot be read."""
+
+    def json_member(self, document: Any, key: str, kind: JSONKind) -> ColumnElement[Any]:
+        """Return the value under `key` of a JSON object as text, number or 0 and 1; NULL unless it is of that kind.
+
+        "any" gives the name of its type, NULL when it is missing or null. A document that cannot be read has no keys.
+        """
+
+    def json_number(self, value: float) -> ColumnElement[Any]:
+        """Return a number to compare with json_member()'s."""
+
+    def matching_prompts(self, query: Query) -> Select[Any]:
+        """Return the select of one column, the ids of the prompts that answer `query`, found through the index."""
+
+    def prompt_matches(self, query: Query, prompt_id: Any, text: Any) -> ColumnElement[bool]:
+        """Return the condition that the prompt with this id and text answers `query`, for rows met in another order."""
+
+    def check_search_index(self, session: Session) -> bool:
+        """Tell whether the search index is what the prompts say."""
+
+    def rebuild_search_index(self, session: Session) -> None:
+        """Make the search index anew from the prompts."""
+
 
 def priorities(waiting: Sequence[ColumnElement[bool]], due: ColumnElement[bool], enough: int | None = None) -> CTE:
     """Return the different priorities among `waiting`, highest first and None last, at one index seek each.
@@ -215,3 +252,8 @@ def is_refused_when_reading(statement: str, context: ExecutionContext | None) ->
     word = statement.lstrip()[:10].upper()
     setting = word.startswith("PRAGMA") and "=" in statement
     return setting or word.startswith(("VACUUM", "ATTACH", "DETACH")) or is_write(statement, context)
+
+
+def has_literals(text: Any, term: Term) -> ColumnElement[bool]:
+    """Return the condition that `text` contains what `term` wants as it stands, but for case."""
+    return and_(*(or_(*(text.icontains(literal, autoescape=True) for literal in any_of)) for any_of in term.literals))

@@ -45,9 +45,9 @@ from ..errors import (
     UnreachableError,
 )
 from ..models import CLAIM_ORDER, PENDING, Generation, Prompt
-from ..schema import BIG_INTEGER_LIMIT
 from ..types import dump_json
 from .base import Bind, EngineOptions, Position, inline, priorities
+from .tsvector import TSVectorSearch
 
 MIGRATION_LOCK = 0x6467785F6D757369  # "dgx_musi": any constant that no other program on the server uses
 
@@ -102,7 +102,7 @@ REPLICA_POSITION = text(
 )
 
 
-class PostgreSQL:
+class PostgreSQL(TSVectorSearch):
     """The grown-up engine: many writers at once, one server or a primary with replicas."""
 
     name = "postgresql"
@@ -272,13 +272,8 @@ class StreamingReplication:
 
 
 def load_json(text: str | bytes) -> Any:
-    """Return what JSONB holds. It writes 1e300 out in digits, so an integer larger than any we store was a float."""
-    return json.loads(text, parse_int=_parse_int)
-
-
-def _parse_int(digits: str) -> int | float:
-    number = int(digits) if len(digits) <= 20 else None
-    return number if number is not None and abs(number) <= BIG_INTEGER_LIMIT else float(digits)
+    """Return what JSONB holds; an integer with more digits than Python reads, which others wrote, as a float."""
+    return json.loads(text, parse_int=lambda digits: int(digits) if len(digits) <= 4_000 else float(digits))
 
 
 @cache

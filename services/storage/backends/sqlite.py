@@ -39,6 +39,7 @@ from ..errors import (
 from ..models import CLAIM_ORDER, Generation, Prompt
 from ..types import UTCDateTime, utcnow
 from .base import Bind, EngineOptions, inline, is_write, priorities
+from .fts5 import FTS5Search
 
 MIGRATION_PATIENCE_SECONDS = 600.0  # a rebuild of millions of rows by another process is waited for
 CHECKPOINT_BYTES = 4 * 1024 * 1024
@@ -64,7 +65,7 @@ ERRORS: tuple[tuple[str, type[StorageError]], ...] = (
 )
 
 
-class SQLite:
+class SQLite(FTS5Search):
     """The embedded database: one file, many readers, one writer at a time."""
 
     name = "sqlite"
@@ -99,7 +100,7 @@ class SQLite:
             connection.isolation_level = None  # we emit BEGIN ourselves, below
             connection.text_factory = _decode
             connection.execute("PRAGMA foreign_keys = ON")
-            connection.execute("PRAGMA trusted_schema = OFF")
+            # trusted_schema stays ON: FTS5 counts as unsafe in triggers (3.40.1), and a trigger keeps the search index.
             connection.execute(f"PRAGMA synchronous = {options.synchronous}")
             connection.execute("PRAGMA temp_store = MEMORY")
             connection.execute("PRAGMA cache_size = -65536")
@@ -182,7 +183,6 @@ class SQLite:
             connection.isolation_level = None
             # With foreign keys on, dropping the old table of a rebuild silently deletes every row that refers to it.
             connection.execute("PRAGMA foreign_keys = OFF")
-            connection.execute("PRAGMA trusted_schema = OFF")
             if has_wal_reset_bug(sqlite3.sqlite_version_info):
                 connection.execute("PRAGMA wal_autocheckpoint = 0")
 
