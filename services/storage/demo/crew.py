@@ -146,8 +146,9 @@ def _crew(storage: Storage, size: int, doomed: str | None) -> Iterator[list[Memb
             member = Member(number, f"demo:{process.pid}:{token_hex(4)}", process)
             crew.append(member)
             told = {"database_url": url, "worker_id": member.worker_id, "doomed": doomed}
-            member.orders.write(json.dumps(told).encode() + b"\n")  # not as arguments: a URL may hold a password
-            member.orders.flush()
+            with suppress(BrokenPipeError):  # it has ended already, as play() is going to notice
+                member.orders.write(json.dumps(told).encode() + b"\n")  # not as arguments: a URL may hold a password
+                member.orders.flush()
         yield crew
     finally:
         _dismiss(crew)
