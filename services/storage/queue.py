@@ -7,12 +7,26 @@ import os
 import secrets
 import socket
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, case, exists, func, select, true, tuple_, union_all, update
+from sqlalchemy import (
+    ColumnElement,
+    Select,
+    and_,
+    bindparam,
+    case,
+    exists,
+    func,
+    select,
+    true,
+    tuple_,
+    union_all,
+    update,
+)
 from sqlalchemy.orm import Session, aliased
 
-from .backends import backend_for, inline, priorities
+from .backends import Backend, backend_for, inline, priorities
 from .engine import REFRESH
 from .errors import IllegalTransitionError
 from .models import PENDING, Generation, QueueState, consequences
@@ -64,22 +78,8 @@ def claim_generations(
     preferred = None if prefer_model is None else validate_name("prefer_model", prefer_model)
     if limit == 0 or not models:
         return []
-    backend = backend_for(session)
-    chosen = _choose(session, limit, models, preferred).cte()
-    claim = update(Generation).where(Generation.id.in_(select(chosen.c.id)), NOT_PAUSED)
-    claim = claim.values(
-        consequences(GenerationStatus.PENDING, GenerationStatus.PROCESSING)
-        | {
-            "status": GenerationStatus.PROCESSING.value,
-            "worker_id": worker_id,
-            "attempt": Generation.attempt + 1,
-            "started_at": backend.now(),
-            "lease_expires_at": backend.now(lease_seconds),
-            "error_message": None,
-            "version": Generation.version + 1,
-        }
-    )
-    claimed = session.scalars(claim.returning(Generation), execution_options=REFRESH)
+    claim = _claim(backend_for(session), limit, models, preferred, lease_seconds)
+    claimed = session.scalars(claim, {"claiming_worker": worker_id}, execution_options=REFRESH)
     return sorted(claimed, key=lambda row: (-row.priority, row.scheduled_at, row.id))
 
 
@@ -180,23 +180,43 @@ def new_worker_id() -> str:
     return f"{socket.gethostname()[:128]}:{os.getpid()}:{secrets.token_hex(4)}"
 
 
-def _validate_models(model_names: Iterable[str] | None) -> list[str | None]:
-    """Return the different names, or [None] for whatever model."""
+def _validate_models(model_names: Iterable[str] | None) -> tuple[str | None, ...]:
+    """Return the different names, or None alone for whatever model."""
     if model_names is None:
-        return [None]
+        return (None,)
     if isinstance(model_names, str):
         raise TypeError("model_names must be several names, not text: put the one name into a list")
-    return [*sorted({validate_name("model_names", name) for name in model_names})]
+    return (*sorted({validate_name("model_names", name) for name in model_names}),)
 
 
 def _waiting(model: str | None) -> list[ColumnElement[bool]]:
     return [PENDING] if model is None else [PENDING, Generation.model_name == model]
 
 
-def _choose(session: Session, limit: int, models: list[str | None], preferred: str | None) -> Select[Any]:
+@lru_cache(maxsize=128)  # building it takes longer than executing it, and a worker asks the same again and again
+def _claim(
+    backend: Backend, limit: int, models: tuple[str | None, ...], preferred: str | None, lease_seconds: float
+) -> Any:
+    chosen = _choose(backend, limit, models, preferred).cte()
+    claim = update(Generation).where(Generation.id.in_(select(chosen.c.id)), NOT_PAUSED)
+    claim = claim.values(
+        consequences(GenerationStatus.PENDING, GenerationStatus.PROCESSING)
+        | {
+            "status": GenerationStatus.PROCESSING.value,
+            "worker_id": bindparam("claiming_worker"),
+            "attempt": Generation.attempt + 1,
+            "started_at": backend.now(),
+            "lease_expires_at": backend.now(lease_seconds),
+            "error_message": None,
+            "version": Generation.version + 1,
+        }
+    )
+    return claim.returning(Generation)
+
+
+def _choose(backend: Backend, limit: int, models: tuple[str | None, ...], preferred: str | None) -> Select[Any]:
     """Return the query for the ids of the rows to claim, locked where the database knows row locks."""
-    backend = backend_for(session)
-    if len(models) == 1 and (preferred is None or models != [None]):
+    if len(models) == 1 and (preferred is None or models != (None,)):
         return backend.take_due(_waiting(models[0]), [Generation.id], limit)
     # Each model has its own place in the index; the first rows of every one, merged, begin with the first rows of all.
     size = limit + LOOK_AHEAD - 1

@@ -18,9 +18,9 @@ from sqlalchemy import (
     QueuePool,
     Select,
     Table,
+    bindparam,
     create_engine,
     event,
-    literal,
     select,
 )
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
@@ -221,8 +221,9 @@ class SQLite(FTS5Search):
         return None  # without AUTOINCREMENT the next key follows the highest one by itself
 
     def now(self, plus_seconds: float = 0.0) -> ColumnElement[datetime]:
-        # One host, one clock: SQLite's own has milliseconds only, and no index would care for the difference.
-        return literal(utcnow() + timedelta(seconds=plus_seconds), UTCDateTime())
+        # One host, one clock: SQLite's own has milliseconds only. Asked at each execution, so statements can be kept.
+        moved = timedelta(seconds=plus_seconds)
+        return bindparam(None, callable_=lambda: utcnow() + moved, type_=UTCDateTime())
 
     def take_due(
         self, waiting: Sequence[ColumnElement[bool]], columns: Sequence[Any], limit: int, *, locked: bool = True
