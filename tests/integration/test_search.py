@@ -233,7 +233,7 @@ def test_the_index_follows_every_change_exactly(db: Storage, changes: list[tuple
                 delete_prompt(session, victim)
             elif change == "renumber":
                 session.execute(delete(Generation))
-                free = max([*ids, 0]) + 1
+                free = max([1_000_000, *ids]) + 1
                 session.execute(update(Prompt).where(Prompt.id == victim).values(id=free))
             elif change == "undo":
                 savepoint = session.begin_nested()
@@ -317,10 +317,10 @@ def test_prompts_that_others_wrote_at_any_length_are_indexed(db: Storage) -> Non
         assert len(search_prompts(session, "slow piano")) == 1
 
 
-def test_words_are_the_same_on_both_databases_and_here(one_postgresql: str, sqlite_url: str) -> None:
-    """Whatever the index holds of common scripts, both find the same prompts, and each prompt by its own words."""
+def test_both_databases_find_the_same_prompts(one_postgresql: str, sqlite_url: str) -> None:
+    """In Latin, Greek and Cyrillic with any punctuation; fractions, like ½, are words on SQLite only."""
     dice = random.Random(3)
-    alphabet = "abcxyzABC0189éÉüñçøØßæ жЖйёЁ αάΩ #&-_/.,'\"♯—“”…½²"
+    alphabet = "abcxyzABC0189éÉüñçøØßæ жЖйёЁ αάΩ #&-_/.,'\"♯—“”…"
     texts = {"".join(dice.choices(alphabet, k=dice.randint(1, 14))).strip() for _ in range(400)} - {""}
     found: dict[str, dict[str, set[str]]] = {}
     for name, url in (("sqlite", sqlite_url), ("postgresql", one_postgresql)):
@@ -333,14 +333,14 @@ def test_words_are_the_same_on_both_databases_and_here(one_postgresql: str, sqli
             }
         storage.dispose()
     differing = {query for query in texts if found["sqlite"][query] != found["postgresql"][query]}
-    assert not {query for query in differing if not set(query) & set("½²")}, differing
+    assert not {query: found["sqlite"][query] ^ found["postgresql"][query] for query in differing}
 
 
 @pytest.fixture
 def one_postgresql(postgresql_server: str, postgresql_template: str) -> Iterator[str]:
-    administer(postgresql_server, f"CREATE DATABASE both TEMPLATE {postgresql_template}")
-    yield database_at(postgresql_server, "both")
-    administer(postgresql_server, "DROP DATABASE both WITH (FORCE)")
+    administer(postgresql_server, f"CREATE DATABASE same_words TEMPLATE {postgresql_template}")
+    yield database_at(postgresql_server, "same_words")
+    administer(postgresql_server, "DROP DATABASE same_words WITH (FORCE)")
 
 
 @pytest.mark.drill
