@@ -198,10 +198,9 @@ def _complete_under_lease(
         "generation_time_seconds": validate_generation_field("generation_time_seconds", generation_time),
         "file_size_bytes": validate_generation_field("file_size_bytes", file_size_bytes),
     }
-    if not metadata:
+    if merge_metadata(None, metadata) is None:
         done = _end_attempt(session, lease, "completed")
         return done or _leave(session, [lease.generation_id], GenerationStatus.COMPLETED, result)[0]
-    merge_metadata(None, metadata)
     # What is stored may refuse to be merged with, and is certain only once the row is locked: then undo the history.
     with session.begin_nested():
         done = _end_attempt(session, lease, "completed")

@@ -379,8 +379,8 @@ class _Heart(threading.Thread):
 
     def _end(self) -> None:
         """Release the job while its handler still runs, so that others may have it at once; then interrupt it."""
-        self.job._cancelled = True
         with suppress(*TROUBLE):
             self._database.run_in_transaction(lambda session: release_generation(session, self.job.lease), attempts=1)
+        self.job._cancelled = True
         if self._interrupt is not None and not self._closed:
             self._interrupt()
