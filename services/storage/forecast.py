@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 from functools import cache
-from math import sqrt
+from math import fsum, sqrt
 from statistics import NormalDist, fmean, pvariance
 from typing import Any
 
@@ -183,7 +183,7 @@ def _estimate(generation_id: str, rows: dict[str, list[Any]]) -> Estimate | None
         wait = _wait(history, own, duration, workers, ahead, rows.get("running", []))
         total = _sum(wait, own, max(delay, 0.0))
     at = datetime.fromtimestamp(0, UTC) + timedelta(microseconds=rows["now"][0][1])
-    p10, p50, p90 = (at + timedelta(seconds=_percentile(total, fraction)) for fraction in (0.1, 0.5, 0.9))
+    p10, p50, p90 = (at + timedelta(seconds=percentile(total, fraction)) for fraction in (0.1, 0.5, 0.9))
     return Estimate(generation_id, at, p10, p50, p90, sum(count for _, count, _, _ in ahead), workers, len(own))
 
 
@@ -210,9 +210,10 @@ def _wait(
     mean = variance = 0.0
     fallback = [(duration, seconds) for seconds in own]
     for name, _, length, squared in ahead:
-        rates = [seconds / length for length, seconds in history.get(name) or fallback]
-        mean += fmean(rates) * length
-        variance += pvariance(rates) * squared
+        samples = history.get(name) or fallback
+        rate = fsum(seconds for _, seconds in samples) / fsum(length for length, _ in samples)
+        mean += rate * length
+        variance += fmean((seconds / length - rate) ** 2 for length, seconds in samples) * squared
     jobs = sum(count for _, count, _, _ in ahead)
     typical = mean / jobs if jobs else fmean(own)
     for name, _, length, elapsed in running:
@@ -222,17 +223,21 @@ def _wait(
     if jobs + len(running) < workers:
         return NormalDist(0.0, 0.0)
     shared = mean / workers - typical * (workers - 1) / (2 * (workers + 1))
-    return NormalDist(max(shared, 0.0), sqrt(variance) / workers)
+    variance /= workers**2
+    if workers > 1:
+        # the first of k to become free, each at any time within one job: the least of k uniform ones
+        variance += typical**2 * workers / ((workers + 1) ** 2 * (workers + 2))
+    return NormalDist(max(shared, 0.0), sqrt(variance))
 
 
 def _sum(wait: NormalDist, own: list[float], delay: float) -> list[float]:
     """Return the sum of two independent times on a grid of their quantiles; nothing begins before `delay`."""
     places = [(index + 0.5) / GRID for index in range(GRID)]
     waits = [wait.inv_cdf(place) if wait.stdev else wait.mean for place in places]
-    return sorted(max(one, delay) + _percentile(own, place) for one in waits for place in places)
+    return sorted(max(one, delay) + percentile(own, place) for one in waits for place in places)
 
 
-def _percentile(values: list[float], fraction: float) -> float:
+def percentile(values: list[float], fraction: float) -> float:
     place = fraction * (len(values) - 1)
     low = int(place)
     high = min(low + 1, len(values) - 1)

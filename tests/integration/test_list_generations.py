@@ -2,14 +2,13 @@
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import delete, event, text, update
+from sqlalchemy import delete, text, update
 from sqlalchemy.orm import Session
 
 from benchmarks.dataset import build
@@ -25,6 +24,7 @@ from services.storage import (
     search_prompts,
 )
 from tests.factories import a_generation, a_request
+from tests.plans import explain
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 
@@ -319,35 +319,6 @@ def pages_of(session: Session, limit: int) -> Iterator[list[str]]:
         yield [row.id for row in page.items]
         if (cursor := page.next) is None:
             return
-
-
-def explain(session: Session, operation: Callable[[], Any]) -> list[str]:
-    """Return the plan of every statement that `operation` sends."""
-    with statements_of(session) as sent:
-        operation()
-    connection: Any = session.connection()
-    word = "EXPLAIN QUERY PLAN" if connection.dialect.name == "sqlite" else "EXPLAIN"
-    plans = []
-    for statement, parameters in sent:
-        rows = connection.exec_driver_sql(f"{word} {statement}", parameters)
-        plans.append("\n".join(str(row[-1]) for row in rows) + "\n")
-    return plans
-
-
-@contextmanager
-def statements_of(session: Session) -> Iterator[list[tuple[str, Any]]]:
-    sent: list[tuple[str, Any]] = []
-    engine = session.connection().engine
-
-    def note(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
-        if statement.startswith("SELECT"):
-            sent.append((statement, parameters))
-
-    event.listen(engine, "before_cursor_execute", note)
-    try:
-        yield sent
-    finally:
-        event.remove(engine, "before_cursor_execute", note)
 
 
 def test_metadata_of_a_page_is_what_was_stored(db: Storage) -> None:

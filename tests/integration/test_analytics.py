@@ -1,0 +1,300 @@
+"""The reports, against plain Python on the same rows; alike on both databases."""
+
+import random
+import statistics
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import delete, insert, text
+
+from services.storage import (
+    Attempt,
+    Generation,
+    Storage,
+    create_generations,
+    get_failure_reasons,
+    get_performance_stats,
+    get_prompt_stats,
+    get_queue_stats,
+    get_session,
+    get_usage,
+)
+from services.storage.models import QueueState
+from services.storage.types import utcnow
+from tests.factories import a_generation, a_request
+from tests.plans import statements_of
+
+
+def test_an_empty_database_has_reports_too(db: Storage) -> None:
+    with get_session(read_only=True) as session:
+        stats = get_queue_stats(session)
+        assert (stats.backlog, stats.oldest_seconds, stats.scheduled, stats.processing, stats.workers) == (
+            0,
+            None,
+            0,
+            0,
+            0,
+        )
+        assert not stats.is_paused
+        assert abs(stats.at - utcnow()) < timedelta(minutes=1)
+        assert get_performance_stats(session) == []
+        assert get_failure_reasons(session) == []
+        assert get_prompt_stats(session, "unknown") is get_prompt_stats(session, "\0") is None
+        assert len(get_usage(session)) == 30
+
+
+def test_the_queue_is_counted_as_its_report_defines(db: Storage) -> None:
+    now = utcnow()
+    with get_session() as session:
+        for seconds in (10, 500, 20):
+            a_generation(session, scheduled_at=now - timedelta(seconds=seconds))
+        a_generation(session, scheduled_at=now + timedelta(hours=1))
+        for worker, lease in (("a", 60), ("a", 60), ("b", 60), ("late", -1), (None, None)):
+            row = a_generation(session)
+            row.mark_processing()
+            row.worker_id = worker
+            row.lease_expires_at = None if lease is None else now + timedelta(seconds=lease)
+        for minutes, outcome in ((1, "completed"), (59, "completed"), (61, "completed"), (2, "failed")):
+            row = a_generation(session)
+            row.status = outcome
+            row.completed_at = now - timedelta(minutes=minutes)
+        for number, (worker, minutes, outcome) in enumerate(
+            [("c", 4, "completed"), ("c", 1, "failed"), ("d", 6, "completed"), ("e", 1, "lost"), ("f", 1, "released")]
+        ):
+            finished = now - timedelta(minutes=minutes)
+            session.add(
+                Attempt(generation_id=row.id, number=number, worker_id=worker, outcome=outcome, finished_at=finished)
+            )
+        session.add(QueueState(paused_at=now, reason="new GPU"))
+    with get_session(read_only=True) as session:
+        stats = get_queue_stats(session)
+    assert stats.is_paused
+    assert (stats.backlog, stats.scheduled) == (3, 1)
+    assert stats.oldest_seconds is not None
+    assert 500 <= stats.oldest_seconds < 560
+    assert (stats.processing, stats.expired) == (5, 1)
+    assert stats.workers == 4  # a and b hold leases, c and f finished something; d long ago, e was given up
+    assert (stats.completed_per_hour, stats.failed_per_hour) == (2, 1)
+
+
+VALUES = st.lists(
+    st.tuples(
+        st.sampled_from(["m1", "m2"]),
+        st.sampled_from(["completed", "completed", "failed", "cancelled"]),
+        st.one_of(st.none(), st.floats(0, 1e6), st.integers(1, 9).map(float)),
+        st.one_of(st.none(), st.integers(-5_000_000, 10**12)),
+    ),
+    max_size=40,
+)
+
+
+@given(VALUES)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_percentiles_are_those_of_plain_python(db: Storage, rows: list[tuple[str, str, Any, Any]]) -> None:
+    now = datetime(2026, 11, 22, 12, tzinfo=UTC)
+    with get_session() as session:
+        session.execute(delete(Generation))
+        for model, status, seconds, wait in rows:
+            row = a_generation(session, model_name=model, duration_seconds=12.5, scheduled_at=now)
+            row.status = status
+            row.generation_time_seconds = seconds
+            row.started_at = None if wait is None else now + timedelta(microseconds=wait)
+        session.flush()
+        reports = {report.model_name: report for report in get_performance_stats(session)}
+        assert reports.keys() == {row[0] for row in rows}
+        for model, report in reports.items():
+            mine = [row for row in rows if row[0] == model]
+            times = [row[2] for row in mine if row[1] == "completed" and row[2] is not None]
+            waits = [
+                timedelta(microseconds=row[3]).total_seconds()
+                for row in mine
+                if row[1] != "cancelled" and row[3] is not None
+            ]
+            assert report.completed == sum(row[1] == "completed" for row in mine)
+            assert report.failed == sum(row[1] == "failed" for row in mine)
+            assert report.cancelled == sum(row[1] == "cancelled" for row in mine)
+            ended = report.completed + report.failed
+            assert report.failure_rate == (report.failed / ended if ended else None)
+            for found, values in (
+                (report.generation_time, times),
+                (report.real_time_factor, [time / 12.5 for time in times]),
+                (report.queue_wait, waits),
+            ):
+                assert found.count == len(values)
+                assert (found.p50, found.p90, found.p99) == tuple(percentile(values, p) for p in (50, 90, 99))
+        session.rollback()
+
+
+def percentile(values: list[float], percent: int) -> float | None:
+    """PostgreSQL's percentile_cont, in plain Python."""
+    if not values:
+        return None
+    ordered = sorted(values)
+    low, part = divmod((len(values) - 1) * percent, 100)
+    high = low + bool(part)
+    return ordered[low] + (ordered[high] - ordered[low]) * (part / 100)
+
+
+def test_percentiles_are_those_of_the_standard_library_and_of_postgresql(db: Storage) -> None:
+    dice = random.Random(6)
+    values = [dice.lognormvariate(3, 1) for _ in range(1_001)]
+    with get_session() as session:
+        rows = create_generations(session, [a_request() for _ in values])
+        for row, value in zip(rows, values, strict=True):
+            row.mark_completed(value)
+        session.flush()
+        [report] = get_performance_stats(session)
+        inclusive = statistics.quantiles(values, n=100, method="inclusive")
+        found = report.generation_time
+        assert (found.p50, found.p90, found.p99) == pytest.approx(
+            (inclusive[49], inclusive[89], inclusive[98]), rel=1e-12
+        )
+        if db.backend.name == "postgresql":
+            theirs = session.execute(
+                text(
+                    "SELECT percentile_cont(ARRAY[0.5, 0.9, 0.99]) WITHIN GROUP (ORDER BY generation_time_seconds) "
+                    "FROM generations"
+                )
+            ).scalar_one()
+            assert (found.p50, found.p90, found.p99) == pytest.approx(tuple(theirs), rel=1e-12)
+
+
+def test_performance_is_narrowed_by_time_and_model(db: Storage) -> None:
+    now = utcnow()
+    with get_session() as session:
+        for model, days, seconds in (("a", 1, 5.0), ("a", 9, 50.0), ("b", 1, 7.0)):
+            row = a_generation(session, model_name=model)
+            row.mark_completed(seconds)
+            row.completed_at = now - timedelta(days=days)
+        session.flush()
+        recent = get_performance_stats(session, since=now - timedelta(days=2))
+        assert [(one.model_name, one.generation_time.p50) for one in recent] == [("a", 5.0), ("b", 7.0)]
+        assert [one.completed for one in get_performance_stats(session, model_name="a")] == [2]
+        assert get_performance_stats(session, model_name="\0") == []
+
+
+@pytest.mark.parametrize(("bucket", "hours"), [("hour", 1), ("day", 24), ("week", 168)])
+def test_usage_has_every_bucket_also_the_empty_ones(db: Storage, bucket: Any, hours: int) -> None:
+    now = utcnow()
+    size = timedelta(hours=hours)
+    with get_session() as session:
+        for ago, status in (
+            (0, "pending"),
+            (0, "completed"),
+            (3, "failed"),
+            (3, "cancelled"),
+            (29, "pending"),
+            (31, "pending"),
+        ):
+            row = a_generation(session)
+            row.created_at = now - ago * size
+            row.status = status
+            if row.completed_at is not None:
+                row.completed_at = row.created_at
+        session.flush()
+        usage = get_usage(session, bucket=bucket)
+    starts = [one.start for one in usage]
+    assert len(usage) == 30
+    assert all(later - earlier == size for earlier, later in pairwise(starts))
+    assert starts[-1] <= now + timedelta(minutes=1)
+    assert starts[-1] + size > now
+    assert all(start.minute == start.second == start.microsecond == 0 for start in starts)
+    if bucket != "hour":
+        assert all(start.hour == 0 for start in starts)
+    if bucket == "week":
+        assert all(start.weekday() == 0 for start in starts)
+    by_age = {round((starts[-1] - one.start) / size): one for one in usage}
+    assert (by_age[0].created, by_age[0].completed) == (2, 1)
+    assert (by_age[3].created, by_age[3].failed, by_age[3].cancelled) == (2, 1, 1)
+    assert by_age[29].created == 1
+    assert sum(one.created for one in usage) == 5
+
+
+def test_usage_begins_with_the_bucket_that_is_asked_for(db: Storage) -> None:
+    since = utcnow() - timedelta(days=10)
+    with get_session() as session:
+        row = a_generation(session)
+        row.created_at = since - timedelta(hours=since.hour, minutes=since.minute, seconds=since.second)
+        session.flush()
+        usage = get_usage(session, since=since)
+        assert usage[0].start.date() == since.date()
+        assert usage[0].created == 1
+        assert len(usage) == 11
+        with pytest.raises(ValueError, match="bucket must be one of hour, day, week"):
+            get_usage(session, bucket="year")  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="since must be less than 20,000 hours ago"):
+            get_usage(session, since=utcnow() - timedelta(days=1_000), bucket="hour")
+        assert get_usage(session, since=utcnow() + timedelta(days=3)) == []
+
+
+def test_a_prompt_is_judged_by_its_generations(db: Storage) -> None:
+    with get_session() as session:
+        for number, status in enumerate(["completed", "completed", "failed", "cancelled", "pending", "completed"]):
+            row = a_generation(session, prompt="slow piano")
+            if status == "completed":
+                row.mark_completed([10.0, 30.0, 0, 0, 0, 14.0][number])
+            else:
+                row.status = status
+            row.is_favorite = number == 1
+        a_generation(session, prompt="other").mark_completed(99.0)
+        session.flush()
+        stats = get_prompt_stats(session, "slow piano")
+        assert stats is not None
+        assert (stats.text, stats.used_count, stats.generations) == ("slow piano", 6, 6)
+        assert (stats.completed, stats.failed, stats.favorites) == (3, 1, 1)
+        assert (stats.success_rate, stats.median_seconds) == (0.75, 14.0)
+        assert stats.first_used_at <= stats.last_used_at
+
+
+def test_failures_that_differ_in_numbers_are_one_reason(db: Storage) -> None:
+    now = utcnow()
+    with get_session() as session:
+        messages = [f"CUDA out of memory: {2**n} MiB of 24 GiB" for n in range(30)] + ["disk full"] * 3 + [None]
+        for number, message in enumerate(messages):
+            row = a_generation(session, model_name=f"m{number % 2}")
+            row.status = "failed"
+            row.error_message = message
+            row.completed_at = now - timedelta(days=number)
+        a_generation(session).status = "cancelled"
+        session.flush()
+        reasons = get_failure_reasons(session)
+        assert [(one.reason, one.count, one.models) for one in reasons] == [
+            ("CUDA out of memory: # MiB of # GiB", 30, 2),
+            ("disk full", 3, 2),
+            ("", 1, 1),
+        ]
+        assert reasons[0].last_at == now
+        assert [one.count for one in get_failure_reasons(session, since=now - timedelta(days=9.5))] == [10]
+        assert [one.count for one in get_failure_reasons(session, model_name="m0", limit=1)] == [15]
+
+
+def test_times_that_others_wrote_do_not_spoil_a_report(sqlite_url: str) -> None:
+    storage = Storage(sqlite_url)
+    forms = ("2026-11-22 10:00:00", "2026-11-22T10:00:00.25Z", "nonsense", "")
+    with storage.session() as session:
+        for number, form in enumerate(forms):
+            row = a_generation(session, generation_id=str(number))
+            row.mark_completed(5.0)
+            session.flush()
+            for column in ("created_at", "scheduled_at", "started_at", "completed_at"):
+                change = text(f"UPDATE generations SET {column} = :form WHERE id = :id")
+                session.execute(change, {"form": form, "id": str(number)})
+    with storage.session(read_only=True) as session:
+        [report] = get_performance_stats(session)
+        assert (report.completed, report.queue_wait.count, report.queue_wait.p99) == (4, 2, 0.0)
+        assert len(get_usage(session)) == 30
+        assert get_queue_stats(session).backlog == 0
+    storage.dispose()
+
+
+def test_each_report_is_one_statement(db: Storage) -> None:
+    with get_session() as session:
+        session.execute(insert(QueueState.__table__), [{"id": 1}])  # type: ignore[arg-type]
+        for report in (get_queue_stats, get_performance_stats, get_usage, get_failure_reasons):
+            with statements_of(session) as sent:
+                report(session)  # type: ignore[operator]
+            assert len(sent) == 1, report
