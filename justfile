@@ -98,11 +98,29 @@ db-revision message: (_venv "dev")
     @.venv/bin/ruff check --quiet --fix --exit-zero alembic/versions
     @.venv/bin/ruff format --quiet alembic/versions
 
-# Show how many generations and prompts there are, and the most used prompts
+# Show counts, the queue, the last days, how models do and the most used prompts
 [group("database")]
 [no-exit-message]
 db-stats *args: (_venv "run")
     @.venv/bin/python -m services.storage stats "$@"
+
+# List generations, the newest first
+[group("database")]
+[no-exit-message]
+db-list *args: (_venv "run")
+    @.venv/bin/python -m services.storage list "$@"
+
+# Search the prompts
+[group("database")]
+[no-exit-message]
+db-search *args: (_venv "run")
+    @.venv/bin/python -m services.storage search "$@"
+
+# Look for what is wrong with the database, and mend its search index
+[group("database")]
+[no-exit-message]
+db-check *args: (_venv "run")
+    @.venv/bin/python -m services.storage check "$@"
 
 # Write the documents that are made from the schema
 [group("database")]

@@ -68,7 +68,7 @@ from .leases import (
     reclaim_generations,
     release_generation,
 )
-from .maintenance import copy_database
+from .maintenance import Finding, check_database, copy_database
 from .models import Attempt, Base, Generation, Lease, Prompt
 from .pagination import Page
 from .queue import (
@@ -165,6 +165,8 @@ __all__ = [
     "explain_wait",
     "Wait",
     # Maintenance
+    "check_database",
+    "Finding",
     "copy_database",
     # Models
     "Base",

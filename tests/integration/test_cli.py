@@ -16,7 +16,7 @@ from tests.command_line import add, command, counts, environment, on_a_terminal,
 from tests.sessions import path_of
 
 HEAD = get_schema_version()
-VERBS = ("copy", "demo", "init", "migrate", "reset", "stats", "worker")
+VERBS = ("check", "copy", "demo", "init", "list", "migrate", "reset", "search", "stats", "worker")
 HOSTILE_PROMPT = "lofi [red]rain[/b]\x1b[2J\r\u202eon a\ttrain\x07"
 
 

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 COPIED = ("alembic", "services", "scripts", "alembic.ini", "justfile", "pyproject.toml")
 RECIPES = (
     "demo worker test test-unit test-integration coverage drill lint bench "
-    "db-init db-migrate db-rollback db-reset db-revision db-stats db-docs"
+    "db-init db-migrate db-rollback db-reset db-revision db-stats db-list db-search db-check db-docs"
 ).split()
 NEEDS_DEV_TOOLS = {
     "test", "test-unit", "test-integration", "coverage", "drill", "lint", "bench", "db-revision", "db-docs",
@@ -186,6 +186,9 @@ def test_recipes_use_the_database_of_the_env_file_unless_the_environment_names_o
         ("demo", ["python", "-m", "services.storage", "demo"]),
         ("worker", ["python", "-m", "services.storage", "worker"]),
         ("db-stats", ["python", "-m", "services.storage", "stats"]),
+        ("db-list", ["python", "-m", "services.storage", "list"]),
+        ("db-search", ["python", "-m", "services.storage", "search"]),
+        ("db-check", ["python", "-m", "services.storage", "check"]),
     ],
 )
 def test_arguments_with_spaces_arrive_in_one_piece(checkout: Checkout, recipe: str, expected: list[str]) -> None:

@@ -25,7 +25,7 @@ LAYERS = (
     {"forecast"},
     {"database"},
     {"examination"},
-    {"copying"},
+    {"copying", "inspection"},
     {"maintenance", "worker"},
     {"demo"},
     {"__init__"},

@@ -190,6 +190,9 @@ class Backend(Protocol):
     def prompt_matches(self, query: Query, prompt_id: Any, text: Any) -> ColumnElement[bool]:
         """Return the condition that the prompt with this id and text answers `query`, for rows met in another order."""
 
+    def check_integrity(self, session: Session) -> list[str]:
+        """Return what is wrong with the database's own structure, as it says it; what rows hold is not its matter."""
+
     def check_search_index(self, session: Session) -> bool:
         """Tell whether the search index is what the prompts say."""
 

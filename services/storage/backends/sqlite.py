@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import sqlite3
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -22,8 +23,10 @@ from sqlalchemy import (
     create_engine,
     event,
     select,
+    text,
 )
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+from sqlalchemy.orm import Session
 
 from ..errors import (
     BusyError,
@@ -37,6 +40,7 @@ from ..errors import (
     UnreachableError,
 )
 from ..models import CLAIM_ORDER, Generation, Prompt
+from ..schema import INTEGER_LIMIT
 from ..types import UTCDateTime, utcnow
 from .base import Bind, EngineOptions, inline, is_write, priorities
 from .fts5 import FTS5Search
@@ -44,6 +48,8 @@ from .fts5 import FTS5Search
 MIGRATION_PATIENCE_SECONDS = 600.0  # a rebuild of millions of rows by another process is waited for
 CHECKPOINT_BYTES = 4 * 1024 * 1024
 MEMORY_VFS = "memdb"
+# What integrity_check says of rows and of the search index; both are looked at by others, who know more.
+NOT_OF_THE_FILE = re.compile(r"CHECK constraint failed in |[\w-]+ value in |.*prompts_fts")
 
 # Prefixes of sqlite3's error names (https://sqlite.org/rescode.html), the first that fits.
 ERRORS: tuple[tuple[str, type[StorageError]], ...] = (
@@ -219,6 +225,13 @@ class SQLite(FTS5Search):
 
     def advance_sequences(self, connection: Connection, table: Table) -> None:
         return None  # without AUTOINCREMENT the next key follows the highest one by itself
+
+    def check_integrity(self, session: Session) -> list[str]:
+        try:
+            found = session.scalars(text(f"PRAGMA integrity_check({INTEGER_LIMIT})")).all()
+        except CorruptError:
+            return ["the file is damaged beyond reading"]
+        return [line for line in found if line != "ok" and not NOT_OF_THE_FILE.match(line)]
 
     def now(self, plus_seconds: float = 0.0) -> ColumnElement[datetime]:
         # One host, one clock: SQLite's own has milliseconds only. Asked at each execution, so statements can be kept.

@@ -1,0 +1,9 @@
+"""The command line, the only place that prints or exits: results go to stdout, messages to stderr.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted. Alembic, rich and the demo load when they are used.
+"""
+
+from . import history, keeping, playing
+from .group import commands
+
+__all__ = ["commands", "history", "keeping", "playing"]

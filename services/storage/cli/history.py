@@ -1,0 +1,173 @@
+"""Verbs that show what there is: list, search, stats. Tables on a terminal, elsewhere tab-separated lines or JSON."""
+
+import json
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import click
+
+from ..analytics import get_performance_stats, get_queue_stats, get_usage
+from ..database import get_database_stats, get_most_used_prompts
+from ..engine import Storage
+from ..history import list_generations
+from ..schema import GenerationStatus
+from ..search import search_prompts
+from .group import commands
+from .terminal import opened, plain, say
+
+# Nothing a prompt should hold, and if it does it only shifts what is bold.
+MARKS = ("\x02", "\x03")
+
+
+@commands.command(name="list")
+@click.option("--status", type=click.Choice([status.value for status in GenerationStatus]), help="Only these.")
+@click.option("--model", metavar="NAME", help="Only this model's.")
+@click.option("--prompt", metavar="TEXT", help="Only those of exactly this prompt.")
+@click.option("--batch", metavar="ID", help="Only those of this batch.")
+@click.option("--favorites", is_flag=True, help="Only favourites.")
+@click.option(
+    "--limit", metavar="N", default=20, show_default=True, type=click.IntRange(1, 100_000), help="At most N of them."
+)
+@click.option("--after", metavar="CURSOR", help="Go on where the page before ended; it says how.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.pass_obj
+def list_(
+    database_url: str | None,
+    status: str | None,
+    model: str | None,
+    prompt: str | None,
+    batch: str | None,
+    favorites: bool,
+    limit: int,
+    after: str | None,
+    as_json: bool,
+) -> None:
+    """List generations, the newest first.
+
+    Piped, each line is the id, status, time of creation, model and prompt.
+    """
+    with opened(database_url) as storage, storage.session(read_only=True) as session:
+        page = list_generations(
+            session,
+            status=status,
+            model_name=model,
+            prompt=prompt,
+            batch_id=batch,
+            favorite=True if favorites else None,
+            limit=limit,
+            after=after,
+        )
+    if as_json:
+        click.echo(json.dumps({"generations": [row.to_dict() for row in page.items], "next": page.next}))
+        return
+    if sys.stdout.isatty():
+        from .pictures import print_generations
+
+        print_generations(page.items)
+    else:
+        for row in page.items:
+            fields = (row.id, row.status, row.created_at.isoformat(), row.model_name, row.prompt)
+            click.echo("\t".join(map(plain, fields)))
+    if page.next:
+        say(f"There are more: --after {page.next}")
+
+
+@commands.command()
+@click.argument("words", nargs=-1, required=True)
+@click.option(
+    "--order",
+    default="relevance",
+    show_default=True,
+    type=click.Choice(["relevance", "used", "newest"]),
+    help="Which come first.",
+)
+@click.option(
+    "--limit", metavar="N", default=20, show_default=True, type=click.IntRange(1, 100_000), help="At most N of them."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.pass_obj
+def search(database_url: str | None, words: tuple[str, ...], order: str, limit: int, as_json: bool) -> None:
+    """Search the prompts for WORDS.
+
+    All of them have to be there. '"two words"' is a phrase, lof* a beginning; after --, -word leaves prompts out.
+    Piped, each line is how often the prompt was used, and the part of it that matches in [ ].
+    """
+    bold = sys.stdout.isatty() and not as_json
+    with opened(database_url) as storage, storage.session(read_only=True) as session:
+        found = search_prompts(
+            session,
+            " ".join(words),
+            limit,
+            order_by=order,  # type: ignore[arg-type]  # click has compared it
+            marks=MARKS if bold else ("[", "]"),
+        )
+    if as_json:
+        prompts = [{**match.prompt.to_dict(), "snippet": match.snippet, "rank": match.rank} for match in found]
+        click.echo(json.dumps({"prompts": prompts}))
+    elif bold:
+        from .pictures import print_matches
+
+        print_matches([(match.prompt.used_count, _split(match.snippet)) for match in found])
+    else:
+        for match in found:
+            click.echo(f"{match.prompt.used_count}\t{plain(match.snippet)}")
+    if not found:
+        say("No prompt answers that.")
+
+
+@commands.command()
+@click.option(
+    "--prompts",
+    "limit",
+    metavar="N",
+    default=10,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="How many of the most used prompts to show.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.pass_obj
+def stats(database_url: str | None, limit: int, as_json: bool) -> None:
+    """Show counts, the queue, the last 30 days, how models do and the most used prompts."""
+    with opened(database_url) as storage:
+        print_stats(storage, limit, as_json=as_json)
+
+
+def print_stats(storage: Storage, limit: int, *, as_json: bool = False) -> None:
+    """Print what `stats` shows: a picture on a terminal, tab-separated lines elsewhere, or JSON."""
+    with storage.session(read_only=True) as session:
+        counts = get_database_stats(session)
+        prompts = get_most_used_prompts(session, limit=limit)
+        queue = get_queue_stats(session)
+        days = get_usage(session)
+        models = get_performance_stats(session, since=days[0].start)
+    if as_json:
+        everything = {
+            **counts,
+            "most_used_prompts": [prompt.to_dict() for prompt in prompts],
+            "queue": asdict(queue),
+            "days": [asdict(day) for day in days],
+            "models": [asdict(model) for model in models],
+        }
+        click.echo(json.dumps(everything, default=lambda moment: moment.isoformat()))
+        return
+    used = [(prompt.used_count, plain(prompt.text)) for prompt in prompts]
+    if sys.stdout.isatty():
+        from .pictures import print_picture
+
+        print_picture(counts, queue, days, models, used)
+        return
+    oldest = "" if queue.oldest_seconds is None else f"{queue.oldest_seconds:.3f}"
+    lines = [f"{name}\t{count}" for name, count in counts.items()]
+    lines += [f"backlog\t{queue.backlog}", f"oldest_seconds\t{oldest}", f"workers\t{queue.workers}"]
+    if used:
+        lines += ["", *(f"{count}\t{text}" for count, text in used)]
+    click.echo("\n".join(lines))
+
+
+def _split(snippet: str) -> Sequence[tuple[str, bool]]:
+    """Return the parts of a snippet, and which of them match."""
+    parts = re.split(f"{MARKS[0]}([^{MARKS[1]}]*){MARKS[1]}", snippet)
+    return [(plain(part), number % 2 == 1) for number, part in enumerate(parts)]

@@ -1,0 +1,150 @@
+"""list, search, check and the picture of stats: tables on a terminal, lines and JSON for scripts."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from services.storage import Storage, claim_generation, complete_generation, set_favorite, update_generation_status
+from tests.command_line import add, on_a_terminal, run
+from tests.databases import run_script
+from tests.factories import a_generation
+
+HOSTILE_PROMPT = "lofi [red]rain[/b]\x1b[2J\r\u202eon a\ttrain\x07"
+
+
+@pytest.fixture
+def history(sqlite_url: str) -> str:
+    """Return the URL of a database with five generations: two of jazz, three of lofi rain, of which one is done."""
+    storage = Storage(sqlite_url)
+    with storage.session() as session:
+        for number in range(5):
+            prompt = "jazz" if number < 2 else "lofi rain"
+            a_generation(session, generation_id=f"g{number}", prompt=prompt, batch_id="b" if number == 1 else None)
+        set_favorite(session, "g3")
+        complete_generation(session, "g4", 2.5, 1)
+    storage.dispose()
+    return sqlite_url
+
+
+def ids(*arguments: str, url: str) -> list[str]:
+    return [line.split("\t")[0] for line in run("list", *arguments, url=url).stdout.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], ["g4", "g3", "g2", "g1", "g0"]),
+        (["--status", "completed"], ["g4"]),
+        (["--model", "another"], []),
+        (["--model", "musicgen-small", "--limit", "2"], ["g4", "g3"]),
+        (["--prompt", "jazz"], ["g1", "g0"]),
+        (["--batch", "b"], ["g1"]),
+        (["--favorites"], ["g3"]),
+    ],
+)
+def test_list_shows_the_newest_first_narrowed_down(history: str, arguments: list[str], expected: list[str]) -> None:
+    assert ids(*arguments, url=history) == expected
+
+
+def test_list_goes_on_where_a_page_ended(history: str) -> None:
+    first = json.loads(run("list", "--limit", "3", "--json", url=history).stdout)
+    assert [row["id"] for row in first["generations"]] == ["g4", "g3", "g2"]
+    assert f"--after {first['next']}" in run("list", "--limit", "3", url=history).stderr
+    rest = run("list", "--limit", "3", "--after", first["next"], url=history)
+    assert [line.split("\t")[0] for line in rest.stdout.splitlines()] == ["g1", "g0"]
+    assert rest.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(["--status", "done"], 2), (["--limit", "0"], 2), (["--after", "nonsense"], 1)],
+)
+def test_list_refuses_what_it_cannot_mean(history: str, arguments: list[str], code: int) -> None:
+    result = run("list", *arguments, url=history)
+    assert (result.exit_code, result.stdout) == (code, "")
+    assert "Traceback" not in result.stderr
+
+
+def test_lines_of_list_hold_one_generation_each_whatever_its_prompt(sqlite_url: str) -> None:
+    add(sqlite_url, HOSTILE_PROMPT)
+    line = run("list", url=sqlite_url).stdout
+    assert line.endswith("\tpending\t" + line.split("\t")[2] + "\tmodel\tlofi [red]rain[/b] [2J on a train \n")
+    code, screen = on_a_terminal("--database-url", sqlite_url, "list", env={"NO_COLOR": "1", "COLUMNS": "200"})
+    assert code == 0
+    assert "lofi [red]rain[/b] [2J on a train" in screen
+
+
+def test_search_marks_what_matches(history: str) -> None:
+    assert run("search", "rain", url=history).stdout == "3\tlofi [rain]\n"
+    found = json.loads(run("search", "LOFI", "rain", "--json", url=history).stdout)["prompts"]
+    assert [(one["text"], one["used_count"], one["snippet"]) for one in found] == [("lofi rain", 3, "[lofi] [rain]")]
+    assert run("search", "--order", "newest", "--", "lofi", "-jazz", url=history).stdout == "3\t[lofi] rain\n"
+
+
+def test_search_without_an_answer_says_so_and_is_no_failure(history: str) -> None:
+    result = run("search", "polka", url=history)
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "No prompt answers that.\n")
+    assert run("search", url=history).exit_code == 2
+
+
+def test_search_is_bold_on_a_terminal_and_a_prompt_cannot_steer_it(sqlite_url: str) -> None:
+    add(sqlite_url, HOSTILE_PROMPT)
+    code, screen = on_a_terminal("--database-url", sqlite_url, "search", "train")
+    assert code == 0
+    assert "\x1b[1mtrain\x1b[0m" in screen
+    assert "\x1b[2J" not in screen
+    assert "[red]rain[/b]" in screen
+
+
+def test_stats_on_a_terminal_are_a_picture(history: str) -> None:
+    code, screen = on_a_terminal("--database-url", history, "stats", env={"NO_COLOR": "1"})
+    assert code == 0
+    bars = {line.split()[0]: line.count("█") for line in screen.splitlines() if line.strip()}
+    assert bars["pending"] == 4 * bars["completed"] > 0
+    assert bars["failed"] == 0
+    assert "queue: 4 due" in screen
+    assert "last 30 days" in screen
+    assert "2.50 s" in screen
+    assert "most used prompts" in screen
+
+
+def test_stats_of_an_empty_database_are_a_picture_too(sqlite_url: str) -> None:
+    code, screen = on_a_terminal("--database-url", sqlite_url, "stats")
+    assert code == 0
+    assert "queue: 0 due" in screen
+
+
+def test_stats_as_json_hold_the_queue_the_days_and_the_models(history: str) -> None:
+    stats = json.loads(run("stats", "--json", url=history).stdout)
+    assert stats["queue"]["backlog"] == 4
+    assert [day["created"] for day in stats["days"]][-1] == 5
+    assert stats["models"][0]["generation_time"]["p50"] == 2.5
+    assert "backlog\t4\n" in run("stats", url=history).stdout
+
+
+def test_check_of_a_sound_database_prints_nothing_to_stdout(history: str) -> None:
+    result = run("check", url=history)
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "Nothing is wrong.\n")
+
+
+def test_check_mends_the_search_index_and_is_content(history: str) -> None:
+    run_script(history, "INSERT INTO prompts_fts (prompts_fts) VALUES ('delete-all')")
+    result = run("check", url=history)
+    assert (result.exit_code, result.stdout) == (0, "search index: it is not what the prompts say (mended)\n")
+    assert run("check", url=history).stdout == ""
+
+
+def test_check_fails_when_something_is_left_to_mend(history: str, tmp_path: Path) -> None:
+    storage = Storage(history)
+    with storage.session() as session:
+        update_generation_status(session, "g0", "processing")
+        claim_generation(session, "worker")
+    storage.dispose()
+    result = run("check", "--outputs", str(tmp_path), url=history)
+    assert result.exit_code == 1
+    assert result.stdout.splitlines() == [
+        "generations g0: it is processing without a lease",
+        "generations g4: its file is missing",
+    ]
+    assert "2 findings" in result.stderr

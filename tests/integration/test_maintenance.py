@@ -1,0 +1,139 @@
+"""check_database() on both databases: silent about a sound one, exact about each thing that is wrong."""
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+
+from services.storage import (
+    Finding,
+    Storage,
+    check_database,
+    check_search_index,
+    claim_generation,
+    complete_generation,
+    init_db,
+    search_prompts,
+    update_generation_status,
+)
+from tests.copies import fill
+from tests.databases import ask, is_sqlite, make_old_database, run_script
+from tests.factories import a_generation
+from tests.sessions import path_of
+
+
+def test_a_sound_database_has_no_findings(db: Storage) -> None:
+    with db.session() as session:
+        a_generation(session)
+        assert claim_generation(session, "worker") is not None
+        complete_generation(session, a_generation(session, prompt="jazz").id, 1.0, 1)
+    assert check_database() == []
+
+
+def test_an_empty_database_has_no_findings(db: Storage) -> None:
+    assert check_database(storage=db) == []
+
+
+def test_a_drifted_search_index_is_found_once_and_mended(db: Storage, database_url: str) -> None:
+    if is_sqlite(database_url):
+        with db.session() as session:
+            a_generation(session, prompt="lofi rain")
+        run_script(database_url, "INSERT INTO prompts_fts (prompts_fts) VALUES ('delete-all')")
+    else:
+        # The column is generated, so only another function than the one it was generated with makes it drift.
+        definition = ask(database_url, "SELECT pg_get_functiondef('prompt_words'::regproc)")[0][0]
+        run_script(database_url, definition[: definition.rindex("RETURN ")] + "RETURN ''")
+        with db.session() as session:
+            a_generation(session, prompt="lofi rain")
+        run_script(database_url, definition)
+    assert check_database() == [Finding("it is not what the prompts say", "search index", mended=True)]
+    assert check_database() == []
+    with db.session() as session:
+        assert check_search_index(session)
+        assert [match.prompt.text for match in search_prompts(session, "rain")] == ["lofi rain"]
+
+
+def test_a_row_made_processing_outside_the_queue_is_found(db: Storage) -> None:
+    with db.session() as session:
+        left = a_generation(session)
+        update_generation_status(session, left.id, "processing")
+        a_generation(session, prompt="claimed")
+        claim_generation(session, "worker")
+    assert check_database() == [Finding("it is processing without a lease", f"generations {left.id}")]
+
+
+def test_rows_that_adoption_kept_although_they_break_rules_are_found(empty_database_url: str) -> None:
+    init_db(make_old_database(empty_database_url, "original"))
+    found = check_database()
+    problems = {finding.problem for finding in found}
+    assert any(problem.startswith("it breaks ck_generations_") for problem in problems)
+    assert not any(finding.mended for finding in found)
+    assert {finding.subject.split()[0] for finding in found} <= {"generations", "prompts"}
+
+
+def test_a_row_that_refers_to_nothing_is_found(db: Storage, database_url: str) -> None:
+    with db.session() as session:
+        lost = a_generation(session)
+    parent = "UPDATE generations SET parent_id = 'gone'"
+    if is_sqlite(database_url):
+        run_script(database_url, parent)  # foreign keys are off unless asked for
+    else:
+        run_script(database_url, f"SET session_replication_role = replica; {parent}")
+    assert check_database() == [Finding("parent_id points to nothing", f"generations {lost.id}")]
+
+
+def test_a_missing_file_is_found_where_outputs_dir_says(db: Storage, tmp_path: Path) -> None:
+    with db.session() as session:
+        ids = [a_generation(session, file_path=path).id for path in ("there.wav", "gone.wav", "x" * 4_000, "later.wav")]
+        for id in ids[:3]:
+            complete_generation(session, id, 1.0, 1)
+    (tmp_path / "there.wav").touch()
+    expected = [Finding("its file is missing", f"generations {id}") for id in sorted(ids[1:3])]
+    assert check_database(outputs_dir=tmp_path) == expected
+    assert check_database() == []
+    with pytest.raises(ValueError, match="outputs_dir"):
+        check_database(outputs_dir=tmp_path / "nowhere")
+
+
+def test_a_damaged_file_is_found_and_left_alone(sqlite_url: str) -> None:
+    storage = Storage(sqlite_url)
+    fill(storage, 300)
+    storage.dispose()
+    path = path_of(sqlite_url)
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        query = "SELECT rootpage FROM sqlite_schema WHERE name = 'idx_generations_model_name'"
+        page = connection.execute(query).fetchone()[0]
+        size = connection.execute("PRAGMA page_size").fetchone()[0]
+    connection.close()
+    with path.open("r+b") as file:
+        file.seek((page - 1) * size)
+        file.write(b"\xff" * size)
+    before = path.read_bytes()
+    storage = Storage(sqlite_url)
+    found = check_database(storage=storage)
+    storage.dispose()
+    assert found
+    assert {finding.subject for finding in found} == {"database"}
+    assert not any(finding.mended for finding in found)
+    assert path.read_bytes() == before
+
+
+def test_an_index_that_lacks_rows_is_found(sqlite_url: str) -> None:
+    storage = Storage(sqlite_url)
+    with storage.session() as session:
+        a_generation(session)
+    with storage.session() as session:
+        session.execute(text("PRAGMA writable_schema = ON"))
+        session.execute(
+            text(
+                "UPDATE sqlite_schema SET sql = replace(sql, 'model_name, created_at', 'created_at, id') "
+                "WHERE name = 'idx_generations_model_name'"
+            )
+        )
+    storage.dispose()
+    storage = Storage(sqlite_url)
+    found = check_database(storage=storage)
+    storage.dispose()
+    assert any("idx_generations_model_name" in finding.problem for finding in found)
