@@ -16,6 +16,9 @@ import benchmarks
 class Report:
     """What a workload prints."""
 
+    def __call__(self, name: str, value: float, unit: str) -> None:
+        self.say(f"  {name:<48} {value:>12.3f} {unit}")
+
     def say(self, text: str) -> None:
         print(text, flush=True)
 

@@ -20,6 +20,7 @@ from .search import Report, main
 
 NEWEST = "SELECT * FROM generations ORDER BY created_at DESC, id DESC LIMIT 101"
 STATS = "SELECT status, count(*) FROM generations GROUP BY status UNION ALL SELECT NULL, count(*) FROM prompts"
+SIZE = 1_000_000
 
 
 def run(report: Report, *, size: int, url: str | None = None, prompts: str | None = None) -> None:

@@ -21,6 +21,7 @@ QUERIES = {
     "nothing": "xylophonist",
 }
 Report = Callable[[str, float, str], None]
+SIZE = 1_000_000
 
 
 def run(report: Report, *, size: int, url: str | None = None, prompts: str | None = None) -> None:
