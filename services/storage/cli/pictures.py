@@ -61,6 +61,7 @@ def print_generations(rows: Sequence[Generation]) -> None:
             Text(plain(row.model_name), no_wrap=True, overflow="ellipsis"),
             Text(("★ " if row.is_favorite else "") + plain(row.prompt), no_wrap=True, overflow="ellipsis"),
         )
+    table.columns[0].min_width = max((len(row.id) for row in rows), default=0)  # an id is there to be copied
     Console().print(table)
 
 
