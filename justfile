@@ -13,6 +13,12 @@ default:
 demo *args: (_venv "run")
     @.venv/bin/python -m services.storage demo "$@"
 
+# Render what is pending in your database, with the demo's synthesizer
+[group("start here")]
+[no-exit-message]
+worker *args: (_venv "run")
+    @.venv/bin/python -m services.storage worker "$@"
+
 # Run the tests (arguments go to pytest: just test -k prompt -x)
 [group("start here")]
 [no-exit-message]

@@ -1,1 +1,1 @@
-"""The library beside the bare driver, measured in one run. Ratios last longer than the figures of one machine."""
+"""Measurements, each beside the raw driver in the same run; never part of the library."""

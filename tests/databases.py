@@ -109,13 +109,19 @@ def columns_of(url: str, table: str) -> tuple[str, ...]:
         for (name,) in ask(
             url,
             "SELECT attname FROM pg_attribute "
-            f"WHERE attrelid = '{table}'::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum",
+            f"WHERE attrelid = '{table}'::regclass AND attnum > 0 AND NOT attisdropped AND attgenerated = '' "
+            "ORDER BY attnum",
         )
     )
 
 
 def tables_of(url: str) -> set[str]:
-    catalog = "sqlite_master WHERE type = 'table'" if is_sqlite(url) else "pg_tables WHERE schemaname = 'public'"
+    """Return the tables that hold rows of their own, not those in which the search index keeps its pages."""
+    catalog = (
+        "sqlite_master WHERE type = 'table' AND name NOT LIKE 'prompts_fts%'"
+        if is_sqlite(url)
+        else "pg_tables WHERE schemaname = 'public'"
+    )
     return {name for (name,) in ask(url, f"SELECT {'name' if is_sqlite(url) else 'tablename'} FROM {catalog}")}
 
 

@@ -36,6 +36,8 @@ INDEXES = {
     # variations of a generation that is deleted
     "idx_generations_parent_id": "generations (parent_id) WHERE parent_id IS NOT NULL",
     "uq_generations_idempotency_key": "generations (idempotency_key) WHERE idempotency_key IS NOT NULL",
+    # who worked lately
+    "idx_attempts_finished_at": "attempts (finished_at)",
     # the most used prompts
     "idx_prompts_used_count": "prompts (used_count DESC, id)",
 }

@@ -1,5 +1,12 @@
 """The durable queue, history and prompt analytics of DGX Music. This page is the table of contents."""
 
+from .analytics import (
+    get_failure_reasons,
+    get_performance_stats,
+    get_prompt_stats,
+    get_queue_stats,
+    get_usage,
+)
 from .database import (
     clone_generation,
     complete_generation,
@@ -31,6 +38,7 @@ from .errors import (
     BusyError,
     ConflictError,
     ConstraintError,
+    CopyError,
     CorruptError,
     DatabaseURLError,
     DisconnectedError,
@@ -38,6 +46,7 @@ from .errors import (
     ForeignDatabaseError,
     FullError,
     IllegalTransitionError,
+    InvalidCursorError,
     LeaseLostError,
     NotInitializedError,
     PoolTimeoutError,
@@ -50,6 +59,8 @@ from .errors import (
     StorageError,
     UnreachableError,
 )
+from .forecast import estimate_completion, explain_wait
+from .history import list_generations
 from .leases import (
     fail_generation,
     get_attempts,
@@ -57,7 +68,9 @@ from .leases import (
     reclaim_generations,
     release_generation,
 )
+from .maintenance import copy_database
 from .models import Attempt, Base, Generation, Lease, Prompt
+from .pagination import Page
 from .queue import (
     cancel_batch,
     cancel_generation,
@@ -68,8 +81,10 @@ from .queue import (
     resume_queue,
     retry_generation,
 )
+from .reports import Estimate, FailureReason, Percentiles, PerformanceStats, PromptStats, QueueStats, Usage, Wait
 from .retry import RetryPolicy
 from .schema import SCHEMA_SQL, GenerationStatus, get_schema_version, validate_status
+from .search import PromptMatch, check_search_index, rebuild_search_index, search_generations, search_prompts
 from .worker import DoNotRetry, Job, Result, Worker
 
 __version__ = "1.0.0"
@@ -89,6 +104,8 @@ __all__ = [
     "clone_generation",
     "get_generation",
     "get_all_generations",
+    "list_generations",
+    "Page",
     "get_generations_by_status",
     "get_pending_generations",
     "count_generations",
@@ -124,8 +141,31 @@ __all__ = [
     "Job",
     "Result",
     "DoNotRetry",
+    # Search
+    "search_prompts",
+    "search_generations",
+    "PromptMatch",
+    "check_search_index",
+    "rebuild_search_index",
     # Analytics
     "get_database_stats",
+    "get_queue_stats",
+    "QueueStats",
+    "get_performance_stats",
+    "PerformanceStats",
+    "Percentiles",
+    "get_usage",
+    "Usage",
+    "get_prompt_stats",
+    "PromptStats",
+    "get_failure_reasons",
+    "FailureReason",
+    "estimate_completion",
+    "Estimate",
+    "explain_wait",
+    "Wait",
+    # Maintenance
+    "copy_database",
     # Models
     "Base",
     "Generation",
@@ -141,6 +181,7 @@ __all__ = [
     "BusyError",
     "ConflictError",
     "ConstraintError",
+    "CopyError",
     "CorruptError",
     "DatabaseURLError",
     "DisconnectedError",
@@ -148,6 +189,7 @@ __all__ = [
     "ForeignDatabaseError",
     "FullError",
     "IllegalTransitionError",
+    "InvalidCursorError",
     "LeaseLostError",
     "NotInitializedError",
     "PoolTimeoutError",

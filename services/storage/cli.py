@@ -4,22 +4,28 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted. Alembic, rich and 
 """
 
 import json
+import logging
 import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from . import __version__
 from .database import get_database_stats, get_most_used_prompts, init_db
 from .engine import Storage, get_storage
-from .errors import StorageError
+from .errors import CopyError, StorageError
 from .models import Generation
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from .demo.crew import Event
 
 # Control characters and the marks that turn the direction of writing: a prompt must not steer the terminal.
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]+")
@@ -152,8 +158,9 @@ def demo(
 ) -> None:
     """Play the whole story on a scratch database.
 
-    Submits prompts, processes each, renders a WAV for it and shows statistics; one prompt fails on purpose. Only a
-    --database-url on the command line makes it use another database, DATABASE_URL does not.
+    Submits prompts and has three worker processes render them to WAV files. One worker is killed half way and another
+    one finishes its job; one prompt fails on purpose; statistics come last. Only a --database-url on the command line
+    makes it use another database, DATABASE_URL does not.
     """
     from .demo.prompts import FAILING_PROMPT, OWN_PROMPTS, read_prompts
 
@@ -184,18 +191,99 @@ def demo(
         _say(f"The scratch database is {scratch / 'generations.db'}")
 
 
+@commands.command()
+@click.option("--max-jobs", metavar="N", type=click.IntRange(min=1), help="End after N jobs.")
+@click.option("--until-empty", is_flag=True, help="End when nothing is due.")
+@click.option("--model", "models", metavar="NAME", multiple=True, help="Only this model's jobs; may be repeated.")
+@click.option(
+    "--outputs",
+    metavar="DIR",
+    default=".",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where a relative file_path begins.  [default: the current folder]",
+)
+@click.pass_obj
+def worker(
+    database_url: str | None, max_jobs: int | None, until_empty: bool, models: tuple[str, ...], outputs: Path
+) -> None:
+    """Render what is pending, with the demo's synthesizer.
+
+    Writes each WAV (32 kHz, stereo) to the generation's file_path. Ctrl-C or SIGTERM lets it finish its job, a second
+    one gives the job back at once.
+    """
+    from .demo import render_job
+    from .worker import DoNotRetry, Job, Result, Worker
+
+    def handler(job: Job) -> Result | None:
+        generation = job.generation
+        try:
+            result = render_job(job, outputs)
+        except DoNotRetry as error:
+            _say(f"{generation.id} cannot be rendered: {error} ({_shorten(generation.prompt)})")
+            raise
+        done = "rendered" if result else "dropped"
+        _say(f"{generation.id} {done}, attempt {generation.attempt}: {_shorten(generation.prompt)}")
+        return result
+
+    with _opened(database_url) as storage, _logging_to_stderr():
+        try:
+            it = Worker(handler, model_names=models or None, storage=storage)
+        except ValueError as error:
+            raise click.BadParameter(_plain(str(error)), param_hint="--model") from error
+        storage.require_schema()
+        _say(f"Worker {it.worker_id} at {storage.display_url}")
+        jobs = it.run(max_jobs=max_jobs, until_empty=until_empty)
+        _say(f"Worker {it.worker_id} has ended after {jobs:,} job{'' if jobs == 1 else 's'}")
+
+
+@commands.command()
+@click.argument("source")
+@click.argument("target")
+def copy(source: str, target: str) -> None:
+    """Copy the database at URL SOURCE into the empty one at URL TARGET, and compare them.
+
+    Killed and run again it goes on where it stopped. Nothing may write to either meanwhile. Rows that the target would
+    refuse are listed before anything is written.
+    """
+    from .maintenance import copy_database
+
+    try:
+        with _shown_progress() as progress:
+            report = copy_database(source, target, progress=progress)
+    except CopyError as error:
+        for row in error.refused:
+            _say(f"{row.table} {row.key}: {row.reason}")
+        raise
+    rows = [(table.name, table.row_count, table.checksum) for table in report.tables]
+    if sys.stdout.isatty():
+        _print_copied(rows)
+    else:
+        click.echo("\n".join(f"{name}\t{count}\t{checksum}" for name, count, checksum in rows))
+    again = " (went on where it had stopped)" if report.resumed else ""
+    _say(f"Copied {report.row_count:,} rows{again}; both databases hold the same.")
+
+
 def _play(database_url: str, prompts: Sequence[str], music: Path, seconds: float) -> None:
-    from .demo import submit, work
+    from .demo import submit
+    from .demo.crew import CrewError, play, require_shareable
     from .migrations import upgrade
 
     with _opened(database_url) as storage:
         upgrade(storage)
+        try:
+            require_shareable(storage)
+        except CrewError as error:
+            raise click.ClickException(f"The demo cannot play: {error}") from error
         _say(f"Submitting {len(prompts):,} prompts to {storage.display_url}, {seconds:.3g} s of music each")
         try:
             generations = submit(storage, prompts, music, seconds)
         except ValueError as error:
             raise click.ClickException(_plain(str(error))) from error
-        _watch(work(storage, generations), len(generations))
+        with closing(play(storage, generations)) as events:
+            try:
+                _watch(events, len(generations))
+            except CrewError as error:
+                raise click.ClickException(f"The demo has stopped: {error}") from error
         _say("")
         _print_stats(storage, 5)
         _say("")
@@ -210,44 +298,105 @@ def _opened(database_url: str | None) -> Iterator[Storage]:
         storage.dispose()
 
 
-def _watch(finished: Iterator[Generation], total: int) -> None:
-    """Show each finished generation: a bar on a terminal, lines elsewhere."""
+@contextmanager
+def _logging_to_stderr() -> Iterator[None]:
+    """Say what the worker logs in lines of ours, without tracebacks."""
+    log = logging.getLogger("services.storage.worker")
+    lines = _Lines(logging.WARNING)
+    log.addHandler(lines)
+    try:
+        yield
+    finally:
+        log.removeHandler(lines)
+
+
+class _Lines(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        _say(record.getMessage() + (f": {error}" if error else ""))
+
+
+@contextmanager
+def _shown_progress() -> Iterator[Callable[[str, int, int], None]]:
+    """Yield what shows how far each step of a copy is: a bar on a terminal, a line for each step elsewhere."""
+    if not (sys.stdout.isatty() and sys.stderr.isatty()):
+        yield lambda step, done, total: _say(f"{step}: {total:,} rows") if 0 < total == done else None
+        return
+    with _progress_bar() as progress:
+        bar = progress.add_task("", total=None)
+        yield lambda step, done, total: progress.update(bar, completed=done, total=total, description=step)
+
+
+def _watch(events: "Iterator[Event]", total: int) -> None:
+    """Show what happens: a bar on a terminal, lines elsewhere."""
     if sys.stdout.isatty() and sys.stderr.isatty():
-        _watch_bar(finished, total)
+        _watch_bar(events, total)
         return
     every = -(-total // PROGRESS_LINES)
-    for number, generation in enumerate(finished, start=1):
-        if number % every == 0 or number == total or generation.is_failed:
-            _say(f"{number:>{len(str(total))}}/{total} {_describe(generation)}")
+    number = 0
+    for event in events:
+        number += not event.is_kill
+        if not event.is_kill and (number % every == 0 or number == total or event.generation.is_failed):
+            _say(f"{number:>{len(str(total))}}/{total} {_name_worker(event)}: {_describe(event.generation)}")
+        if news := _tell_news(event):
+            _say(news)
 
 
-def _watch_bar(finished: Iterator[Generation], total: int) -> None:
+def _watch_bar(events: "Iterator[Event]", total: int) -> None:
+    from rich.text import Text
+
+    with _progress_bar() as progress:
+        bar = progress.add_task("", total=total)
+        for event in events:
+            if news := _tell_news(event):
+                progress.console.print(Text(news, style="red" if event.is_kill else "green"))
+            if event.is_kill:
+                continue
+            if event.generation.is_failed:
+                progress.console.print(Text(f"{_name_worker(event)}: {_describe(event.generation)}", style="red"))
+            what = f"{_name_worker(event)}: {_plain(event.generation.prompt)}"
+            progress.update(bar, advance=1, description=what)
+        progress.update(bar, description="done")
+
+
+def _progress_bar() -> "Progress":
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
     from rich.table import Column
-    from rich.text import Text
 
     what = TextColumn(
         "{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)
     )
     columns = (BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn(), what)
-    with Progress(*columns, console=Console(stderr=True), expand=True) as progress:
-        bar = progress.add_task("", total=total)
-        for generation in finished:
-            if generation.is_failed:
-                progress.console.print(Text(_describe(generation), style="red"))
-            progress.update(bar, advance=1, description=_plain(generation.prompt))
-        progress.update(bar, description="done")
+    return Progress(*columns, console=Console(stderr=True), expand=True)
+
+
+def _tell_news(event: "Event") -> str:
+    """Return what is out of the ordinary about the event: a kill, or another attempt than the first."""
+    prompt = _shorten(event.generation.prompt)
+    if event.is_kill:
+        return f"worker {event.worker} was killed (kill -9) while rendering: {prompt}"
+    if event.generation.attempt > 1:
+        return f"finished by {_name_worker(event)} on attempt {event.generation.attempt}: {prompt}"
+    return ""
+
+
+def _name_worker(event: "Event") -> str:
+    return "another worker" if event.worker is None else f"worker {event.worker}"
 
 
 def _describe(generation: Generation) -> str:
-    prompt = _plain(generation.prompt)
-    prompt = prompt if len(prompt) <= 60 else f"{prompt[:59]}…"
+    prompt = _shorten(generation.prompt)
     if generation.is_failed:
         return f"failed: {_plain(generation.error_message or '')} ({prompt})"
     style = generation.get_metadata()
-    took = f"{generation.generation_time_seconds:.2f} s"
-    return f"{generation.status} in {took}: {prompt} ({style['bpm']} BPM, {style['key']})"
+    took = f"{generation.generation_time_seconds or 0:.2f} s"
+    return f"{generation.status} in {took}: {prompt} ({style.get('bpm')} BPM, {style.get('key')})"
+
+
+def _shorten(prompt: str) -> str:
+    prompt = _plain(prompt)
+    return prompt if len(prompt) <= 60 else f"{prompt[:59]}…"
 
 
 def _print_stats(storage: Storage, limit: int, *, as_json: bool = False) -> None:
@@ -285,6 +434,17 @@ def _print_tables(counts: Mapping[str, int], used: Sequence[tuple[int, str]]) ->
             popular.add_row(f"{count:,}", Text(text, no_wrap=True, overflow="ellipsis"))
         console.print()
         console.print(popular)
+
+
+def _print_copied(rows: Sequence[tuple[str, int, str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    copied = Table("table", "rows", "checksum", box=None)
+    copied.columns[1].justify = "right"
+    for name, count, checksum in rows:
+        copied.add_row(name, f"{count:,}", checksum)
+    Console().print(copied)
 
 
 def _say_ready(storage: Storage) -> None:

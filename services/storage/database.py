@@ -44,6 +44,7 @@ ROWS_PER_STATEMENT = 1_000
 def init_db(
     database_url: str | None = None,
     *,
+    replica_urls: Iterable[str] = (),
     echo: bool = False,
     synchronous: str = "FULL",
     busy_timeout: float = 5.0,
@@ -52,10 +53,13 @@ def init_db(
 
     Creates it when missing, upgrades it when older, adopts one made without a version; at head it asks one small
     question. `echo` logs SQL, `synchronous` FULL or NORMAL and `busy_timeout` (seconds) are SQLite's. Each call that
-    names a memory database makes a new, empty one. Raises ForeignDatabaseError or SchemaTooNewError, with nothing
-    changed, for a database that is not this library's.
+    names a memory database makes a new, empty one. `replica_urls` (else DATABASE_REPLICA_URLS) answer read-only
+    sessions on PostgreSQL; pool and timeouts come from the environment, see Storage. Raises ForeignDatabaseError or
+    SchemaTooNewError, with nothing changed, for a database that is not this library's.
     """
-    storage = Storage(database_url, echo=echo, synchronous=synchronous, busy_timeout=busy_timeout)
+    storage = Storage(
+        database_url, replica_urls=replica_urls, echo=echo, synchronous=synchronous, busy_timeout=busy_timeout
+    )
     current = get_default()
     if current is not None and current.is_same(storage) and (database_url is None or not storage.is_memory):
         storage = current

@@ -1,13 +1,15 @@
-"""Storage: one configured database, its engine and its sessions; and the default one, found by DATABASE_URL.
+"""Storage: one configured database, its engines and its sessions; and the default one, found by DATABASE_URL.
 
 The only place that reads the environment. Knows no table but Alembic's version.
 """
 
 import os
+import re
 import time
 import weakref
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
+from dataclasses import fields
 from threading import Lock
 from typing import Any, TypeVar
 
@@ -16,7 +18,7 @@ from sqlalchemy.exc import ArgumentError, TimeoutError
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.exc import StaleDataError
 
-from .backends import EngineOptions, backend_for, is_refused_when_reading
+from .backends import EngineOptions, backend_for, is_refused_when_reading, spell_url
 from .errors import (
     ConflictError,
     DatabaseURLError,
@@ -27,11 +29,13 @@ from .errors import (
     SchemaOutdatedError,
     SchemaTooNewError,
 )
+from .replicas import Replicas
 from .retry import RetryPolicy
 from .schema import REVISIONS, get_schema_version
 
 DEFAULT_DATABASE_URL = "sqlite:///data/generations.db"
 SECRET_WORDS = ("pass", "pwd", "secret", "token", "key")
+SWITCH = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 TRANSACTION_RETRY = RetryPolicy(base_seconds=0.05, cap_seconds=2.0, jitter=1.0)
 # Of an UPDATE … RETURNING: its rows replace what the session holds, so nothing has to be guessed beforehand.
 REFRESH = {"populate_existing": True, "synchronize_session": False}
@@ -52,42 +56,56 @@ class StorageSession(Session):
 class Storage:
     """One database: `Storage("sqlite:///file.db")`, then `with storage.session() as session: …`.
 
-    `synchronous` is SQLite's: FULL keeps every acknowledged commit through a power cut, NORMAL may lose the last ones.
-    Times are in seconds; `statement_timeout`, `lock_timeout` and `idle_transaction_timeout` are PostgreSQL's, 0 for
-    none.
-    Raises DatabaseURLError for a URL it cannot read and DriverMissingError without the driver; connects to nothing yet.
+    `replica_urls` are those of PostgreSQL standbys, which answer read-only sessions as long as they show all that this
+    process has committed and are at most `replica_max_lag` behind; without `database_url` and `replica_urls` they come
+    from DATABASE_REPLICA_URLS, separated by commas. Times are in seconds. `synchronous` and `busy_timeout` are
+    SQLite's: FULL keeps every acknowledged commit through a power cut, NORMAL may lose the last ones. The last seven
+    options are PostgreSQL's; a timeout of 0 is none, and `pgbouncer` says that PgBouncer in transaction mode stands
+    between.
+    An option that is None comes from the environment, `pool_size` from DATABASE_POOL_SIZE and so on, else from
+    EngineOptions.
+
+    Raises DatabaseURLError for a URL it cannot read, DriverMissingError without the driver, ValueError or TypeError
+    for a bad option and for replicas of SQLite; connects to nothing yet.
     """
 
     def __init__(
         self,
         database_url: str | None = None,
         *,
+        replica_urls: Iterable[str] = (),
         echo: bool = False,
         synchronous: str = "FULL",
         busy_timeout: float = 5.0,
-        pool_size: int = 5,
-        max_overflow: int = 10,
-        pool_timeout: float = 30.0,
-        statement_timeout: float = 60.0,
-        lock_timeout: float = 10.0,
-        idle_transaction_timeout: float = 300.0,
+        pool_size: int | None = None,
+        max_overflow: int | None = None,
+        pool_timeout: float | None = None,
+        pool_recycle: float | None = None,
+        connect_timeout: float | None = None,
+        statement_timeout: float | None = None,
+        lock_timeout: float | None = None,
+        idle_transaction_timeout: float | None = None,
+        replica_max_lag: float | None = None,
+        pgbouncer: bool | None = None,
     ) -> None:
-        if synchronous not in ("FULL", "NORMAL"):
-            raise ValueError(f"synchronous must be FULL or NORMAL, not {synchronous!r}")
-        self.given_url = parse_url(database_url)
-        self.backend = backend_for(self.given_url)
-        self.url = self.backend.resolve_url(self.given_url)
-        self.options = EngineOptions(
+        self.options = _complete_options(
             echo=echo,
             synchronous=synchronous,
             busy_timeout=busy_timeout,
             pool_size=pool_size,
             max_overflow=max_overflow,
             pool_timeout=pool_timeout,
+            pool_recycle=pool_recycle,
+            connect_timeout=connect_timeout,
             statement_timeout=statement_timeout,
             lock_timeout=lock_timeout,
             idle_transaction_timeout=idle_transaction_timeout,
+            replica_max_lag=replica_max_lag,
+            pgbouncer=pgbouncer,
         )
+        self.given_url = parse_url(database_url)
+        self.backend = backend_for(self.given_url)
+        self.url = self.backend.resolve_url(self.given_url)
         try:
             self.engine = self.backend.create_engine(self.url, self.options)
         except (ArgumentError, ValueError):
@@ -95,11 +113,16 @@ class Storage:
         self._read_only_engine = self.backend.read_only(self.engine)
         self._keeper = self.backend.keep_alive(self.url)
         self._schema_checked = False
-        translate_errors(self.engine)
-        event.listen(self.engine, "before_cursor_execute", _refuse_writes)
+        self.replicas: Replicas | None = None
+        if replicas := _parse_replica_urls(replica_urls, from_environment=not database_url):
+            self.replicas = Replicas(self.backend, self.engine, replicas, self.options)
+        self.engines = (self.engine, *(self.replicas.engines if self.replicas else ()))
+        for engine in self.engines:
+            translate_errors(engine)
+            event.listen(engine, "before_cursor_execute", _refuse_writes)
+            # Python 3.13 warns of connections that are left to the garbage collector.
+            weakref.finalize(self, engine.dispose)
         _open_storages.add(self)
-        # Python 3.13 warns of connections that are left to the garbage collector.
-        weakref.finalize(self, self.engine.dispose)
         if self._keeper is not None:
             weakref.finalize(self, self._keeper.close)
 
@@ -111,7 +134,12 @@ class Storage:
     def is_same(self, other: "Storage") -> bool:
         """Tell whether `other` was configured alike."""
         mine, theirs = (
-            (storage.given_url if storage.is_memory else storage.url, storage.options) for storage in (self, other)
+            (
+                storage.given_url if storage.is_memory else storage.url,
+                storage.replicas.urls if storage.replicas else (),
+                storage.options,
+            )
+            for storage in (self, other)
         )
         return mine == theirs
 
@@ -124,14 +152,14 @@ class Storage:
     def session(self, *, read_only: bool = False) -> Generator[Session]:
         """Open a session: commit at the end of the block, roll back when it raises.
 
-        A `read_only` one sees the database at one moment and raises ReadOnlyError instead of writing. Raises
-        NotInitializedError, SchemaOutdatedError or SchemaTooNewError when the schema is not this library's.
+        A `read_only` one sees the database at one moment and raises ReadOnlyError instead of writing; a replica that is
+        up to date answers it, else the primary. Raises NotInitializedError, SchemaOutdatedError or SchemaTooNewError
+        when the schema is not this library's.
         """
         self.require_schema()
+        bind = self._open_reader() if read_only else self.engine
         # close_resets_only: a session used after its block would begin a transaction that nobody commits
-        session = StorageSession(
-            self._read_only_engine if read_only else self.engine, expire_on_commit=False, close_resets_only=False
-        )
+        session = StorageSession(bind, expire_on_commit=False, close_resets_only=False)
         try:
             yield session
             session.commit()
@@ -144,6 +172,8 @@ class Storage:
             raise
         finally:
             session.close()
+            if isinstance(bind, Connection):
+                bind.close()
 
     def run_in_transaction(
         self, fn: Callable[[Session], Result], *, attempts: int = 5, read_only: bool = False
@@ -194,9 +224,20 @@ class Storage:
             raise (SchemaOutdatedError if revision in REVISIONS else SchemaTooNewError)
         self._schema_checked = True
 
-    def dispose(self) -> None:
-        """Close every idle connection; a memory database is gone with the Storage itself, not with this."""
-        self.engine.dispose()
+    def dispose(self, *, close: bool = True) -> None:
+        """Close every idle connection; a memory database is gone with the Storage itself, not with this.
+
+        With `close=False` they are only forgotten: after a fork they are the parent's.
+        """
+        for engine in self.engines:
+            engine.dispose(close=close)
+
+    def _open_reader(self) -> Engine | Connection:
+        """Return what a read-only session reads from: a connection to a replica, or the primary's engine."""
+        try:
+            return (self.replicas.connect() if self.replicas else None) or self._read_only_engine
+        except TimeoutError as error:
+            raise PoolTimeoutError(orig=error) from error
 
     def __repr__(self) -> str:
         return f"<Storage {self.display_url}>"
@@ -210,10 +251,8 @@ def parse_url(database_url: str | None) -> URL:
     given = database_url or os.environ.get("DATABASE_URL") or DEFAULT_DATABASE_URL
     if not isinstance(given, str):
         raise DatabaseURLError(f"database_url must be text, not {type(given).__name__}")
-    if given.startswith("postgres://"):
-        given = given.replace("postgres://", "postgresql://", 1)
     try:
-        url = make_url(given)
+        url = make_url(spell_url(given))
     except (ArgumentError, ValueError):
         raise DatabaseURLError from None
     if "\0" in given:
@@ -269,6 +308,40 @@ def set_storage(storage: Storage) -> Storage:
     return storage
 
 
+def _parse_replica_urls(given: Iterable[str], *, from_environment: bool) -> list[URL]:
+    """Return the replicas' URLs; those of the environment belong to DATABASE_URL and no other database."""
+    if isinstance(given, str):
+        raise TypeError("replica_urls must be a list of URLs, not text")
+    texts = list(given)
+    if not texts and from_environment:
+        # a URL may itself name several hosts, with commas between them
+        texts = re.split(r",(?=\s*\w+(?:\+\w+)?://)", os.environ.get("DATABASE_REPLICA_URLS", ""))
+    return [parse_url(text.strip()) for text in texts if text.strip()]
+
+
+def _complete_options(**given: Any) -> EngineOptions:
+    """Return the options, with what was not given from the environment."""
+    for field in fields(EngineOptions):
+        variable = f"DATABASE_{field.name.upper()}"
+        if given[field.name] is not None:
+            continue
+        del given[field.name]
+        if text := os.environ.get(variable):
+            given[field.name] = _parse_option(variable, text, type(field.default))
+    return EngineOptions(**given)
+
+
+def _parse_option(variable: str, text: str, kind: Any) -> Any:
+    if kind is bool:
+        if text.lower() not in SWITCH:
+            raise ValueError(f"{variable} must be 1 or 0, not {text[:20]!r}")
+        return SWITCH[text.lower()]
+    try:
+        return kind(text)
+    except ValueError:
+        raise ValueError(f"{variable} must be a number, not {text[:20]!r}") from None
+
+
 def _refuse_writes(
     connection: Connection, cursor: Any, statement: str, parameters: Any, context: Any, many: bool
 ) -> None:
@@ -284,13 +357,16 @@ def _close_idle_connections() -> None:
     """
     for storage in list(_open_storages):
         # The pool's dispose(), not the engine's: a connection in use still has a pool to go back to.
-        storage.engine.pool.dispose()
+        for engine in storage.engines:
+            engine.pool.dispose()
 
 
 def _forget_connections() -> None:
     """Give a forked child connections of its own; those in use at the fork stay open and are the parent's."""
+    global _default_lock
+    _default_lock = Lock()  # another thread of the parent may have held it
     for storage in list(_open_storages):
-        storage.engine.dispose(close=False)
+        storage.dispose(close=False)
 
 
 _default: Storage | None = None

@@ -1,5 +1,8 @@
 """What can go wrong, as types. A class's docstring is its default message; every message ends with what to do."""
 
+from collections.abc import Sequence
+from typing import Any
+
 
 class StorageError(Exception):
     """The storage operation failed."""
@@ -27,6 +30,16 @@ class SchemaTooNewError(StorageError):
 
 class ForeignDatabaseError(StorageError):
     """The database holds other tables, not this library's: point DATABASE_URL at another one. Nothing was changed."""
+
+
+class CopyError(StorageError):
+    """The copy was refused: copy into an empty database, from a source whose every row is sound."""
+
+    def __init__(
+        self, message: str | None = None, *, refused: Sequence[Any] = (), orig: BaseException | None = None
+    ) -> None:
+        super().__init__(message, orig=orig)
+        self.refused = tuple(refused)
 
 
 class IllegalTransitionError(StorageError, ValueError):

@@ -90,6 +90,7 @@ def reset(storage: Storage) -> None:
         for table in (*reversed(Base.metadata.sorted_tables), sa.Table("alembic_version", sa.MetaData())):
             if table.name in present:
                 table.drop(connection)
+        connection.exec_driver_sql("DROP TABLE IF EXISTS prompts_fts")
         _run(command.upgrade, connection, "head")
 
 

@@ -371,6 +371,8 @@ class Attempt(Base):
     error_message: Mapped[str | None]
 
     __table_args__ = (
+        # get_queue_stats, estimate_completion, explain_wait: workers alive
+        Index("idx_attempts_finished_at", finished_at),
         CheckConstraint(
             "outcome IN ('completed', 'failed', 'lost', 'released', 'cancelled')",
             name="outcome_known",

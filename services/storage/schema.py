@@ -39,7 +39,7 @@ BIG_INTEGER_LIMIT: Final = 2**63 - 1
 SECONDS_LIMIT: Final = 365 * 24 * 3_600  # of a lease
 
 # Oldest first. A literal, so that opening a database at head needs neither Alembic nor the scripts; a test compares it.
-REVISIONS: Final = ("001", "002", "003", "004", "005", "006", "007")
+REVISIONS: Final = ("001", "002", "003", "004", "005", "006", "007", "008")
 
 
 def get_schema_version() -> str:
@@ -157,6 +157,9 @@ CREATE TABLE prompts (
     CONSTRAINT ck_prompts_used_count_positive
         CHECK (used_count BETWEEN 1 AND 2147483647)
 );
+CREATE VIRTUAL TABLE prompts_fts USING fts5(
+    text, content="prompts", content_rowid="id", tokenize="unicode61 remove_diacritics 2"
+);
 CREATE TABLE queue_state (
     id INTEGER NOT NULL,
     paused_at DATETIME,
@@ -165,6 +168,7 @@ CREATE TABLE queue_state (
     CONSTRAINT ck_queue_state_single_row
         CHECK (id = 1)
 );
+CREATE INDEX idx_attempts_finished_at ON attempts (finished_at);
 CREATE INDEX idx_generations_batch_id ON generations (batch_id, created_at DESC, id DESC)
     WHERE batch_id IS NOT NULL;
 CREATE INDEX idx_generations_completed_at ON generations (completed_at)
@@ -187,6 +191,18 @@ CREATE INDEX idx_generations_status_created_at ON generations (status, created_a
     WHERE status <> 'completed';
 CREATE UNIQUE INDEX uq_generations_idempotency_key ON generations (idempotency_key)
     WHERE idempotency_key IS NOT NULL;
+CREATE INDEX idx_prompts_unspaced ON prompts (id)
+    WHERE text GLOB '*[฀-໿က-႟ក-៿぀-ヿㇰ-ㇿ㐀-䶿一-鿿가-힯豈-﫿ｦ-ﾟ𠀀-𯿿]*';
 CREATE INDEX idx_prompts_used_count ON prompts (used_count DESC, id);
-INSERT INTO alembic_version (version_num) VALUES ('007');
+CREATE TRIGGER prompts_fts_delete AFTER DELETE ON prompts BEGIN
+    INSERT INTO prompts_fts (prompts_fts, rowid, text) VALUES ('delete', old.id, old.text);
+END;
+CREATE TRIGGER prompts_fts_insert AFTER INSERT ON prompts BEGIN
+    INSERT INTO prompts_fts (rowid, text) VALUES (new.id, new.text);
+END;
+CREATE TRIGGER prompts_fts_update AFTER UPDATE OF id, text ON prompts BEGIN
+    INSERT INTO prompts_fts (prompts_fts, rowid, text) VALUES ('delete', old.id, old.text);
+    INSERT INTO prompts_fts (rowid, text) VALUES (new.id, new.text);
+END;
+INSERT INTO alembic_version (version_num) VALUES ('008');
 """

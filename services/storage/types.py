@@ -85,6 +85,25 @@ class UTCDateTime(TypeDecorator[datetime]):
             return None
 
 
+class TimeText(TypeDecorator[Any]):
+    """A time as what is stored: its text on SQLite, also when others wrote it in a form of their own; else ISO 8601.
+
+    For positions in an order by time, which must compare as the stored values do.
+    """
+
+    impl = Text
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        return dialect.type_descriptor(Text() if dialect.name == "sqlite" else DateTime(timezone=True))
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
+        return value if value is None or dialect.name == "sqlite" else as_utc(datetime.fromisoformat(value))
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Any:
+        return value.isoformat() if isinstance(value, datetime) else value
+
+
 class JSONText(TypeDecorator[str]):
     """A JSON document whose Python value is its text: TEXT on SQLite, JSONB on PostgreSQL.
 
@@ -102,7 +121,12 @@ class JSONText(TypeDecorator[str]):
         return dialect.type_descriptor(Text())
 
     def process_bind_param(self, value: str | None, dialect: Dialect) -> Any:
-        return json.loads(value) if value is not None and dialect.name == "postgresql" else value
+        if value is None or dialect.name != "postgresql":
+            return value
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value  # what is no JSON, in a copy of rows that others spoilt, is kept as a JSON string
 
     def process_result_value(self, value: Any, dialect: Dialect) -> str | None:
         # Not dump_json: others may have stored 1e400, which is infinite.

@@ -54,6 +54,39 @@ def validate_name(field: str, value: Any) -> str:
     return str(_NAME(field, value))
 
 
+def validate_moment(field: str, value: Any) -> datetime:
+    """Return `value`, naive or aware, as an aware time in UTC. Raises ValueError or TypeError naming the field."""
+    return _moment(field, value)
+
+
+def validate_metadata_filter(given: Any) -> dict[str, Any]:
+    """Return what a row's metadata must hold: for each key a scalar, or a tuple of two bounds, each a number or None.
+
+    Raises ValueError or TypeError naming the key.
+    """
+    if not isinstance(given, Mapping):
+        raise TypeError(f"metadata must be a mapping of keys to what they hold, not {type(given).__name__}")
+    wanted: dict[str, Any] = {}
+    for key, value in given.items():
+        if not isinstance(key, str):
+            raise TypeError("metadata must have text for every key")
+        field = f"metadata[{key[:40]!r}]"
+        if isinstance(value, tuple):
+            if len(value) != 2 or any(isinstance(bound, bool) for bound in value):
+                raise ValueError(f"{field} must be a range of two numbers, (low, high); None leaves one open")
+            wanted[key] = tuple(None if bound is None else _plain_number(field, bound) for bound in value)
+        elif value is None or isinstance(value, (bool, str)):
+            wanted[key] = value
+        else:
+            wanted[key] = _plain_number(field, value)
+    return wanted
+
+
+def validate_worker_id(value: Any) -> str:
+    """Return `value` as the name of a worker. Raises ValueError or TypeError naming the field."""
+    return str(_NAME("worker_id", value))
+
+
 def is_storable(field: str, value: Any) -> bool:
     """Tell whether text could be in the database at all; looking for other text finds nothing.
 

@@ -2,21 +2,21 @@
 
 import json
 import os
-import pty
 import signal
+import sqlite3
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
-from services.storage import Storage, __version__, create_generation, get_database_stats
-from services.storage.cli import commands
+from services.storage import __version__
 from services.storage.schema import get_schema_version
+from tests.command_line import add, command, counts, environment, on_a_terminal, process, run
+from tests.sessions import path_of
 
-ROOT = Path(__file__).resolve().parents[2]
+HEAD = get_schema_version()
+VERBS = ("copy", "demo", "init", "migrate", "reset", "stats", "worker")
 HOSTILE_PROMPT = "lofi [red]rain[/b]\x1b[2J\r\u202eon a\ttrain\x07"
 
 
@@ -24,10 +24,10 @@ HOSTILE_PROMPT = "lofi [red]rain[/b]\x1b[2J\r\u202eon a\ttrain\x07"
 def test_help_names_every_verb(flag: str) -> None:
     result = run(flag)
     assert result.exit_code == 0
-    assert all(f"\n  {verb} " in result.stdout for verb in ("demo", "init", "migrate", "reset", "stats"))
+    assert all(f"\n  {verb} " in result.stdout for verb in VERBS)
 
 
-@pytest.mark.parametrize("verb", ["demo", "init", "migrate", "reset", "stats"])
+@pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_help_that_touches_no_database(verb: str, tmp_path: Path) -> None:
     result = run(verb, "-h", url=f"sqlite:///{tmp_path / 'no.db'}")
     assert result.exit_code == 0
@@ -184,153 +184,118 @@ def test_without_its_extra_the_command_line_says_how_to_install_it(missing: str,
     assert done.stderr == f"The command line needs {missing}: pip install 'dgx-music-storage[cli]'\n"
 
 
-def test_the_demo_plays_in_a_scratch_database_and_leaves_the_users_own_alone(tmp_path: Path) -> None:
-    mine = tmp_path / "mine.db"
-    done = process("demo", "--seconds", "0.05", cwd=tmp_path, env={"DATABASE_URL": f"sqlite:///{mine}"})
-    assert done.returncode == 0, done.stderr
-    totals = dict(line.split("\t") for line in done.stdout.split("\n\n")[0].splitlines())
-    assert totals["completed_generations"] == "25"
-    assert totals["failed_generations"] == "1"
-    assert "\n4\thip hop beat at 140 BPM\n" in done.stdout
-    assert not mine.exists()
-    (folder,) = tmp_path.iterdir()
-    assert len(list(folder.glob("*.wav"))) == 25
-    assert f"The music is in {folder}\n" in done.stderr
-    assert "failed: cannot play at 0 BPM" in done.stderr
+def test_the_worker_renders_what_is_pending_to_where_its_row_says(sqlite_url: str, tmp_path: Path) -> None:
+    add(sqlite_url, "lofi rain", file_path="new folder/rain.wav")
+    add(sqlite_url, HOSTILE_PROMPT, file_path=str(tmp_path / "elsewhere.wav"))
+    add(sqlite_url, "silence at 0 BPM")
+    done = process("--database-url", sqlite_url, "worker", "--until-empty", "--outputs", "my music", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert len(done.stderr.splitlines()) == 5  # hello, three jobs, goodbye
+    assert "cannot be rendered: cannot play at 0 BPM" in done.stderr
+    assert "\x1b" not in done.stderr
+    assert done.stderr.endswith("has ended after 3 jobs\n")
+    assert counts(sqlite_url) | {"completed_generations": 2, "failed_generations": 1} == counts(sqlite_url)
+    assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.wav")} == {
+        "my music/new folder/rain.wav",
+        "elsewhere.wav",
+    }
 
 
-def test_the_demos_scratch_database_can_be_looked_at_afterwards(tmp_path: Path) -> None:
-    process("demo", "--seconds", "0.05", cwd=tmp_path)
-    (database,) = tmp_path.glob("*/generations.db")
-    assert counts(f"sqlite:///{database}")["total_prompts"] == 20
+def test_the_worker_takes_only_the_models_and_as_many_jobs_as_told(sqlite_url: str, tmp_path: Path) -> None:
+    for model in ("a", "b", "b", "b"):
+        add(sqlite_url, "jazz", model=model, file_path=str(tmp_path / "jazz.wav"))
+    worker = ("--database-url", sqlite_url, "worker", "--model", "b")
+    assert process(*worker, "--max-jobs", "1", cwd=tmp_path).returncode == 0
+    assert counts(sqlite_url)["pending_generations"] == 3
+    assert process(*worker, "--until-empty", cwd=tmp_path).returncode == 0
+    assert counts(sqlite_url)["pending_generations"] == 1
+    assert run("worker", "--model", "", url=sqlite_url).exit_code == 2
+    assert run("worker", "--max-jobs", "0", url=sqlite_url).exit_code == 2
 
 
-def test_the_demo_writes_where_told_and_discards_the_rest(tmp_path: Path) -> None:
-    (tmp_path / "prompts.csv").write_text('id,caption\n1,"funk, 100 BPM"\n2,../../soul\n')
-    done = process(
-        "demo", "--prompts", "prompts.csv", "--outputs", "my music", "--seconds", "0.05", "--discard", cwd=tmp_path
-    )
-    assert done.returncode == 0, done.stderr
-    assert {path.name for path in tmp_path.iterdir()} == {"my music", "prompts.csv"}
-    assert {path.name for path in (tmp_path / "my music").iterdir()} == {"001-funk-100-bpm.wav", "003-soul.wav"}
-
-
-def test_the_demo_with_discard_leaves_nothing(tmp_path: Path) -> None:
-    assert process("demo", "--seconds", "0.05", "--discard", cwd=tmp_path).returncode == 0
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("before_the_verb", [True, False])
-def test_the_demo_plays_in_a_database_named_on_the_command_line(
-    sqlite_url: str, tmp_path: Path, before_the_verb: bool
-) -> None:
-    add(sqlite_url, "somebody else's")
-    option = ["--database-url", sqlite_url]
-    arguments = [*option, "demo"] if before_the_verb else ["demo", *option]
-    done = process(*arguments, "--seconds", "0.05", "--outputs", "music", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert counts(sqlite_url)["completed_generations"] == 25
+def test_a_file_that_cannot_be_written_is_one_line_and_another_attempt(sqlite_url: str, tmp_path: Path) -> None:
+    (tmp_path / "full").write_text("not a folder")
+    add(sqlite_url, "jazz", file_path=str(tmp_path / "full" / "jazz.wav"))
+    done = process("--database-url", sqlite_url, "worker", "--max-jobs", "1", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "attempt 1 failed: [Errno " in done.stderr
+    assert "Traceback" not in done.stderr
     assert counts(sqlite_url)["pending_generations"] == 1
 
 
-def test_the_demo_refuses_a_file_without_prompts(tmp_path: Path) -> None:
-    (tmp_path / "prompts.csv").write_text("id,stars\n1,5\n")
-    result = run("demo", "--prompts", str(tmp_path / "prompts.csv"))
-    assert result.exit_code == 2
-    assert "found none of" in result.stderr
-
-
-def test_the_demo_refuses_a_prompt_that_may_not_be_stored_and_leaves_nothing(tmp_path: Path) -> None:
-    (tmp_path / "prompts.txt").write_text("x" * 10_001)
-    done = process("demo", "--prompts", "prompts.txt", cwd=tmp_path)
-    assert done.returncode == 1
-    assert "10,000 characters" in done.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["prompts.txt"]
-
-
-def test_the_demo_shows_a_bar_on_a_terminal(tmp_path: Path) -> None:
-    code, screen = on_a_terminal("demo", "--seconds", "0.05", "--discard", env={"TMPDIR": str(tmp_path)})
-    assert code == 0
-    assert "26/26" in screen
-    assert "━━━" in screen
-    assert "completed generations   25" in screen
-
-
-def test_an_interrupt_ends_the_demo_with_130_and_leaves_nothing(tmp_path: Path) -> None:
-    playing = subprocess.Popen(
-        command("demo", "--seconds", "10"),
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_worker_told_to_stop_finishes_its_job_and_ends_well(
+    sqlite_url: str, tmp_path: Path, number: signal.Signals
+) -> None:
+    working = subprocess.Popen(
+        command("--database-url", sqlite_url, "worker"),
         cwd=tmp_path,
-        env=environment(TMPDIR=str(tmp_path)),
-        stdout=subprocess.DEVNULL,
+        env=environment(),
         stderr=subprocess.PIPE,
         text=True,
     )
-    with playing:
-        assert playing.stderr is not None
-        playing.stderr.readline()
-        playing.send_signal(signal.SIGINT)
-        rest = playing.stderr.read()
-    assert playing.returncode == 130
-    assert rest.endswith("Interrupted.\n")
-    assert list(tmp_path.iterdir()) == []
+    with working:
+        assert working.stderr is not None
+        working.stderr.readline()
+        for _ in range(3):
+            add(sqlite_url, "jazz", file_path=str(tmp_path / "jazz.wav"), seconds=5.0)
+        assert "rendered" in working.stderr.readline()
+        working.send_signal(number)
+        rest = working.stderr.read()
+    assert working.returncode == 0
+    assert " has ended after " in rest
+    assert counts(sqlite_url)["processing_generations"] == 0
+    assert counts(sqlite_url)["completed_generations"] >= 1
 
 
-HEAD = get_schema_version()
+def test_the_worker_without_a_database_says_what_to_do(tmp_path: Path) -> None:
+    result = run("worker", url=f"sqlite:///{tmp_path / 'no.db'}")
+    assert result.exit_code == 1
+    assert "just db-init" in result.stderr
 
 
-def run(*arguments: str, url: str = "", input: str | None = None) -> Result:
-    return CliRunner(env={"DATABASE_URL": url}).invoke(commands, arguments, input=input)
+def test_copy_prints_counts_and_checksums_that_are_the_same_again(sqlite_url: str, tmp_path: Path) -> None:
+    for prompt in ("trap beat", "trap beat", "jazz"):
+        add(sqlite_url, prompt)
+    there, home = (f"sqlite:///{tmp_path / name}" for name in ("there.db", "home.db"))
+    first, second = run("copy", sqlite_url, there), run("copy", there, home)
+    assert first.exit_code == second.exit_code == 0
+    assert first.stdout == second.stdout
+    rows = [line.split("\t") for line in first.stdout.splitlines()]
+    assert {name: int(count) for name, count, _ in rows} == {
+        "prompts": 2,
+        "generations": 3,
+        "attempts": 0,
+        "queue_state": 0,
+    }
+    assert "copy generations: 3 rows\n" in first.stderr
+    assert first.stderr.endswith("Copied 5 rows; both databases hold the same.\n")
 
 
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "services.storage", *arguments]
+def test_copy_shows_a_bar_and_a_table_on_a_terminal(sqlite_url: str, tmp_path: Path) -> None:
+    add(sqlite_url, "jazz")
+    code, screen = on_a_terminal("copy", sqlite_url, f"sqlite:///{tmp_path / 'there.db'}")
+    assert code == 0
+    assert "━━━" in screen
+    assert "checksum" in screen
 
 
-def environment(**variables: str) -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "120"} | variables
+def test_copy_lists_the_rows_that_the_target_would_refuse_and_writes_nothing(sqlite_url: str, tmp_path: Path) -> None:
+    add(sqlite_url, "a secret prompt")
+    with sqlite3.connect(path_of(sqlite_url)) as connection:
+        connection.execute("PRAGMA ignore_check_constraints = ON")
+        connection.execute("UPDATE generations SET channels = 3")
+    connection.close()
+    result = run("copy", sqlite_url, f"sqlite:///{tmp_path / 'there.db'}")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "channels_mono_or_stereo\n" in result.stderr
+    assert "Nothing was copied." in result.stderr
+    assert "secret" not in result.stderr
 
 
-def process(*arguments: str, cwd: Path, env: Mapping[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
-    """Run the command line as a process whose temporary files are made in `cwd`."""
-    return subprocess.run(
-        command(*arguments),
-        cwd=cwd,
-        env=environment(TMPDIR=str(cwd)) | dict(env or {}),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def on_a_terminal(*arguments: str, typed: str = "", env: Mapping[str, str] | None = None) -> tuple[int, str]:
-    """Run the command line on a terminal of its own; return its exit code and what the screen got."""
-    ours, theirs = pty.openpty()
-    with subprocess.Popen(
-        command(*arguments), env=environment(TERM="xterm") | dict(env or {}), stdin=theirs, stdout=theirs, stderr=theirs
-    ) as running:
-        os.close(theirs)
-        os.write(ours, typed.encode())
-        screen = b""
-        try:
-            while chunk := os.read(ours, 65_536):
-                screen += chunk
-        except OSError:  # how Linux says that the other end is closed
-            pass
-    os.close(ours)
-    return running.returncode, screen.decode()
-
-
-def add(url: str, prompt: str) -> None:
-    storage = Storage(url)
-    with storage.session() as session:
-        create_generation(session, prompt, "model", 1.0, 32_000, 2, "music.wav")
-    storage.dispose()
-
-
-def counts(url: str) -> dict[str, int]:
-    storage = Storage(url)
-    with storage.session(read_only=True) as session:
-        stats = get_database_stats(session)
-    storage.dispose()
-    return stats
+def test_copy_into_a_database_with_rows_is_refused(sqlite_url: str) -> None:
+    add(sqlite_url, "jazz")
+    result = run("copy", sqlite_url, sqlite_url)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "not empty" in result.stderr
+    assert run("copy", sqlite_url).exit_code == 2

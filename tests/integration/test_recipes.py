@@ -16,7 +16,7 @@ from services.storage.schema import REVISIONS, get_schema_version
 ROOT = Path(__file__).resolve().parents[2]
 COPIED = ("alembic", "services", "scripts", "alembic.ini", "justfile", "pyproject.toml")
 RECIPES = (
-    "demo test test-unit test-integration coverage drill lint bench "
+    "demo worker test test-unit test-integration coverage drill lint bench "
     "db-init db-migrate db-rollback db-reset db-revision db-stats db-docs"
 ).split()
 NEEDS_DEV_TOOLS = {
@@ -184,6 +184,7 @@ def test_recipes_use_the_database_of_the_env_file_unless_the_environment_names_o
         ("test-integration", ["python", "-m", "pytest", "tests/integration"]),
         ("bench", ["python", "-m", "benchmarks"]),
         ("demo", ["python", "-m", "services.storage", "demo"]),
+        ("worker", ["python", "-m", "services.storage", "worker"]),
         ("db-stats", ["python", "-m", "services.storage", "stats"]),
     ],
 )

@@ -301,9 +301,9 @@ class TestOpening:
             with get_session() as session:
                 values = {
                     pragma: session.scalar(text(f"PRAGMA {pragma}"))
-                    for pragma in ("journal_mode", "synchronous", "foreign_keys", "trusted_schema")
+                    for pragma in ("journal_mode", "synchronous", "foreign_keys")
                 }
-            assert values == {"journal_mode": "wal", "synchronous": number, "foreign_keys": 1, "trusted_schema": 0}
+            assert values == {"journal_mode": "wal", "synchronous": number, "foreign_keys": 1}
         with pytest.raises(ValueError, match="synchronous"):
             init_db(sqlite_url, synchronous="OFF")
 

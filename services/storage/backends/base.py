@@ -1,9 +1,10 @@
-"""What a backend must answer, how an engine is opened, and what counts as a write."""
+"""What a backend must answer, how an engine is opened, where a replica stands, and what counts as a write."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any, Protocol
+from datetime import datetime, timedelta
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 from sqlalchemy import (
     CTE,
@@ -15,24 +16,40 @@ from sqlalchemy import (
     ExecutionContext,
     Integer,
     Select,
+    Table,
+    and_,
     bindparam,
     cast,
     exists,
     func,
     literal_column,
+    or_,
     select,
 )
+from sqlalchemy.orm import Session
 
 from ..errors import StorageError
 from ..models import Generation
+from ..terms import Query, Term
 
 READING = ("SELECT", "VALUES", "PRAGMA", "EXPLAIN", "SHOW")
 TRANSACTION_CONTROL = ("BEGIN", "COMMIT", "ROLLBACK", "RELEASE", "VACUUM", "ATTACH", "DETACH", "SET")
+SECONDS = (
+    "busy_timeout",
+    "pool_timeout",
+    "pool_recycle",
+    "connect_timeout",
+    "statement_timeout",
+    "lock_timeout",
+    "idle_transaction_timeout",
+    "replica_max_lag",
+)
+Bind = TypeVar("Bind", Engine, Connection)
 
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How an engine is opened; times in seconds."""
+    """How an engine is opened; times in seconds. Raises ValueError or TypeError naming the option."""
 
     echo: bool = False
     synchronous: str = "FULL"
@@ -40,9 +57,36 @@ class EngineOptions:
     pool_size: int = 5
     max_overflow: int = 10
     pool_timeout: float = 30.0
+    pool_recycle: float = 1800.0
+    connect_timeout: float = 5.0
     statement_timeout: float = 60.0
     lock_timeout: float = 10.0
     idle_transaction_timeout: float = 300.0
+    replica_max_lag: float = 10.0
+    pgbouncer: bool = False
+
+    def __post_init__(self) -> None:
+        if self.synchronous not in ("FULL", "NORMAL"):
+            raise ValueError(f"synchronous must be FULL or NORMAL, not {self.synchronous!r}")
+        for name, minimum in (("pool_size", 1), ("max_overflow", 0)):
+            value = getattr(self, name)
+            if type(value) is not int:
+                raise TypeError(f"{name} must be a whole number, not {type(value).__name__}")
+            if value < minimum:
+                raise ValueError(f"{name} must be at least {minimum}")
+        for name in SECONDS:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise TypeError(f"{name} must be a number of seconds, not {type(value).__name__}")
+            if not (0 <= value < math.inf):
+                raise ValueError(f"{name} must be 0 or more seconds")
+
+
+class Position(NamedTuple):
+    """How far a database's log has come, and of which database it is."""
+
+    lsn: str
+    system: str
 
 
 class Keeper(Protocol):
@@ -51,12 +95,19 @@ class Keeper(Protocol):
     def close(self) -> None: ...
 
 
+JSONKind = Literal["text", "number", "boolean", "any"]
+
+
 class Backend(Protocol):
     """One database system: how it is opened, locked, asked and understood when it fails."""
 
     name: str
 
     def __hash__(self) -> int: ...
+
+    @property
+    def replication(self) -> "Replication | None":
+        """How replicas of a primary are asked where they stand, or None where there are none."""
 
     def resolve_url(self, url: URL) -> URL:
         """Return `url` with its driver named and its file, if any, as an absolute path."""
@@ -73,8 +124,8 @@ class Backend(Protocol):
     def keep_alive(self, url: URL) -> Keeper | None:
         """Return what must live as long as the engine does, if anything."""
 
-    def read_only(self, engine: Engine) -> Engine:
-        """Return a view of `engine` whose transactions see one snapshot; it shares the pool."""
+    def read_only(self, bind: Bind) -> Bind:
+        """Return a view of an engine, which shares its pool, or a connection, whose transactions see one snapshot."""
 
     def create_migration_engine(self, url: URL) -> Engine:
         """Return an engine for migrations: no pool, no statement timeout, foreign keys not enforced."""
@@ -87,6 +138,9 @@ class Backend(Protocol):
 
     def translate(self, error: BaseException, *, is_disconnect: bool, is_connecting: bool) -> StorageError | None:
         """Return our error for a driver's, or None where there is none better."""
+
+    def advance_sequences(self, connection: Connection, table: Table) -> None:
+        """Let generated keys of `table` continue after the highest one stored."""
 
     def now(self, plus_seconds: float = 0.0) -> ColumnElement[datetime]:
         """Return the database's clock, moved by `plus_seconds`, as an SQL expression."""
@@ -112,6 +166,36 @@ class Backend(Protocol):
     def prompt_is(self, text: str) -> ColumnElement[bool]:
         """Return the condition that finds the prompt with exactly this text through the unique index."""
 
+    def clock(self) -> Callable[[timedelta], ColumnElement[datetime]]:
+        """Return a clock that stands still: for an offset, the time so far from that of the statement.
+
+        Unlike now(), it may be compared with an index.
+        """
+
+    def microseconds(self, time: Any) -> ColumnElement[int]:
+        """Return a column's time as whole microseconds since 1970, or NULL where it cannot be read."""
+
+    def json_member(self, document: Any, key: str, kind: JSONKind) -> ColumnElement[Any]:
+        """Return the value under `key` of a JSON object as text, number or 0 and 1; NULL unless it is of that kind.
+
+        "any" gives the name of its type, NULL when it is missing or null. A document that cannot be read has no keys.
+        """
+
+    def json_number(self, value: float) -> ColumnElement[Any]:
+        """Return a number to compare with json_member()'s."""
+
+    def matching_prompts(self, query: Query) -> Select[Any]:
+        """Return the select of one column, the ids of the prompts that answer `query`, found through the index."""
+
+    def prompt_matches(self, query: Query, prompt_id: Any, text: Any) -> ColumnElement[bool]:
+        """Return the condition that the prompt with this id and text answers `query`, for rows met in another order."""
+
+    def check_search_index(self, session: Session) -> bool:
+        """Tell whether the search index is what the prompts say."""
+
+    def rebuild_search_index(self, session: Session) -> None:
+        """Make the search index anew from the prompts."""
+
 
 def priorities(waiting: Sequence[ColumnElement[bool]], due: ColumnElement[bool], enough: int | None = None) -> CTE:
     """Return the different priorities among `waiting`, highest first and None last, at one index seek each.
@@ -134,6 +218,22 @@ def inline(number: int) -> ColumnElement[int]:
     return bindparam(None, number, Integer, literal_execute=True)
 
 
+class Replication(Protocol):
+    """Replicas of a database: how they are opened, and how far they have come."""
+
+    def resolve_url(self, url: URL) -> URL:
+        """Return the URL of a replica with its driver named."""
+
+    def create_engine(self, url: URL, options: EngineOptions) -> Engine:
+        """Return an engine for a replica, whose users ask has_reached() on every connection before they use it."""
+
+    def primary_position(self, connection: Connection) -> Position:
+        """Return a position that covers every commit acknowledged before the call."""
+
+    def has_reached(self, connection: Connection, position: Position) -> bool | None:
+        """Tell whether a replica shows all there was at `position`; None when it is a replica of something else."""
+
+
 def is_write(statement: str, context: ExecutionContext | None) -> bool:
     """Tell whether a statement changes the database. In doubt it does: a comment before SELECT counts as a write."""
     word = statement.lstrip()[:10].upper()
@@ -152,3 +252,8 @@ def is_refused_when_reading(statement: str, context: ExecutionContext | None) ->
     word = statement.lstrip()[:10].upper()
     setting = word.startswith("PRAGMA") and "=" in statement
     return setting or word.startswith(("VACUUM", "ATTACH", "DETACH")) or is_write(statement, context)
+
+
+def has_literals(text: Any, term: Term) -> ColumnElement[bool]:
+    """Return the condition that `text` contains what `term` wants as it stands, but for case."""
+    return and_(*(or_(*(text.icontains(literal, autoescape=True) for literal in any_of)) for any_of in term.literals))

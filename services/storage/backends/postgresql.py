@@ -1,8 +1,12 @@
-"""PostgreSQL through psycopg 3: pool, timeouts, snapshots, advisory lock, error codes."""
+"""PostgreSQL through psycopg 3: pool, timeouts, snapshots, advisory lock, replicas' positions, error codes."""
 
 import json
+import math
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
+from decimal import Decimal
 from functools import cache
 from typing import Any
 
@@ -11,8 +15,10 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Engine,
+    ExceptionContext,
     NullPool,
     Select,
+    Table,
     create_engine,
     event,
     func,
@@ -39,8 +45,9 @@ from ..errors import (
     UnreachableError,
 )
 from ..models import CLAIM_ORDER, PENDING, Generation, Prompt
-from ..schema import BIG_INTEGER_LIMIT
-from .base import EngineOptions, inline, priorities
+from ..types import dump_json
+from .base import Bind, EngineOptions, Position, inline, priorities
+from .tsvector import TSVectorSearch
 
 MIGRATION_LOCK = 0x6467785F6D757369  # "dgx_musi": any constant that no other program on the server uses
 
@@ -48,6 +55,7 @@ MIGRATION_LOCK = 0x6467785F6D757369  # "dgx_musi": any constant that no other pr
 ERRORS: tuple[tuple[str, type[StorageError]], ...] = (
     ("40001", SerializationError),
     ("40P01", SerializationError),
+    ("40003", DisconnectedError),
     ("55P03", BusyError),
     ("53300", BusyError),
     ("57014", StatementTimeoutError),
@@ -59,51 +67,96 @@ ERRORS: tuple[tuple[str, type[StorageError]], ...] = (
     ("23505", ConflictError),
     ("23", ConstraintError),
     ("22", ConstraintError),
+    ("54", ConstraintError),
     ("42P01", NotInitializedError),
+    ("42501", UnreachableError),
     ("28", UnreachableError),
     ("3D000", UnreachableError),
+    ("58", UnreachableError),
     ("XX001", CorruptError),
     ("XX002", CorruptError),
 )
 
+# What libpq is told unless the URL says otherwise (https://www.postgresql.org/docs/current/libpq-connect.html). A host
+# that vanishes without a word is noticed after a minute when idle, after half a minute when spoken to; by default
+# after two hours and a quarter of an hour.
+CONNECTION: dict[str, Any] = {
+    "fallback_application_name": "dgx-storage",
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
 
-class PostgreSQL:
+REPLICA_CONNECT_SECONDS = 2.0
+
+# A JSON string, to be left alone, or a number with an exponent.
+JSON_EXPONENT = re.compile(r'"(?:[^"\\]|\\.)*"|-?[0-9][0-9.]*[eE][-+]?[0-9]+')
+
+PRIMARY_POSITION = text(
+    "SELECT pg_current_wal_insert_lsn()::text, (SELECT system_identifier::text FROM pg_control_system())"
+)
+REPLICA_POSITION = text(
+    "SELECT (SELECT system_identifier::text FROM pg_control_system()) = :system, "
+    "pg_is_in_recovery() AND pg_last_wal_replay_lsn() >= CAST(:lsn AS pg_lsn)"
+)
+
+
+class PostgreSQL(TSVectorSearch):
     """The grown-up engine: many writers at once, one server or a primary with replicas."""
 
     name = "postgresql"
 
+    @property
+    def replication(self) -> "StreamingReplication":
+        return StreamingReplication(self)
+
     def resolve_url(self, url: URL) -> URL:
         # SQLAlchemy 2.0 would take psycopg2 for a bare postgresql://
-        return url.set(drivername="postgresql+psycopg")
+        url = url.set(drivername="postgresql+psycopg")
+        if _has_many_hosts(url) and "target_session_attrs" not in url.query:
+            # The first host that answers may be a standby, which refuses every write.
+            url = url.update_query_dict({"target_session_attrs": "read-write"})
+        return url
 
-    def create_engine(self, url: URL, options: EngineOptions) -> Engine:
-        timeouts = {
-            "statement_timeout": options.statement_timeout,
-            "lock_timeout": options.lock_timeout,
-            "idle_in_transaction_session_timeout": options.idle_transaction_timeout,
-        }
-        settings = " ".join(f"-c {name}={int(seconds * 1000)}" for name, seconds in timeouts.items() if seconds)
-        given = url.query.get("options", "")
+    def create_engine(self, url: URL, options: EngineOptions, *, pre_ping: bool = True) -> Engine:
+        arguments = CONNECTION | {"connect_timeout": math.ceil(options.connect_timeout)}
+        arguments = {name: value for name, value in arguments.items() if name not in url.query}
+        if options.pgbouncer:
+            # In transaction mode a server connection changes hands at every commit: it keeps no prepared statement,
+            # and PgBouncer refuses a connection that asks for `options`. The role carries the timeouts instead.
+            arguments["prepare_threshold"] = None
+        else:
+            arguments["options"] = _settings(url, options)
         engine = self._create_engine(
             url,
             echo=options.echo,
             pool_size=options.pool_size,
             max_overflow=options.max_overflow,
             pool_timeout=options.pool_timeout,
-            pool_pre_ping=True,
+            pool_recycle=options.pool_recycle or -1,
+            pool_pre_ping=pre_ping,
+            pool_use_lifo=True,  # connections that a quiet hour does not need grow old and are replaced, not kept warm
             json_deserializer=load_json,
-            connect_args={"options": f"{settings} {given}".strip()},  # the URL's come last and win
+            connect_args=arguments,
         )
 
         @event.listens_for(engine, "connect")
         def configure(connection: Any, record: Any) -> None:
             connection.adapters.register_loader("timestamptz", _lenient_timestamptz())
 
+        @event.listens_for(engine, "handle_error")
+        def leave_standby(context: ExceptionContext) -> None:
+            # A server that has become a standby refuses writes (25006): the next call must find the new primary.
+            connection = context.connection
+            if getattr(context.original_exception, "sqlstate", None) == "25006" and connection is not None:
+                context.is_disconnect = not connection.get_execution_options().get("read_only", False)
+
         return engine
 
     def _create_engine(self, url: URL, **arguments: Any) -> Engine:
         try:
-            return create_engine(url, hide_parameters=True, **arguments)
+            return create_engine(url, hide_parameters=True, json_serializer=dump_jsonb, **arguments)
         except ModuleNotFoundError as error:
             raise DriverMissingError(orig=error) from error
 
@@ -116,11 +169,12 @@ class PostgreSQL:
     def keep_alive(self, url: URL) -> None:
         return None
 
-    def read_only(self, engine: Engine) -> Engine:
-        return engine.execution_options(read_only=True, isolation_level="REPEATABLE READ", postgresql_readonly=True)
+    def read_only(self, bind: Bind) -> Bind:
+        return bind.execution_options(read_only=True, isolation_level="REPEATABLE READ", postgresql_readonly=True)
 
     def create_migration_engine(self, url: URL) -> Engine:
-        return self._create_engine(url, poolclass=NullPool)
+        # Nothing prepared, because PgBouncer may stand between.
+        return self._create_engine(url, poolclass=NullPool, connect_args={"prepare_threshold": None})
 
     def lock_migrations(self, connection: Connection) -> None:
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
@@ -141,13 +195,21 @@ class PostgreSQL:
         kind = next((kind for prefix, kind in ERRORS if (error.sqlstate or "").startswith(prefix)), None)
         if is_connecting and kind in (None, DisconnectedError):
             kind = UnreachableError
-        elif is_disconnect:
+        elif is_disconnect and kind is not ReadOnlyError:
             kind = DisconnectedError
         if kind is None:
             return None
         message = (kind.__doc__ or "").strip()
         subject = diagnosis.constraint_name or diagnosis.column_name
         return kind(f"{message} ({subject})" if subject else message, orig=error)
+
+    def advance_sequences(self, connection: Connection, table: Table) -> None:
+        key = table.autoincrement_column
+        if key is None:
+            return
+        last = select(func.max(key)).scalar_subquery()
+        sequence = func.pg_get_serial_sequence(table.name, key.name)
+        connection.execute(select(func.setval(sequence, func.coalesce(last, 1), last.is_not(None))))
 
     def now(self, plus_seconds: float = 0.0) -> ColumnElement[datetime]:
         clock: ColumnElement[datetime] = func.clock_timestamp()
@@ -182,14 +244,36 @@ class PostgreSQL:
         return (func.md5(Prompt.text) == func.md5(text)) & (Prompt.text == text)
 
 
+class StreamingReplication:
+    """PostgreSQL's physical replication: one log, and positions in it."""
+
+    def __init__(self, backend: PostgreSQL) -> None:
+        self._backend = backend
+
+    def resolve_url(self, url: URL) -> URL:
+        if _has_many_hosts(url) and "target_session_attrs" not in url.query:
+            url = url.update_query_dict({"target_session_attrs": "prefer-standby"})
+        return self._backend.resolve_url(url)
+
+    def create_engine(self, url: URL, options: EngineOptions) -> Engine:
+        # No ping: has_reached() is asked of every connection anyway. The primary is there to fall back on, so no
+        # reader waits for long.
+        patience = min(options.connect_timeout, REPLICA_CONNECT_SECONDS)
+        return self._backend.create_engine(url, replace(options, connect_timeout=patience), pre_ping=False)
+
+    def primary_position(self, connection: Connection) -> Position:
+        # What is inserted, not what is flushed: with synchronous_commit=off a commit is flushed later.
+        lsn, system = connection.execute(PRIMARY_POSITION).one()
+        return Position(lsn, system)
+
+    def has_reached(self, connection: Connection, position: Position) -> bool | None:
+        same, reached = connection.execute(REPLICA_POSITION, {"lsn": position.lsn, "system": position.system}).one()
+        return bool(reached) if same else None
+
+
 def load_json(text: str | bytes) -> Any:
-    """Return what JSONB holds. It writes 1e300 out in digits, so an integer larger than any we store was a float."""
-    return json.loads(text, parse_int=_parse_int)
-
-
-def _parse_int(digits: str) -> int | float:
-    number = int(digits) if len(digits) <= 20 else None
-    return number if number is not None and abs(number) <= BIG_INTEGER_LIMIT else float(digits)
+    """Return what JSONB holds; an integer with more digits than Python reads, which others wrote, as a float."""
+    return json.loads(text, parse_int=lambda digits: int(digits) if len(digits) <= 4_000 else float(digits))
 
 
 @cache
@@ -213,3 +297,41 @@ def _lenient_timestamptz() -> type[Any]:
                 return None
 
     return LenientTimestamptz
+
+
+def dump_jsonb(value: Any) -> str:
+    """Return `value` as JSON in which a float stays a float.
+
+    JSONB holds numbers as decimals: 1e16 would come back as an integer, and 1.2345678901234567e17 as one that is not
+    even equal. What has a fraction keeps it, so 10000000000000000.0 comes back as the float it was.
+    """
+    document = dump_json(value)
+    if "e+" not in document:
+        return document
+    return JSON_EXPONENT.sub(_without_exponent, document)
+
+
+def _without_exponent(token: re.Match[str]) -> str:
+    number = token.group()
+    if number.startswith('"'):
+        return number
+    plain = format(Decimal(number), "f")
+    return plain if "." in plain else f"{plain}.0"
+
+
+def _settings(url: URL, options: EngineOptions) -> str:
+    """Return the server settings a connection starts with; the URL's come last and win."""
+    timeouts = {
+        "statement_timeout": options.statement_timeout,
+        "lock_timeout": options.lock_timeout,
+        "idle_in_transaction_session_timeout": options.idle_transaction_timeout,
+    }
+    # Rounded up: 0 means no timeout at all.
+    settings = [f"-c {name}={math.ceil(seconds * 1000)}" for name, seconds in timeouts.items() if seconds]
+    given = url.query.get("options", ())
+    return " ".join([*settings, *([given] if isinstance(given, str) else given)])
+
+
+def _has_many_hosts(url: URL) -> bool:
+    hosts = url.query.get("host", "")
+    return "," in hosts if isinstance(hosts, str) else len(hosts) > 1

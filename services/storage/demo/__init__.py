@@ -1,21 +1,27 @@
-"""The story that `just demo` tells: prompts are submitted, worked and recorded. Prints nothing; the caller watches."""
+"""The story that `just demo` tells: prompts are submitted, Workers render them. Prints nothing; others watch."""
 
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from re import sub
+from uuid import uuid4
 
-from ..database import complete_generation, create_generations, get_generation, update_generation_status
+from ..database import create_generations
 from ..engine import Storage
 from ..models import Generation
-from ..schema import GenerationStatus
+from ..worker import DoNotRetry, Job, Result
 from .synthesis import CHANNELS, SAMPLE_RATE, read_style, render
 
 MODEL_NAME = "stdlib-synthesis"
+# A worker's lease in the demo is short, so one that misses a beat on a busy machine may lose it and start again.
+MAX_ATTEMPTS = 10
+
+
+class Unwanted(Exception):  # noqa: N818 - ends a rendering early, not an error
+    """Nobody wants the music any more."""
 
 
 def submit(storage: Storage, prompts: Sequence[str], outputs: Path, duration_seconds: float) -> list[Generation]:
-    """Return one pending generation for each prompt, in order; its file is going to be in `outputs`."""
+    """Return one pending generation for each prompt, in order, of one batch; its file is going to be in `outputs`."""
     requests = [
         {
             "prompt": prompt,
@@ -24,43 +30,39 @@ def submit(storage: Storage, prompts: Sequence[str], outputs: Path, duration_sec
             "sample_rate": SAMPLE_RATE,
             "channels": CHANNELS,
             "file_path": outputs / f"{number:03}-{_slug(prompt)}.wav",
+            "max_attempts": MAX_ATTEMPTS,
         }
         for number, prompt in enumerate(prompts, start=1)
     ]
     with storage.session() as session:
-        return create_generations(session, requests)
+        return create_generations(session, requests, batch_id=str(uuid4()))
 
 
-def work(storage: Storage, generations: Sequence[Generation]) -> Iterator[Generation]:
-    """Render each of `generations` and yield it once it is finished: completed, or failed with its error."""
-    for generation in generations:
-        yield _work_one(storage, generation)
+def render_job(job: Job, folder: Path = Path(), at_step: Callable[[float], None] | None = None) -> Result | None:
+    """Render the job's prompt to its file, a handler for Worker; a relative `file_path` begins in `folder`.
 
+    Calls `at_step` with the fraction that is done. Returns None when nobody wants the music any more. Raises DoNotRetry
+    for a prompt that nobody can play, OSError when the file cannot be written.
+    """
+    generation = job.generation
+    path = folder / generation.file_path
 
-def _work_one(storage: Storage, generation: Generation) -> Generation:
-    with storage.session() as session:
-        update_generation_status(session, generation.id, GenerationStatus.PROCESSING)
-    started = time.perf_counter()
-    path = Path(generation.file_path)
+    def report(fraction: float) -> None:
+        if job.cancelled:
+            raise Unwanted
+        job.progress(fraction, "composing")
+        if at_step is not None:
+            at_step(fraction)
+
+    style = read_style(generation.prompt)
     try:
-        render(generation.prompt, path, generation.duration_seconds)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        render(generation.prompt, path, generation.duration_seconds, report)
+    except Unwanted:
+        return None
     except ValueError as error:
-        with storage.session() as session:
-            update_generation_status(session, generation.id, GenerationStatus.FAILED, error_message=str(error))
-    else:
-        style = read_style(generation.prompt)
-        with storage.session() as session:
-            complete_generation(
-                session,
-                generation.id,
-                generation_time=time.perf_counter() - started,
-                file_size_bytes=path.stat().st_size,
-                metadata={"bpm": style.bpm, "key": style.key},
-            )
-    with storage.session(read_only=True) as session:
-        finished = get_generation(session, generation.id)
-    assert finished is not None
-    return finished
+        raise DoNotRetry(str(error)) from error
+    return Result(path.stat().st_size, {"bpm": style.bpm, "key": style.key})
 
 
 def _slug(prompt: str) -> str:

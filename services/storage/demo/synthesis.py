@@ -5,6 +5,7 @@ import re
 import wave
 import zlib
 from array import array
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -93,31 +94,41 @@ def read_style(prompt: str) -> Style:
     return Style(bpm, root, minor, beat, seed)
 
 
-def render(prompt: str, path: Path, duration_seconds: float) -> None:
+def render(
+    prompt: str, path: Path, duration_seconds: float, at_step: Callable[[float], None] = lambda fraction: None
+) -> None:
     """Write a stereo WAV of `duration_seconds` that follows `prompt` to `path`; all of it or none.
 
-    Raises ValueError for a tempo of 0 BPM.
+    Calls `at_step` with the fraction that is composed, from 0 on; what that raises ends it. Raises ValueError for a
+    tempo of 0 BPM.
     """
     style = read_style(prompt)
     if style.bpm == 0:
         raise ValueError("cannot play at 0 BPM: the first beat would never end")
-    left, right = _compose(style, max(1, round(duration_seconds * SAMPLE_RATE)))
+    left, right = _compose(style, max(1, round(duration_seconds * SAMPLE_RATE)), at_step)
+    frames = _interleave(left, right).tobytes()
     partial = path.with_name(path.name + ".part")
-    with wave.open(str(partial), "wb") as file:
-        file.setnchannels(CHANNELS)
-        file.setsampwidth(2)
-        file.setframerate(SAMPLE_RATE)
-        file.writeframes(_interleave(left, right).tobytes())
-    partial.replace(path)
+    try:
+        with partial.open("wb") as target, wave.open(target) as file:
+            file.setnchannels(CHANNELS)
+            file.setsampwidth(2)
+            file.setframerate(SAMPLE_RATE)
+            file.writeframes(frames)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
-def _compose(style: Style, frames: int) -> tuple[Sound, Sound]:
+def _compose(style: Style, frames: int, at_step: Callable[[float], None]) -> tuple[Sound, Sound]:
     left, right = _silence(frames), _silence(frames)
     step_frames = SAMPLE_RATE * 60 / style.bpm / 4
     random = Random(style.seed)
     arpeggio = [random.randrange(5) for _ in range(8)]
     drums = list(zip(BEATS[style.beat], (_kick(), _snare(), _hat()), strict=True))
-    for step in range(math.ceil(frames / step_frames)):
+    steps = math.ceil(frames / step_frames)
+    for step in range(steps):
+        at_step(step / steps)
         at = round(step * step_frames)
         chord = _chord(style, step // 8)
         for line, sound in drums:
@@ -132,6 +143,7 @@ def _compose(style: Style, frames: int) -> tuple[Sound, Sound]:
             near, far = (left, right) if step % 4 else (right, left)
             _mix(at, note, near)
             _mix(round(at + step_frames * 3), array("d", [0.4 * sample for sample in note]), far)
+    at_step(1.0)
     return left, right
 
 

@@ -1,0 +1,132 @@
+"""What SQLite says about the contents of rows: full-text search through FTS5, JSON members, exact times."""
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Integer,
+    LargeBinary,
+    Select,
+    String,
+    Text,
+    and_,
+    case,
+    cast,
+    column,
+    exists,
+    func,
+    literal,
+    literal_column,
+    or_,
+    select,
+    table,
+    text,
+    true,
+    type_coerce,
+)
+from sqlalchemy.orm import Session, aliased
+
+from ..errors import CorruptError
+from ..models import Prompt
+from ..terms import UNSPACED, Query, Term
+from ..types import UTCDateTime, utcnow
+from .base import JSONKind, has_literals
+
+INDEXED = table("prompts_fts", column("rowid", Integer), column("prompts_fts", Text))
+JSON_KINDS: dict[JSONKind, tuple[str, ...]] = {
+    "text": ("text",),
+    "number": ("integer", "real"),
+    "boolean": ("true", "false"),
+    "any": ("text", "integer", "real", "true", "false", "object", "array"),
+}
+
+
+class FTS5Search:
+    """The part of the SQLite backend that looks into texts; see Backend."""
+
+    def clock(self) -> Callable[[timedelta], ColumnElement[datetime]]:
+        now = utcnow()
+        return lambda offset: literal(now + offset, UTCDateTime())
+
+    def microseconds(self, time: Any) -> ColumnElement[int]:
+        # strftime('%f') rounds to milliseconds; the stored text has six digits after its point.
+        seconds = cast(func.strftime("%s", func.substr(time, 1, 19)), Integer)
+        point = func.substr(time, 20, 7, type_=String)
+        fraction = cast(func.substr(point.concat("000000"), 2, 6), Integer)
+        return type_coerce(seconds * 1_000_000 + case((point.startswith("."), fraction), else_=0), BigInteger)
+
+    def json_member(self, document: Any, key: str, kind: JSONKind) -> ColumnElement[Any]:
+        readable = case((func.json_valid(document) == 1, type_coerce(document, Text)))
+        members = func.json_each(readable).table_valued("key", "value", "type", "id")
+        found = select(members.c.type if kind == "any" else members.c.value)
+        found = found.where(members.c.key == key, members.c.type.in_(JSON_KINDS[kind]))
+        # The last of two members of one name counts, as in Python.
+        return found.order_by(members.c.id.desc()).limit(1).scalar_subquery()
+
+    def json_number(self, value: float) -> ColumnElement[Any]:
+        return literal(value)
+
+    def matching_prompts(self, query: Query) -> Select[Any]:
+        literals = _literal_conditions(query, Prompt)
+        if query.is_literal:
+            # Looked through, but only the prompts in such languages; the condition has to be the index's own.
+            return select(Prompt.id).where(literal_column(f"prompts.text GLOB '*[{UNSPACED}]*'"), *literals)
+        found = select(INDEXED.c.rowid.label("id")).where(_match(query))
+        return found.join(Prompt, Prompt.id == INDEXED.c.rowid).where(*literals) if literals else found
+
+    def prompt_matches(self, query: Query, prompt_id: Any, text: Any) -> ColumnElement[bool]:
+        prompt = aliased(Prompt)
+        literals = _literal_conditions(query, prompt)
+        conditions: list[ColumnElement[bool]] = [exists().where(prompt.id == prompt_id, *literals)] if literals else []
+        if not query.is_literal:
+            found: ColumnElement[bool] = exists().where(_match(query), INDEXED.c.rowid == prompt_id)
+            if any(term.is_prefix for term in query.wanted):
+                # The words that begin so are merged for each question: ask once, for all. Plus nothing, so that the
+                # rows are still met in the order asked for.
+                found = (prompt_id + 0).in_(select(INDEXED.c.rowid).where(_match(query)))
+            # A look into the index costs 100 µs, a look at the text one.
+            conditions = [*(_may_match(text, term) for term in query.wanted), found, *conditions]
+        return and_(*conditions)
+
+    def check_search_index(self, session: Session) -> bool:
+        try:
+            with session.begin_nested():
+                # Without the 1 the index is compared with itself only.
+                session.execute(text("INSERT INTO prompts_fts (prompts_fts, rank) VALUES ('integrity-check', 1)"))
+        except CorruptError:
+            return False
+        return True
+
+    def rebuild_search_index(self, session: Session) -> None:
+        session.execute(text("INSERT INTO prompts_fts (prompts_fts) VALUES ('rebuild')"))
+
+
+def _match(query: Query) -> ColumnElement[bool]:
+    """Return FTS5's condition for the words of a query; it reads each quoted string as text, whatever is in it."""
+    expression = " AND ".join(map(_expression, query.wanted))
+    unwanted = " OR ".join(_expression(term) for term in query.excluded if not term.literals)
+    if unwanted:
+        expression = f"({expression}) NOT ({unwanted})"
+    return INDEXED.c.prompts_fts.op("MATCH", is_comparison=True)(expression)
+
+
+def _expression(term: Term) -> str:
+    spellings = ['"' + spelling.replace('"', '""') + '"' for spelling in term.spellings]
+    return f"{spellings[0]} *" if term.is_prefix else f"({' OR '.join(spellings)})"
+
+
+def _literal_conditions(query: Query, prompt: Any) -> list[ColumnElement[bool]]:
+    wanted = [has_literals(prompt.text, term) for term in query.wanted if term.literals]
+    return [*wanted, *(~has_literals(prompt.text, term) for term in query.excluded if term.literals)]
+
+
+def _may_match(text: Any, term: Term) -> ColumnElement[bool]:
+    """Return a cheap condition that every match of `term` meets: its words are there, or the text may have accents."""
+    if not all(spelling.isascii() for spelling in term.spellings):
+        return true()
+    ascii_only = func.length(cast(text, LargeBinary)) == func.length(text)
+    spellings = [and_(*(text.icontains(word) for word in spelling.split())) for spelling in term.spellings]
+    return or_(~ascii_only, *spellings)

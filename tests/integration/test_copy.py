@@ -1,0 +1,258 @@
+"""copy_database: identical both ways, whole or not at all, and on again after a kill."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import insert, text
+
+from services.storage import (
+    Base,
+    CopyError,
+    SchemaOutdatedError,
+    Storage,
+    StorageError,
+    copy_database,
+    create_generation,
+    get_generation,
+    init_db,
+    migrations,
+    track_prompt_usage,
+)
+from services.storage.examination import BATCH_ROWS
+from tests.conftest import administer, database_at
+from tests.copies import contents, fill
+from tests.factories import a_generation, a_request
+
+
+@pytest.fixture
+def postgresql_url(postgresql_server: str, postgresql_template: str) -> Iterator[str]:
+    """Return the URL of a migrated, empty PostgreSQL database."""
+    name = f"test_{uuid4().hex}"
+    administer(postgresql_server, f"CREATE DATABASE {name} TEMPLATE {postgresql_template}")
+    yield database_at(postgresql_server, name)
+    administer(postgresql_server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def source(sqlite_url: str) -> Iterator[Storage]:
+    storage = Storage(sqlite_url)
+    yield storage
+    storage.dispose()
+
+
+def rows_of(url: str) -> dict[str, object]:
+    storage = Storage(url)
+    try:
+        return dict(contents(storage))
+    finally:
+        storage.dispose()
+
+
+@pytest.mark.drill
+@pytest.mark.timeout(1_800)
+def test_a_copy_there_and_back_again_is_identical(
+    source: Storage, postgresql_url: str, tmp_path: Path, scaled: Callable[[int], int]
+) -> None:
+    fill(source, scaled(50_000))
+    with source.session() as session:
+        session.execute(insert(Base.metadata.tables["queue_state"]), [{"id": 1, "reason": "moving house"}])
+    back = f"sqlite:///{tmp_path / 'back.db'}"
+
+    there = copy_database(str(source.url), postgresql_url)
+    home = copy_database(postgresql_url, back)
+
+    expected = contents(source)
+    assert rows_of(postgresql_url) == expected
+    assert rows_of(back) == expected
+    assert there == home
+    assert there.row_count == sum(map(len, expected.values()))
+    assert not there.resumed
+    storage = Storage(postgresql_url)
+    with storage.session() as session:
+        assert track_prompt_usage(session, "the first one after the move").id == max(expected["prompts"]) + 1
+    storage.dispose()
+
+
+@pytest.mark.drill
+@pytest.mark.timeout(1_800)
+@pytest.mark.parametrize("direction", ["to PostgreSQL", "to SQLite"])
+def test_a_copy_that_is_killed_goes_on_where_it_stopped(
+    source: Storage, postgresql_url: str, tmp_path: Path, scaled: Callable[[int], int], direction: str
+) -> None:
+    fill(source, scaled(50_000))
+    urls = (str(source.url), postgresql_url)
+    if direction == "to SQLite":
+        copy_database(*urls)
+        urls = (postgresql_url, f"sqlite:///{tmp_path / 'back.db'}")
+    for step in ("copy prompts", "copy generations", "copy attempts", "copy generations.parent_id", "compare prompts"):
+        kill_after(step, *urls)
+    began = []
+    report = copy_database(*urls, progress=lambda step, done, total: began.append((step, done)))
+    assert report.resumed
+    assert next(done for step, done in began if step == "copy generations") == len(contents(source)["generations"])
+    assert rows_of(urls[1]) == contents(source)
+    storage = Storage(urls[1])
+    assert migrations.check(storage) == []
+    with storage.session() as session, pytest.raises(StorageError):
+        session.execute(text("SELECT * FROM copy_progress"))  # the notes are gone
+    storage.dispose()
+
+
+def kill_after(step: str, source_url: str, target_url: str) -> None:
+    """Copy in a process of its own until it has done a batch of `step`, then kill it."""
+    command = [sys.executable, "-m", "tests.copies", source_url, target_url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        seen = 0
+        for line in process.stdout:
+            seen += line.rpartition(" ")[0] == step
+            if seen == 2:  # the first only says where it begins
+                process.kill()
+                break
+    assert seen == 2
+
+
+def test_a_copy_is_made_into_a_database_without_tables_too(source: Storage, empty_database_url: str) -> None:
+    with source.session() as session:
+        a_generation(session)
+    report = copy_database(str(source.url), empty_database_url)
+    assert [table.row_count for table in report.tables if table.name == "generations"] == [1]
+    assert rows_of(empty_database_url) == contents(source)
+
+
+def test_bad_rows_are_reported_before_tables_are_made(source: Storage, empty_database_url: str) -> None:
+    with source.session() as session:
+        generation = a_generation(session)
+    spoil(source, generation.id, "channels = 3")
+    with pytest.raises(CopyError, match="channels_mono_or_stereo"):
+        copy_database(str(source.url), empty_database_url)
+    target = Storage(empty_database_url)
+    assert target.read_revision() is None
+    target.dispose()
+
+
+def test_a_target_with_rows_is_refused_and_stays_as_it_is(source: Storage, database_url: str) -> None:
+    with source.session() as session:
+        a_generation(session)
+    target = Storage(database_url)
+    with target.session() as session:
+        track_prompt_usage(session, "somebody else's")
+    before = contents(target)
+    with pytest.raises(CopyError, match="rows in prompts"):
+        copy_database(str(source.url), database_url)
+    assert contents(target) == before
+    target.dispose()
+
+
+def test_half_a_copy_of_another_source_is_refused(source: Storage, postgresql_url: str) -> None:
+    fill(source, 2 * BATCH_ROWS)
+    kill_after("copy generations", str(source.url), postgresql_url)
+    with source.session() as session:
+        a_generation(session)
+    with pytest.raises(CopyError, match="not part of a copy of this source as it is now"):
+        copy_database(str(source.url), postgresql_url)
+    target = Storage(postgresql_url)
+    migrations.reset(target)
+    assert not copy_database(str(source.url), postgresql_url).resumed
+    assert contents(target) == contents(source)
+    target.dispose()
+
+
+def test_rows_that_somebody_put_into_the_target_meanwhile_are_found_by_the_comparison(
+    source: Storage, postgresql_url: str
+) -> None:
+    with source.session() as session:
+        a_generation(session)
+    target = Storage(postgresql_url)
+
+    def interfere(step: str, done: int, total: int) -> None:
+        if (step, done) == ("copy generations", 1):
+            with target.session() as session:
+                session.execute(text("UPDATE prompts SET used_count = used_count + 1"))
+
+    with pytest.raises(CopyError, match="differs from the source in prompts"):
+        copy_database(str(source.url), postgresql_url, progress=interfere)
+    target.dispose()
+
+
+BAD_ROWS = {
+    "it breaks ck_generations_status_known": "status = 'queued'",
+    "it breaks ck_generations_channels_mono_or_stereo": "channels = 3",
+    "it breaks ck_generations_progress_is_fraction": "progress = 7",
+    "duration_seconds is not a number": "duration_seconds = 'long'",
+    "prompt_id points to nothing": "prompt_id = 999",
+    "parent_id points to nothing": "parent_id = 'nobody'",
+    "created_at is missing or unreadable": "created_at = 'yesterday'",
+    "started_at is unreadable": "started_at = 'noon'",
+    "parameters holds JSON that not every database can": """parameters = '{"x": NaN}'""",
+    "metadata holds JSON that not every database can": r"""metadata = '{"x": "\u0000"}'""",
+    "file_path is not text that every database can hold": "file_path = 'a' || char(0) || 'b'",
+    "priority is not a whole number that fits": "priority = 3000000000",
+    "worker_id is not text that every database can hold": "worker_id = x'00'",
+}
+
+
+@pytest.mark.parametrize("reason", BAD_ROWS)
+def test_a_row_the_target_would_refuse_is_reported_before_anything_is_written(
+    source: Storage, postgresql_url: str, reason: str
+) -> None:
+    with source.session() as session:
+        a_generation(session)
+        bad = a_generation(session, prompt="a secret prompt")
+    spoil(source, bad.id, BAD_ROWS[reason])
+    with pytest.raises(CopyError) as caught:
+        copy_database(str(source.url), postgresql_url)
+    assert [(row.table, row.key, row.reason) for row in caught.value.refused] == [("generations", bad.id, reason)]
+    assert "secret" not in str(caught.value)
+    assert not any(rows_of(postgresql_url).values())
+
+
+def spoil(storage: Storage, generation_id: str, change: str) -> None:
+    """Write what the constraints forbid, as a program without them would have."""
+    with storage.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql("PRAGMA ignore_check_constraints = ON")
+        connection.exec_driver_sql("PRAGMA foreign_keys = OFF")
+        connection.exec_driver_sql(f"UPDATE generations SET {change} WHERE id = ?", (generation_id,))
+        connection.invalidate()
+
+
+def test_metadata_that_is_no_json_is_kept_as_a_string(source: Storage, postgresql_url: str, tmp_path: Path) -> None:
+    with source.session() as session:
+        generation = a_generation(session)
+    spoil(source, generation.id, "metadata = '{oops', parameters = '[1, 2]'")
+    back = f"sqlite:///{tmp_path / 'back.db'}"
+    copy_database(str(source.url), postgresql_url)
+    copy_database(postgresql_url, back)
+    assert rows_of(postgresql_url) == contents(source) == rows_of(back)
+    init_db(postgresql_url)
+    storage = Storage(postgresql_url)
+    with storage.session() as session:
+        stored = get_generation(session, generation.id)
+        assert stored is not None
+        assert stored.metadata == '"{oops"'
+        assert stored.get_metadata() == {}
+    storage.dispose()
+
+
+def test_a_source_of_an_older_schema_is_refused_by_name(tmp_path: Path, postgresql_url: str) -> None:
+    old = Storage(f"sqlite:///{tmp_path / 'old.db'}")
+    migrations.upgrade(old, "001")
+    with pytest.raises(SchemaOutdatedError):
+        copy_database(str(old.url), postgresql_url)
+
+
+def test_progress_counts_every_row_of_every_step(source: Storage, postgresql_url: str) -> None:
+    with source.session() as session:
+        parent = a_generation(session)
+        create_generation(session, **a_request(), parent_id=parent.id)
+    last: dict[str, tuple[int, int]] = {}
+    copy_database(
+        str(source.url), postgresql_url, progress=lambda step, done, total: last.update({step: (done, total)})
+    )
+    assert last["check generations"] == last["copy generations"] == last["compare generations"] == (2, 2)
+    assert last["copy generations.parent_id"] == (1, 1)
+    assert all(done == total for done, total in last.values())

@@ -1,0 +1,358 @@
+"""Pages of the history: what they hold, in which order, and what happens while others write."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import delete, event, text, update
+from sqlalchemy.orm import Session
+
+from benchmarks.dataset import build
+from services.storage import (
+    Generation,
+    InvalidCursorError,
+    Storage,
+    create_generations,
+    delete_generation,
+    get_session,
+    list_generations,
+    search_generations,
+    search_prompts,
+)
+from tests.factories import a_generation, a_request
+
+NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
+
+
+def test_the_newest_come_first_and_ties_are_broken_by_id(db: Storage) -> None:
+    with get_session() as session:
+        for number in (3, 1, 2):
+            a_generation(session, generation_id=f"tie-{number}").created_at = NOW
+        a_generation(session, generation_id="older").created_at = NOW - timedelta(microseconds=1)
+    with get_session() as session:
+        assert [g.id for g in list_generations(session).items] == ["tie-3", "tie-2", "tie-1", "older"]
+
+
+def test_pages_join_into_the_whole_history_and_the_last_one_says_so(db: Storage) -> None:
+    with get_session() as session:
+        create_generations(session, [a_request() for _ in range(25)])
+        whole = [g.id for g in list_generations(session).items]
+        pages = list(pages_of(session, limit=10))
+        assert [len(page) for page in pages] == [10, 10, 5]
+        assert [one for page in pages for one in page] == whole
+        assert [len(page) for page in pages_of(session, limit=25)] == [25]
+
+
+def test_an_empty_history_has_one_empty_page(db: Storage) -> None:
+    with get_session() as session:
+        page = list_generations(session)
+        assert (page.items, page.next) == ([], None)
+
+
+def test_every_condition_narrows_the_history(db: Storage) -> None:
+    with get_session() as session:
+        one = a_generation(
+            session, prompt="a", model_name="m1", batch_id="b1", metadata={"bpm": 128, "genre": "trap", "loop": True}
+        )
+        two = a_generation(session, prompt="b", model_name="m2", metadata={"bpm": 90.5, "genre": None, "loop": False})
+        three = a_generation(session, prompt="a", model_name="m2")
+        for hours, generation in enumerate((one, two, three)):
+            generation.created_at = NOW + timedelta(hours=hours)
+        two.mark_failed("no")
+        three.is_favorite = True
+    with get_session() as session:
+
+        def ids(**conditions: Any) -> list[str]:
+            return [g.id for g in list_generations(session, **conditions).items]
+
+        assert ids(status="failed") == [two.id]
+        assert ids(status="pending") == [three.id, one.id]
+        assert ids(status="completed") == []
+        assert ids(model_name="m2") == [three.id, two.id]
+        assert ids(prompt="a") == [three.id, one.id]
+        assert ids(prompt="unknown") == ids(prompt="\0") == ids(model_name="\ud800") == []
+        assert ids(batch_id="b1") == [one.id]
+        assert ids(favorite=True) == [three.id]
+        assert ids(favorite=False) == [two.id, one.id]
+        assert ids(created_after=NOW + timedelta(hours=1)) == [three.id, two.id]
+        assert ids(created_before=(NOW + timedelta(hours=1)).replace(tzinfo=None)) == [one.id]
+        assert ids(metadata={"bpm": (120, 140)}) == ids(metadata={"bpm": (128, 128)}) == [one.id]
+        assert ids(metadata={"bpm": (None, 100)}) == ids(metadata={"bpm": 90.5}) == [two.id]
+        assert ids(metadata={"bpm": (1, None)}) == [two.id, one.id]
+        assert ids(metadata={"bpm": 128}) == ids(metadata={"bpm": 128.0}) == [one.id]
+        assert ids(metadata={"bpm": "128"}) == ids(metadata={"bpm": True}) == []
+        assert ids(metadata={"genre": "trap"}) == [one.id]
+        assert ids(metadata={"genre": None}) == [three.id, two.id]
+        assert ids(metadata={"loop": True}) == [one.id]
+        assert ids(metadata={"loop": False}) == [two.id]
+        assert ids(metadata={"loop": 1}) == ids(metadata={"loop": (0, 1)}) == []
+        assert ids(metadata={"bpm": (120, 140), "genre": "trap"}, prompt="a", status="pending") == [one.id]
+        assert ids(metadata={"\0": 1}) == ids(metadata={"genre": "\ud800"}) == []
+
+
+@pytest.mark.parametrize("key", ['"', "a.b", "$", "[0]", "a'b", "ключ", "", "%s", ":x", "a\\b", 'x"y"z'])
+def test_any_text_is_a_key_of_metadata(db: Storage, key: str) -> None:
+    with get_session() as session:
+        one = a_generation(session, metadata={key: 7})
+        a_generation(session, metadata={"other": 7})
+        assert [g.id for g in list_generations(session, metadata={key: 7}).items] == [one.id]
+        assert [g.id for g in list_generations(session, metadata={key: (6, 8)}).items] == [one.id]
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False), st.integers(-(2**63) + 1, 2**63 - 1))
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_every_number_finds_itself_in_metadata(db: Storage, real: float, whole: int) -> None:
+    with get_session() as session:
+        one = a_generation(session, metadata={"real": real, "whole": whole})
+        session.flush()
+        for conditions in ({"real": real}, {"whole": whole}, {"real": (real, real)}, {"whole": (whole, whole)}):
+            assert one.id in [g.id for g in list_generations(session, metadata=conditions).items], conditions
+        session.rollback()
+
+
+@pytest.mark.parametrize(
+    ("conditions", "error", "message"),
+    [
+        ({"status": "done"}, ValueError, "status must be one of"),
+        ({"limit": 0}, ValueError, "limit must be between 1"),
+        ({"limit": True}, TypeError, "limit must be a whole number"),
+        ({"favorite": 1}, TypeError, "is_favorite must be True or False"),
+        ({"created_after": "yesterday"}, TypeError, "created_after must be a datetime"),
+        ({"model_name": 5}, TypeError, "model_name must be text"),
+        ({"metadata": "bpm"}, TypeError, "metadata must be a mapping"),
+        ({"metadata": {1: 2}}, TypeError, "metadata must have text for every key"),
+        ({"metadata": {"bpm": [120, 140]}}, TypeError, r"metadata\['bpm'\] must hold only what JSON knows"),
+        ({"metadata": {"bpm": (120,)}}, ValueError, r"metadata\['bpm'\] must be a range of two numbers"),
+        ({"metadata": {"bpm": ("a", "b")}}, TypeError, r"metadata\['bpm'\] must hold only"),
+        ({"metadata": {"bpm": float("nan")}}, ValueError, r"metadata\['bpm'\] must not contain NaN"),
+    ],
+)
+def test_a_condition_that_is_none_is_named(
+    db: Storage, conditions: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with get_session() as session, pytest.raises(error, match=message):
+        list_generations(session, **conditions)
+
+
+def test_a_cursor_of_another_query_is_refused_and_the_session_lives_on(db: Storage) -> None:
+    with get_session() as session:
+        create_generations(session, [a_request() for _ in range(3)])
+        cursor = list_generations(session, limit=1).next
+        for conditions in ({"status": "pending"}, {"metadata": {"bpm": 1}}, {"model_name": "m"}):
+            with pytest.raises(InvalidCursorError):
+                list_generations(session, after=cursor, **conditions)
+        with pytest.raises(InvalidCursorError):
+            search_generations(session, "trap", after=cursor)
+        assert len(list_generations(session, after=cursor, limit=7).items) == 2
+
+
+def test_a_cursor_of_the_other_database_system_is_refused_or_a_place(db: Storage) -> None:
+    from services.storage.pagination import Position, encode_cursor
+
+    asked = dict.fromkeys(
+        ("status", "model_name", "prompt", "batch_id", "favorite", "created_after", "created_before", "metadata")
+    )
+    with get_session() as session:
+        a_generation(session)
+        for created_at in ("2026-11-22 10:00:00.5", "2026-11-22T10:00:00+00:00", "nonsense", "", 12, -1.5):
+            try:
+                list_generations(session, after=encode_cursor(Position(created_at, "x"), asked))
+            except InvalidCursorError:
+                session.rollback()
+
+
+def test_pages_hold_when_the_row_of_their_cursor_is_deleted(db: Storage) -> None:
+    with get_session() as session:
+        rows = [g.id for g in create_generations(session, [a_request() for _ in range(6)])][::-1]
+        page = list_generations(session, limit=3)
+        for row in rows[1:3]:
+            delete_generation(session, row)
+        assert [g.id for g in list_generations(session, limit=3, after=page.next).items] == rows[3:]
+
+
+@given(st.lists(st.tuples(st.sampled_from(["add", "add old", "delete"]), st.integers(0, 99)), max_size=30), st.data())
+@settings(
+    max_examples=20,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+def test_paging_while_others_write_repeats_nothing_and_skips_nothing_that_was_there_throughout(
+    db: Storage, changes: list[tuple[str, int]], data: st.DataObject
+) -> None:
+    with get_session() as session:
+        session.execute(delete(Generation))
+        rows = create_generations(session, [a_request() for _ in range(20)])
+        for number, row in enumerate(rows):
+            row.created_at = NOW + timedelta(seconds=number // 3)  # ties
+        session.flush()
+        throughout = {row.id for row in rows}
+        seen: list[str] = []
+        cursor = None
+        changes = list(changes)
+        while True:
+            page = list_generations(session, limit=data.draw(st.integers(1, 6)), after=cursor)
+            seen += [row.id for row in page.items]
+            for change, number in changes[:5]:
+                if change == "delete":
+                    victim = rows[number % len(rows)].id
+                    throughout.discard(victim)
+                    delete_generation(session, victim)
+                else:
+                    added = a_generation(session)
+                    age = timedelta(seconds=number - 50) if change == "add old" else timedelta(seconds=50)
+                    session.execute(
+                        update(Generation).where(Generation.id == added.id).values(created_at=NOW + age),
+                        execution_options={"synchronize_session": False},
+                    )
+            changes = changes[5:]
+            cursor = page.next
+            if cursor is None:
+                break
+        assert len(seen) == len(set(seen))
+        assert throughout <= set(seen)
+        session.rollback()
+
+
+def test_rows_whose_times_others_wrote_in_their_own_form_are_paged_once_each(sqlite_url: str) -> None:
+    storage = Storage(sqlite_url)
+    forms = ["2026-11-22 10:00:00", "2026-11-22T10:00:00Z", "2026-11-22 10:00:00.5", "nonsense", "", "2026-11-22"] * 3
+    with storage.session() as session:
+        for number, form in enumerate(forms):
+            a_generation(session, generation_id=f"id-{number:02}")
+            change = text("UPDATE generations SET created_at = :form WHERE id = :id")
+            session.execute(change, {"form": form, "id": f"id-{number:02}"})
+    with storage.session() as session:
+        seen = [one for page in pages_of(session, limit=1) for one in page]
+        assert sorted(seen) == [f"id-{number:02}" for number in range(len(forms))]
+    storage.dispose()
+
+
+def test_unreadable_metadata_holds_nothing_and_hides_no_row(sqlite_url: str) -> None:
+    storage = Storage(sqlite_url)
+    with storage.session() as session:
+        for number, stored in enumerate(['{"bpm": 1', "[1, 2]", "nonsense", '{"bpm": 1, "bpm": 128}', "null"]):
+            a_generation(session, generation_id=f"id-{number}")
+            session.execute(
+                text("UPDATE generations SET metadata = :it WHERE id = :id"), {"it": stored, "id": f"id-{number}"}
+            )
+    with storage.session() as session:
+        assert [g.id for g in list_generations(session, metadata={"bpm": (1, 200)}).items] == ["id-3"]
+        assert [g.id for g in list_generations(session, metadata={"bpm": 128}).items] == ["id-3"]
+        assert len(list_generations(session, metadata={"bpm": None}).items) == 4
+        assert len(list_generations(session).items) == 5
+    storage.dispose()
+
+
+@pytest.mark.drill
+def test_any_cursor_is_a_cursor_or_an_invalid_one(db: Storage, scaled: Callable[[int], int]) -> None:
+    import random
+
+    dice = random.Random(5)
+    with get_session() as session:
+        create_generations(session, [a_request() for _ in range(5)])
+        valid = list_generations(session, limit=2).next
+        assert valid is not None
+        for _ in range(scaled(10_000)):
+            cursor = list(valid)
+            for _ in range(dice.randint(1, 3)):
+                character = dice.choice([dice.randint(0, 127), dice.randint(0, 0x10FFFF)])
+                cursor[dice.randrange(len(cursor))] = chr(character)
+
+            joined = "".join(cursor)
+            try:
+                assert list_generations(session, limit=2, after=joined).items or joined
+            except InvalidCursorError:
+                continue
+            assert joined.rstrip("=") == valid, "a changed cursor was taken"
+
+
+def test_histories_are_read_from_an_index_and_never_sorted_whole(db: Storage) -> None:
+    build(db, 20_000)
+    with db.session() as session:
+        cursor = list_generations(session, limit=5).next
+        for conditions in (
+            {},
+            {"after": cursor},
+            {"status": "completed"},
+            {"status": "failed"},
+            {"status": "pending"},
+            {"model_name": "model-1"},
+            {"favorite": True},
+            {"batch_id": "b"},
+            {"prompt": "p"},
+            {"created_after": NOW - timedelta(days=380)},
+            {"created_before": NOW},
+        ):
+            plans = explain(session, lambda conditions=conditions: list_generations(session, limit=20, **conditions))
+            assert not [plan for plan in plans if "TEMP B-TREE" in plan or "Sort" in plan], (conditions, plans)
+            assert "idx_generations_" in " ".join(plans), (conditions, plans)
+
+
+def test_searches_are_answered_by_their_index(db: Storage) -> None:
+    build(db, 20_000)
+    name = {"sqlite": "VIRTUAL TABLE INDEX", "postgresql": "idx_prompts_words"}[db.backend.name]
+    with db.session() as session:
+        for query in ("waterphone", "waterphone piano", '"bpm waterphone"', "waterph*", "waterphone -piano"):
+            for order in ("newest", "used", "relevance"):
+                plans = explain(session, lambda q=query, o=order: search_prompts(session, q, order_by=o))
+                assert any(name in plan for plan in plans), (query, order, plans)
+                assert not any("SCAN prompts\n" in plan or "Seq Scan on prompts" in plan for plan in plans), plans
+            plans = explain(session, lambda q=query: search_generations(session, q))
+            assert any(name in plan for plan in plans), (query, plans)
+            assert not any("Seq Scan on generations" in plan or "SCAN generations\n" in plan for plan in plans), plans
+        plans = explain(session, lambda: search_prompts(session, "夜"))
+        assert any("idx_prompts_unspaced" in plan for plan in plans), plans
+        common = explain(session, lambda: search_generations(session, "take"))
+        assert any("idx_generations_created_at" in plan for plan in common), common
+        assert not any("TEMP B-TREE" in plan or "Sort" in plan for plan in common), common
+
+
+def pages_of(session: Session, limit: int) -> Iterator[list[str]]:
+    cursor = None
+    while True:
+        page = list_generations(session, limit=limit, after=cursor)
+        yield [row.id for row in page.items]
+        if (cursor := page.next) is None:
+            return
+
+
+def explain(session: Session, operation: Callable[[], Any]) -> list[str]:
+    """Return the plan of every statement that `operation` sends."""
+    with statements_of(session) as sent:
+        operation()
+    connection: Any = session.connection()
+    word = "EXPLAIN QUERY PLAN" if connection.dialect.name == "sqlite" else "EXPLAIN"
+    plans = []
+    for statement, parameters in sent:
+        rows = connection.exec_driver_sql(f"{word} {statement}", parameters)
+        plans.append("\n".join(str(row[-1]) for row in rows) + "\n")
+    return plans
+
+
+@contextmanager
+def statements_of(session: Session) -> Iterator[list[tuple[str, Any]]]:
+    sent: list[tuple[str, Any]] = []
+    engine = session.connection().engine
+
+    def note(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
+        if statement.startswith("SELECT"):
+            sent.append((statement, parameters))
+
+    event.listen(engine, "before_cursor_execute", note)
+    try:
+        yield sent
+    finally:
+        event.remove(engine, "before_cursor_execute", note)
+
+
+def test_metadata_of_a_page_is_what_was_stored(db: Storage) -> None:
+    with get_session() as session:
+        a_generation(session, metadata={"bpm": 128})
+    with get_session(read_only=True) as session:
+        [row] = list_generations(session, metadata={"bpm": (127, 129)}).items
+        assert json.loads(str(row.metadata)) == {"bpm": 128}

@@ -1,0 +1,320 @@
+"""Read-only sessions on standbys: never behind the process's own writes, and never an error because a standby is."""
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+from sqlalchemy import Connection, event, text
+from sqlalchemy.orm import Session
+
+from services.storage import (
+    ReadOnlyError,
+    Storage,
+    count_generations,
+    delete_generation,
+    get_engine,
+    get_generation,
+    get_session,
+    get_storage,
+    init_db,
+    migrations,
+)
+from tests.factories import a_generation
+from tests.servers import Server, server_folder
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[tuple[Server, Server, Server]]:
+    """Start a primary with two standbys."""
+    with server_folder() as folder:
+        primary = Server.create(folder / "primary")
+        migrations.upgrade(Storage(primary.url()))
+        yield primary, primary.follow(folder / "first", "first"), primary.follow(folder / "second", "second")
+
+
+@pytest.fixture
+def primary(servers: tuple[Server, Server, Server]) -> Server:
+    return servers[0]
+
+
+@pytest.fixture
+def standby(servers: tuple[Server, Server, Server]) -> Iterator[Server]:
+    yield servers[1]
+    servers[1].query("SELECT pg_wal_replay_resume()")
+
+
+@pytest.fixture
+def storage(primary: Server, standby: Server) -> Iterator[Storage]:
+    """Return a Storage with one replica that has caught up."""
+    storage = Storage(primary.url(), replica_urls=[standby.url()])
+    wait_for_replica(storage)
+    yield storage
+    storage.dispose()
+
+
+def is_on_replica(session: Session) -> bool:
+    return bool(session.scalar(text("SELECT pg_is_in_recovery()")))
+
+
+def wait_for_replica(storage: Storage) -> None:
+    """Commit and read until a replica has shown the commit."""
+    while True:
+        with storage.session() as session:
+            generation = a_generation(session)
+        with storage.session(read_only=True) as session:
+            assert get_generation(session, generation.id) is not None
+            if is_on_replica(session):
+                return
+
+
+def test_read_only_sessions_go_to_the_replica_and_all_others_to_the_primary(storage: Storage) -> None:
+    with storage.session(read_only=True) as session:
+        assert is_on_replica(session)
+        assert isinstance(session.get_bind(), Connection)
+        assert session.scalar(text("SELECT current_setting('transaction_isolation')")) == "repeatable read"
+    with storage.session() as session:
+        assert not is_on_replica(session)
+
+
+def test_writing_on_a_replica_is_refused_before_it_reaches_the_server(storage: Storage) -> None:
+    with storage.session(read_only=True) as session:
+        assert is_on_replica(session)
+        with pytest.raises(ReadOnlyError):
+            a_generation(session)
+        session.rollback()
+
+
+def test_a_connection_to_a_server_that_became_a_standby_is_given_up(standby: Server) -> None:
+    storage = Storage(standby.url())
+    backends = []
+    for _ in range(2):
+        with storage.session() as session:
+            backends.append(session.scalar(text("SELECT pg_backend_pid()")))
+            with pytest.raises(ReadOnlyError):
+                a_generation(session)
+            session.rollback()
+    assert backends[0] != backends[1]
+    storage.dispose()
+
+
+def test_own_writes_are_never_missed_while_the_replica_lags(storage: Storage, standby: Server) -> None:
+    standby.query("SELECT pg_wal_replay_pause()")
+    for _ in range(20):
+        with storage.session() as session:
+            generation = a_generation(session)
+        with storage.session(read_only=True) as session:
+            assert get_generation(session, generation.id) is not None
+            assert not is_on_replica(session)
+    with storage.session() as session:
+        delete_generation(session, generation.id)
+    with storage.session(read_only=True) as session:
+        assert get_generation(session, generation.id) is None
+    standby.query("SELECT pg_wal_replay_resume()")
+    wait_for_replica(storage)
+
+
+def test_own_writes_through_a_bare_connection_count_too(storage: Storage, standby: Server) -> None:
+    standby.query("SELECT pg_wal_replay_pause()")
+    with storage.session() as session:
+        generation = a_generation(session)
+    with storage.engine.connect() as connection:
+        connection.execute(text("UPDATE generations SET priority = 7 WHERE id = :id"), {"id": generation.id})
+        connection.commit()
+        with storage.session(read_only=True) as session:
+            stored = get_generation(session, generation.id)
+            assert stored is not None
+            assert stored.priority == 7
+
+
+def test_what_another_thread_of_the_process_wrote_is_seen(storage: Storage, standby: Server) -> None:
+    standby.query("SELECT pg_wal_replay_pause()")
+    ids: list[str] = []
+
+    def write() -> None:
+        with storage.session() as session:
+            ids.append(a_generation(session).id)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    thread.join()
+    with storage.session(read_only=True) as session:
+        assert get_generation(session, ids[0]) is not None
+
+
+def test_threads_that_write_and_read_at_once_all_see_their_own(storage: Storage) -> None:
+    missed: list[str] = []
+    replica_answered: list[bool] = []
+
+    def write_and_read() -> None:
+        for _ in range(40):
+            with storage.session() as session:
+                generation = a_generation(session)
+            with storage.session(read_only=True) as session:
+                if get_generation(session, generation.id) is None:
+                    missed.append(generation.id)
+                replica_answered.append(is_on_replica(session))
+
+    threads = [threading.Thread(target=write_and_read) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert missed == []
+    assert len(replica_answered) == 160
+
+
+def test_a_reader_that_has_not_written_is_content_with_a_slightly_older_replica(
+    storage: Storage, primary: Server, standby: Server
+) -> None:
+    standby.query("SELECT pg_wal_replay_pause()")
+    other = Storage(primary.url())
+    with other.session() as session:
+        a_generation(session)
+        count = count_generations(session)
+    with storage.session(read_only=True) as session:
+        assert is_on_replica(session)
+        assert count_generations(session) == count - 1
+    other.dispose()
+
+
+def test_a_replica_too_far_behind_is_passed_over(primary: Server, standby: Server) -> None:
+    storage = Storage(primary.url(), replica_urls=[standby.url()], replica_max_lag=0)
+    other = Storage(primary.url())
+    wait_for_replica(storage)
+    standby.query("SELECT pg_wal_replay_pause()")
+    with other.session() as session:
+        generation = a_generation(session)
+    with storage.session(read_only=True) as session:
+        assert get_generation(session, generation.id) is not None
+        assert not is_on_replica(session)
+    for each in (storage, other):
+        each.dispose()
+
+
+def test_an_idle_primary_does_not_make_its_replica_look_late(storage: Storage) -> None:
+    # Nothing is written any more; the time of the last replayed transaction grows, its position does not.
+    assert storage.replicas is not None
+    storage.replicas._sample = None
+    with storage.session(read_only=True) as session:
+        assert is_on_replica(session)
+
+
+def test_replicas_take_turns(servers: tuple[Server, Server, Server]) -> None:
+    primary, first, second = servers
+    storage = Storage(primary.url(), replica_urls=[first.url(), second.url()])
+    seen = set()
+    while seen != {first.port, second.port}:
+        with storage.session(read_only=True) as session:
+            if is_on_replica(session):
+                seen.add(session.scalar(text("SELECT current_setting('port')::int")))
+    storage.dispose()
+
+
+def test_a_dead_replica_is_no_error(primary: Server, standby: Server) -> None:
+    nobody = Server(primary.folder.parent / "nobody")
+    storage = Storage(primary.url(), replica_urls=[nobody.url()])
+    for _ in range(3):
+        with storage.session(read_only=True) as session:
+            assert not is_on_replica(session)
+    storage.dispose()
+    storage = Storage(primary.url(), replica_urls=[nobody.url(), standby.url()])
+    wait_for_replica(storage)
+    storage.dispose()
+
+
+def test_a_replica_killed_under_an_idle_pool_is_no_error_and_is_used_again_when_it_is_back(
+    servers: tuple[Server, Server, Server],
+) -> None:
+    primary, _, standby = servers
+    storage = Storage(primary.url(), replica_urls=[standby.url()])
+    wait_for_replica(storage)
+    standby.kill()
+    with storage.session(read_only=True) as session:
+        assert not is_on_replica(session)
+    standby.start()
+    assert storage.replicas is not None
+    storage.replicas._rest_until = [0.0]  # instead of waiting for its rest to end
+    wait_for_replica(storage)
+    standby.stop()
+    standby.start()  # and a restart that nobody noticed
+    wait_for_replica(storage)
+    storage.dispose()
+
+
+def test_a_server_that_is_no_replica_of_the_primary_is_never_asked(
+    primary: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    with server_folder() as folder:
+        stranger = Server.create(folder / "stranger")
+        migrations.upgrade(Storage(stranger.url()))
+        storage = Storage(primary.url(), replica_urls=[stranger.url()])
+        with storage.session(read_only=True) as session:
+            assert session.scalar(text("SELECT current_setting('port')::int")) == primary.port
+        assert "not a replica of this primary" in caplog.text
+        storage.dispose()
+
+
+def test_the_primary_itself_may_stand_among_the_replicas_and_is_read_as_the_primary(primary: Server) -> None:
+    storage = Storage(primary.url(), replica_urls=[primary.url()])
+    with storage.session(read_only=True) as session:
+        assert not isinstance(session.get_bind(), Connection)
+    storage.dispose()
+
+
+def test_an_ordinary_role_may_ask_where_a_replica_is(primary: Server, standby: Server) -> None:
+    primary.query("CREATE ROLE plain LOGIN PASSWORD 'plain'")
+    primary.query("GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA public TO plain")
+    primary.query("GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO plain")
+    urls = [f"postgresql://plain:plain@127.0.0.1:{server.port}/postgres" for server in (primary, standby)]
+    storage = Storage(urls[0], replica_urls=urls[1:])
+    wait_for_replica(storage)
+    storage.dispose()
+
+
+def test_without_replicas_a_commit_costs_nothing_more(primary: Server, storage: Storage) -> None:
+    alone = Storage(primary.url())
+    counts = []
+    for each in (alone, storage):
+        statements: list[str] = []
+        with each.session() as session:
+            session.connection()
+            a_generation(session)
+        event.listen(each.engine, "before_cursor_execute", lambda *given, seen=statements: seen.append(given[2]))
+        with each.session() as session:
+            a_generation(session)
+        counts.append(len(statements))
+    assert counts == [2, 2]
+    alone.dispose()
+
+
+def test_replicas_come_from_the_environment_with_the_database_url_only(
+    primary: Server, standby: Server, monkeypatch: pytest.MonkeyPatch, sqlite_url: str
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", primary.url())
+    monkeypatch.setenv("DATABASE_REPLICA_URLS", f"{standby.url()}, postgresql://u@one:1,two:2/d?connect_timeout=2")
+    init_db()
+    replicas = get_storage().replicas
+    assert replicas is not None
+    assert [url.port for url in replicas.urls] == [standby.port, None]
+    wait_for_replica(get_storage())
+    with get_session(read_only=True) as session:
+        assert count_generations(session) > 0
+    assert get_engine() is get_storage().engine
+    assert Storage(sqlite_url).replicas is None
+    assert Storage(primary.url()).replicas is None
+
+
+@pytest.mark.parametrize("how", ["argument", "environment"])
+def test_sqlite_has_no_replicas(how: str, sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if how == "environment":
+        monkeypatch.setenv("DATABASE_URL", sqlite_url)
+        monkeypatch.setenv("DATABASE_REPLICA_URLS", sqlite_url)
+    with pytest.raises(ValueError, match="replica_urls must be empty with sqlite"):
+        init_db() if how == "environment" else init_db(sqlite_url, replica_urls=[sqlite_url])
+
+
+def test_replica_urls_are_a_list_of_the_same_database_system(primary: Server) -> None:
+    with pytest.raises(TypeError, match="replica_urls"):
+        Storage(primary.url(), replica_urls=primary.url())
+    with pytest.raises(ValueError, match="same database system"):
+        Storage(primary.url(), replica_urls=["sqlite://"])
