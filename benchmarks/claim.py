@@ -6,6 +6,7 @@ from typing import Any
 from services.storage import Storage, claim_generation
 
 from .databases import KINDS, Scratch, fill, scratch
+from .turns import Report, compare
 
 SIZE = 1_000_000
 FEW = 1_000
@@ -23,12 +24,13 @@ RETURNING *
 LOCK = {"sqlite": "", "postgresql": "FOR UPDATE SKIP LOCKED"}
 
 
-def run(report: Any, *, size: int) -> None:
+def run(report: Report, *, size: int) -> None:
     for kind in KINDS:
         with scratch(kind) as place:
             backlogs = ("none", "many", "future", "others")
             few, many, future, others = (with_backlog(place, size, backlog) for backlog in backlogs)
-            report.compare(
+            compare(
+                report,
                 f"{kind}: any model",
                 {
                     f"{FEW:,} pending": claim(few),
@@ -37,7 +39,8 @@ def run(report: Any, *, size: int) -> None:
                     f"{FEW:,}, the bare driver": claim_raw(few),
                 },
             )
-            report.compare(
+            compare(
+                report,
                 f"{kind}: one model",
                 {
                     f"{FEW:,} pending": claim(few, model_names=["musicgen-small"]),
@@ -45,7 +48,8 @@ def run(report: Any, *, size: int) -> None:
                     f"{size:,} pending": claim(many, model_names=["musicgen-small"]),
                 },
             )
-            report.compare(
+            compare(
+                report,
                 f"{kind}: a warm model goes ahead",
                 {
                     f"{FEW:,} pending": claim(few, prefer_model="musicgen-large"),

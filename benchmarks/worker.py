@@ -4,17 +4,17 @@ import random
 import subprocess
 import sys
 import time
-from typing import Any
 
 from services.storage import Result, Storage, Worker, create_generation, get_generation
 
 from .databases import KINDS, scratch
+from .turns import Report
 
 SIZE = 60  # seconds
 SUBMISSIONS = 20
 
 
-def run(report: Any, *, size: int) -> None:
+def run(report: Report, *, size: int) -> None:
     for kind in KINDS:
         with scratch(kind) as place:
             storage = place.database()
@@ -26,9 +26,10 @@ def run(report: Any, *, size: int) -> None:
             before = cpu_seconds(worker.pid)
             time.sleep(size)
             used = 100 * (cpu_seconds(worker.pid) - before) / size
-            report.say(f"{kind}: idle for {size} s it uses {used:.2f} % of a core")
+            report(f"{kind}: of a core, idle for {size} s", used, "%")
             delays = sorted(started_after(storage) for _ in range(SUBMISSIONS))
-            report.say(f"  {SUBMISSIONS} submissions start after {delays[0]:.2f} to {delays[-1]:.2f} s")
+            report(f"{kind}: until a submission starts, median of {SUBMISSIONS}", delays[SUBMISSIONS // 2], "s")
+            report(f"{kind}: until a submission starts, the longest", delays[-1], "s")
             worker.terminate()
             worker.wait()
 

@@ -24,6 +24,7 @@ from services.storage.schema import FINISHED, LEGAL_MOVES
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 MANUAL = ROOT / "services" / "storage" / "README.md"
+LIFECYCLE = ROOT / "docs" / "lifecycle.md"
 DOCUMENTS = [README, MANUAL, *sorted((ROOT / "docs").rglob("*.md"))]
 SHELL_BLOCK = re.compile(r"^```(?:sh|bash|shell|console)\n(.*?)\n```$", re.DOTALL | re.MULTILINE)
 
@@ -151,7 +152,7 @@ def test_the_module_structure_of_the_manual_is_the_packages() -> None:
     assert listed == present
 
 
-@pytest.mark.parametrize("document", [README, MANUAL], ids=["README.md", "manual"])
+@pytest.mark.parametrize("document", [README, MANUAL, LIFECYCLE], ids=["README.md", "manual", "lifecycle"])
 def test_the_diagram_shows_every_legal_move_and_no_other(document: Path) -> None:
     arrows = re.findall(r"^    (\S+) --> (\S+)", document.read_text(), re.MULTILINE)
     moves = {(current, target) for current, target in arrows if "[*]" not in (current, target)}

@@ -1,0 +1,28 @@
+"""Calls that take turns, so that whatever else the machine does meanwhile slows all of them alike."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+Report = Callable[[str, float, str], None]
+
+
+def compare(
+    report: Report, title: str, calls: Mapping[str, Callable[[], object]], *, rounds: int = 20, each: int = 10
+) -> None:
+    """Report the median microseconds of every call and their ratio to the first one's."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        call()  # the first time compiles, connects and reads pages
+    for _ in range(rounds):
+        for name, call in calls.items():
+            for _ in range(each):
+                begun = time.perf_counter()
+                call()
+                times[name].append((time.perf_counter() - begun) * 1e6)
+    medians = {name: statistics.median(taken) for name, taken in times.items()}
+    first, unit = next(iter(medians)), medians[next(iter(medians))]
+    report(f"{title}, {first}", unit, "us")
+    for name, median in list(medians.items())[1:]:
+        report(f"{title}, {name}", median, "us")
+        report(f"  / {first}", median / unit, "x")
