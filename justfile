@@ -23,7 +23,7 @@ worker *args: (_venv "run")
 [group("start here")]
 [no-exit-message]
 test *args: (_venv "dev")
-    @.venv/bin/python -m pytest "$@"
+    @.venv/bin/python -m pytest -n auto --dist loadfile "$@"
 
 # Run the tests that need no database
 [group("tests")]
