@@ -1,5 +1,8 @@
 """The durable queue, history and prompt analytics of DGX Music. This page is the table of contents."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from .analytics import (
     get_failure_reasons,
     get_performance_stats,
@@ -59,8 +62,6 @@ from .errors import (
     StorageError,
     UnreachableError,
 )
-from .forecast import estimate_completion, explain_wait
-from .history import list_generations
 from .leases import (
     fail_generation,
     get_attempts,
@@ -68,7 +69,6 @@ from .leases import (
     reclaim_generations,
     release_generation,
 )
-from .maintenance import Finding, check_database, copy_database
 from .models import Attempt, Base, Generation, Lease, Prompt
 from .pagination import Page
 from .queue import (
@@ -84,10 +84,18 @@ from .queue import (
 from .reports import Estimate, FailureReason, Percentiles, PerformanceStats, PromptStats, QueueStats, Usage, Wait
 from .retry import RetryPolicy
 from .schema import SCHEMA_SQL, GenerationStatus, get_schema_version, validate_status
-from .search import PromptMatch, check_search_index, rebuild_search_index, search_generations, search_prompts
-from .worker import DoNotRetry, Job, Result, Worker
+
+if TYPE_CHECKING:
+    from .forecast import estimate_completion, explain_wait
+    from .history import list_generations
+    from .maintenance import Finding, check_database, copy_database
+    from .search import PromptMatch, check_search_index, rebuild_search_index, search_generations, search_prompts
+    from .worker import DoNotRetry, Job, Result, Worker
 
 __version__ = "1.0.0"
+
+# Rooms that an API process which only creates and reads never enters: imported when one of their names is asked for.
+ENTERED_LATER = ("worker", "history", "search", "forecast", "maintenance")
 
 __all__ = [
     # Database management
@@ -203,3 +211,11 @@ __all__ = [
     "StatementTimeoutError",
     "UnreachableError",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        for room in ENTERED_LATER:
+            if hasattr(module := import_module(f".{room}", __name__), name):
+                return getattr(module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

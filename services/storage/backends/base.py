@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
 
 from sqlalchemy import (
     CTE,
@@ -30,7 +30,9 @@ from sqlalchemy.orm import Session
 
 from ..errors import StorageError
 from ..models import Generation
-from ..terms import Query, Term
+
+if TYPE_CHECKING:
+    from ..terms import Query, Term
 
 READING = ("SELECT", "VALUES", "PRAGMA", "EXPLAIN", "SHOW")
 TRANSACTION_CONTROL = ("BEGIN", "COMMIT", "ROLLBACK", "RELEASE", "VACUUM", "ATTACH", "DETACH", "SET")
@@ -184,10 +186,10 @@ class Backend(Protocol):
     def json_number(self, value: float) -> ColumnElement[Any]:
         """Return a number to compare with json_member()'s."""
 
-    def matching_prompts(self, query: Query) -> Select[Any]:
+    def matching_prompts(self, query: "Query") -> Select[Any]:
         """Return the select of one column, the ids of the prompts that answer `query`, found through the index."""
 
-    def prompt_matches(self, query: Query, prompt_id: Any, text: Any) -> ColumnElement[bool]:
+    def prompt_matches(self, query: "Query", prompt_id: Any, text: Any) -> ColumnElement[bool]:
         """Return the condition that the prompt with this id and text answers `query`, for rows met in another order."""
 
     def check_integrity(self, session: Session) -> list[str]:
@@ -257,6 +259,6 @@ def is_refused_when_reading(statement: str, context: ExecutionContext | None) ->
     return setting or word.startswith(("VACUUM", "ATTACH", "DETACH")) or is_write(statement, context)
 
 
-def has_literals(text: Any, term: Term) -> ColumnElement[bool]:
+def has_literals(text: Any, term: "Term") -> ColumnElement[bool]:
     """Return the condition that `text` contains what `term` wants as it stands, but for case."""
     return and_(*(or_(*(text.icontains(literal, autoescape=True) for literal in any_of)) for any_of in term.literals))
