@@ -274,23 +274,19 @@ def _percentiles(group: Any, subject: Any, value: Any) -> Select[Any]:
 
     By window functions and not percentile_cont: one statement for both databases, and no arithmetic in it to differ.
     """
-    ranked = (
-        select(
-            group.label("grouped"),
-            value.label("value"),
-            (func.row_number().over(partition_by=group, order_by=value) - 1).label("position"),
-            (func.count().over(partition_by=group) - 1).label("last"),
-        )
-        .where(value.is_not(None))
-        .subquery()
-    )
+    given = select(group.label("grouped"), value.label("value")).where(value.is_not(None)).cte()
+    # Counted apart: a count over the window keeps every row until the last one, half as long again.
+    counted = select(given.c.grouped, (func.count() - 1).label("last")).group_by(given.c.grouped).subquery()
+    position = func.row_number().over(partition_by=given.c.grouped, order_by=given.c.value) - 1
+    placed = select(given, position.label("position")).subquery()
     neighbours = [
-        func.max(case((ranked.c.position == (ranked.c.last * percent + rounding) // 100, ranked.c.value)))
+        func.max(case((placed.c.position == (counted.c.last * percent + rounding) // 100, placed.c.value)))
         for percent in PERCENTS
         for rounding in (0, 99)
     ]
-    columns = [ranked.c.grouped, subject.label("subject"), (func.max(ranked.c.last) + 1).label("count"), *neighbours]
-    return select(*columns).group_by(ranked.c.grouped)
+    columns = [placed.c.grouped, subject.label("subject"), (func.max(counted.c.last) + 1).label("count"), *neighbours]
+    both = placed.join(counted, placed.c.grouped == counted.c.grouped)
+    return select(*columns).select_from(both).group_by(placed.c.grouped)
 
 
 def _interpolate(count: int, *neighbours: float) -> Percentiles:

@@ -123,8 +123,8 @@ def _newest(session: Session, query: Query, limit: int) -> Select[Any]:
     return select(Prompt).where(Prompt.id.in_(_newest_ids(session, query, limit))).order_by(Prompt.id.desc())
 
 
-def _newest_ids(session: Session, query: Query, limit: int) -> Select[Any]:
-    matching = backend_for(session).matching_prompts(query)
+def _newest_ids(session: Session, query: Query, limit: int, *, with_text: bool = False) -> Select[Any]:
+    matching = backend_for(session).matching_prompts(query, with_text=with_text)
     return matching.order_by(matching.selected_columns[0].desc()).limit(limit)
 
 
@@ -137,8 +137,7 @@ def _most_used(session: Session, query: Query, limit: int) -> Select[Any]:
 
 def _rank_newest(session: Session, query: Query, limit: int) -> dict[int, float]:
     """Return the ids and ranks of the most relevant of the newest matches, best first; of equals the newer."""
-    newest = _newest_ids(session, query, max(RANKED, limit))
-    rows = session.execute(select(Prompt.id, Prompt.text).where(Prompt.id.in_(newest)).order_by(Prompt.id.desc())).all()
+    rows = session.execute(_newest_ids(session, query, max(RANKED, limit), with_text=True)).all()
     ranks = query.rank([text for _, text in rows])
     best = sorted(zip(ranks, rows, strict=True), key=lambda match: (-match[0], -match[1][0]))[:limit]
     return {row[0]: rank for rank, row in best}

@@ -186,8 +186,8 @@ class Backend(Protocol):
     def json_number(self, value: float) -> ColumnElement[Any]:
         """Return a number to compare with json_member()'s."""
 
-    def matching_prompts(self, query: "Query") -> Select[Any]:
-        """Return the select of one column, the ids of the prompts that answer `query`, found through the index."""
+    def matching_prompts(self, query: "Query", *, with_text: bool = False) -> Select[Any]:
+        """Return the select of the id, and the text, of the prompts that answer `query`, found through the index."""
 
     def prompt_matches(self, query: "Query", prompt_id: Any, text: Any) -> ColumnElement[bool]:
         """Return the condition that the prompt with this id and text answers `query`, for rows met in another order."""

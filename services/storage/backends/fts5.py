@@ -35,7 +35,7 @@ from ..terms import UNSPACED, Query, Term
 from ..types import UTCDateTime, utcnow
 from .base import JSONKind, has_literals
 
-INDEXED = table("prompts_fts", column("rowid", Integer), column("prompts_fts", Text))
+INDEXED = table("prompts_fts", column("rowid", Integer), column("prompts_fts", Text), column("text", Text))
 JSON_KINDS: dict[JSONKind, tuple[str, ...]] = {
     "text": ("text",),
     "number": ("integer", "real"),
@@ -69,12 +69,15 @@ class FTS5Search:
     def json_number(self, value: float) -> ColumnElement[Any]:
         return literal(value)
 
-    def matching_prompts(self, query: Query) -> Select[Any]:
+    def matching_prompts(self, query: Query, *, with_text: bool = False) -> Select[Any]:
         literals = _literal_conditions(query, Prompt)
         if query.is_literal:
             # Looked through, but only the prompts in such languages; the condition has to be the index's own.
-            return select(Prompt.id).where(literal_column(f"prompts.text GLOB '*[{UNSPACED}]*'"), *literals)
-        found = select(INDEXED.c.rowid.label("id")).where(_match(query))
+            columns: list[Any] = [Prompt.id, Prompt.text] if with_text else [Prompt.id]
+            return select(*columns).where(literal_column(f"prompts.text GLOB '*[{UNSPACED}]*'"), *literals)
+        identity = INDEXED.c.rowid.label("id")
+        found = select(identity, INDEXED.c.text) if with_text else select(identity)
+        found = found.where(_match(query))
         return found.join(Prompt, Prompt.id == INDEXED.c.rowid).where(*literals) if literals else found
 
     def prompt_matches(self, query: Query, prompt_id: Any, text: Any) -> ColumnElement[bool]:

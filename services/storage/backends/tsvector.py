@@ -64,8 +64,9 @@ class TSVectorSearch:
         # As written: a number stored as 0.1 is the numeric 0.1, not the nearest double.
         return literal(Decimal(repr(value)) if isinstance(value, float) else Decimal(value), Numeric)
 
-    def matching_prompts(self, query: Query) -> Select[Any]:
-        return select(PROMPTS.c.id).where(*_conditions(query, PROMPTS))
+    def matching_prompts(self, query: Query, *, with_text: bool = False) -> Select[Any]:
+        columns = [PROMPTS.c.id, PROMPTS.c.text] if with_text else [PROMPTS.c.id]
+        return select(*columns).where(*_conditions(query, PROMPTS))
 
     def prompt_matches(self, query: Query, prompt_id: Any, text: Any) -> ColumnElement[bool]:
         prompts = PROMPTS.alias()
