@@ -1,7 +1,12 @@
 """The durable queue, history and prompt analytics of DGX Music. This page is the table of contents."""
 
+import gc
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+# The mappings live as long as the process: a search for garbage among them is a fifth of the cost of this import.
+_collects_garbage = gc.isenabled()
+gc.disable()
 
 from .analytics import (
     get_failure_reasons,
@@ -84,6 +89,9 @@ from .queue import (
 from .reports import Estimate, FailureReason, Percentiles, PerformanceStats, PromptStats, QueueStats, Usage, Wait
 from .retry import RetryPolicy
 from .schema import SCHEMA_SQL, GenerationStatus, get_schema_version, validate_status
+
+if _collects_garbage:
+    gc.enable()
 
 if TYPE_CHECKING:
     from .forecast import estimate_completion, explain_wait
