@@ -31,8 +31,8 @@ INDEXES = {
     # claim, and claim of one model; led by status, or SQLite without statistics takes the first index and sorts
     "idx_generations_due": f"generations (status, {DUE}) WHERE status = 'pending'",
     "idx_generations_due_model": f"generations (status, model_name, {DUE}) WHERE status = 'pending'",
-    # reclaim
-    "idx_generations_lease": "generations (lease_expires_at) WHERE status = 'processing'",
+    # reclaim; led by status, too
+    "idx_generations_lease": "generations (status, lease_expires_at) WHERE status = 'processing'",
     # variations of a generation that is deleted
     "idx_generations_parent_id": "generations (parent_id) WHERE parent_id IS NOT NULL",
     "uq_generations_idempotency_key": "generations (idempotency_key) WHERE idempotency_key IS NOT NULL",

@@ -227,8 +227,8 @@ class Generation(HasMetadata, Base):
         _partial_index(
             "idx_generations_due_model", "status = 'pending'", status, model_name, priority.desc(), scheduled_at, id
         ),
-        # reclaim, running jobs
-        _partial_index("idx_generations_lease", "status = 'processing'", lease_expires_at),
+        # reclaim, running jobs; led by status for the same reason
+        _partial_index("idx_generations_lease", "status = 'processing'", status, lease_expires_at),
         # the cascade of delete_prompt, list_generations(prompt=…)
         Index("idx_generations_prompt_id", prompt_id, created_at.desc(), id.desc()),
         # list_generations(batch_id=…), cancel_batch

@@ -180,7 +180,7 @@ CREATE INDEX idx_generations_due_model ON generations (status, model_name, prior
     WHERE status = 'pending';
 CREATE INDEX idx_generations_favorite ON generations (created_at DESC, id DESC)
     WHERE is_favorite;
-CREATE INDEX idx_generations_lease ON generations (lease_expires_at)
+CREATE INDEX idx_generations_lease ON generations (status, lease_expires_at)
     WHERE status = 'processing';
 CREATE INDEX idx_generations_model_name ON generations (model_name, created_at DESC, id DESC);
 CREATE INDEX idx_generations_parent_id ON generations (parent_id)

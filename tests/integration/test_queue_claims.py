@@ -23,6 +23,7 @@ from services.storage import (
     get_queue_position,
     get_session,
     pause_queue,
+    reclaim_generations,
     resume_queue,
 )
 from services.storage.models import QueueState
@@ -418,6 +419,17 @@ class TestPlans:
         plan = recorder.explain()
         assert "idx_generations_due" in plan
         assert "TEMP B-TREE" not in plan
+
+    def test_expired_leases_are_found_in_their_index(self, backlog: Storage) -> None:
+        with get_session() as session:
+            claim_generations(session, 200)
+        recorder = Recorder(backlog.engine)
+        with get_session() as session:
+            assert reclaim_generations(session) == []
+        plan = recorder.explain()
+        assert "idx_generations_lease" in plan, plan
+        assert "TEMP B-TREE" not in plan
+        assert "Seq Scan on generations" not in plan
 
     def test_a_queue_position_is_counted_in_the_index_alone(self, backlog: Storage) -> None:
         with get_session() as session:
