@@ -3,16 +3,17 @@
 The database finds what matches; how relevant that is, and where it matches, is told here, alike on every database.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, get_args
 
-from sqlalchemy import Select, func, select
+from sqlalchemy import ColumnElement, Select, func, select
 from sqlalchemy.orm import Session, aliased
 
-from .backends import backend_for
+from .backends import OFTEN, backend_for
 from .models import Generation, Prompt
-from .pagination import Page, after_position, decode_cursor, fetch_page, newest_first, of_status
+from .pagination import Page, Position, after_position, decode_cursor, fetch_page, newest_first, of_status
 from .schema import validate_status
 from .terms import Query, parse_query
 from .validation import validate_count
@@ -21,8 +22,8 @@ Order = Literal["relevance", "used", "newest"]
 
 # Ranking reads texts: this many take 10 ms, and of a common word nobody looks through more.
 RANKED = 2_000
-# Up to this many prompts are gathered and sorted; of a more common word enough are met soon by walking in the order
-# asked for. At 1,000,000 rows both take some milliseconds here.
+# Up to this many prompts are gathered and sorted; of more, or of what is OFTEN asked lately, enough are met soon by
+# walking in the order wanted. At 1,000,000 rows both take some milliseconds.
 GATHERED = 3_000
 
 
@@ -81,23 +82,13 @@ def search_generations(
     parsed = parse_query(query)
     if not parsed.wanted:
         return Page([], None)
-    conditions: Any = after_position(position)
-    if status is not None:
-        conditions.append(of_status(status))
-    backend = backend_for(session)
-    statement = select(Generation).order_by(*newest_first())
-    if _is_common(session, parsed):
-        matches = backend.prompt_matches(parsed, Generation.prompt_id, Generation.prompt)
-        statement = statement.where(matches, *conditions)
+    few = _few_matches(session, parsed)
+    if few is None:
+        matches = backend_for(session).prompt_matches(parsed, Generation.prompt_id, Generation.prompt)
+        found = [matches, *_conditions(Generation, status, position)]
     else:
-        # The newest of each prompt, so that one prompt of a million generations costs no more than another.
-        prompts = backend.matching_prompts(parsed).subquery()
-        one = _another_generation()
-        newest = select(one.id).where(one.prompt_id == prompts.c.id, *after_position(position, one))
-        if status is not None:
-            newest = newest.where(of_status(status, one))
-        newest = newest.order_by(*newest_first(one)).limit(limit + 1).correlate(prompts)
-        statement = statement.join(prompts, Generation.prompt_id == prompts.c.id).where(Generation.id.in_(newest))
+        found = [Generation.id.in_(_newest_of_each(session, few, status, position, limit + 1))]
+    statement = select(Generation).where(*found).order_by(*newest_first())
     return fetch_page(session, statement, query=asked, limit=limit)
 
 
@@ -113,36 +104,61 @@ def rebuild_search_index(session: Session) -> None:
     backend_for(session).rebuild_search_index(session)
 
 
+def _few_matches(session: Session, query: Query) -> Sequence[int] | None:
+    """Return the ids of all prompts that answer, or None where so many do that walking meets them soon."""
+    backend = backend_for(session)
+    if (session.scalar(backend.count_recent_matches(query)) or 0) >= OFTEN:
+        return None
+    ids = session.scalars(backend.matching_prompts(query).limit(GATHERED + 1)).all()
+    return ids if len(ids) <= GATHERED else None
+
+
+def _newest_of_each(
+    session: Session, prompts: Sequence[int], status: str | None, position: Position | None, limit: int
+) -> Select[Any]:
+    """Return the select of the ids of the newest `limit` generations of these prompts.
+
+    No more than so many of each are looked at, so that one prompt of a million generations costs no more than another.
+    """
+    numbers = backend_for(session).numbers(prompts)
+    one, other = _other_generations()
+    last = select(other.created_at).where(other.prompt_id == numbers.c.value, *_conditions(other, status, position))
+    last = last.order_by(*newest_first(other)).offset(limit - 1).limit(1)
+    first = select(func.min(other.created_at)).where(other.prompt_id == numbers.c.value)
+    since = func.coalesce(last.correlate(numbers).scalar_subquery(), first.correlate(numbers).scalar_subquery())
+    newest = select(one.id).join(numbers, one.prompt_id == numbers.c.value)
+    newest = newest.where(one.created_at >= since, *_conditions(one, status, position))
+    return newest.order_by(*newest_first(one)).limit(limit)
+
+
+def _conditions(model: Any, status: str | None, position: Position | None) -> list[ColumnElement[bool]]:
+    return [*after_position(position, model), *([] if status is None else [of_status(status, model)])]
+
+
 @cache
-def _another_generation() -> Any:
+def _other_generations() -> tuple[Any, Any]:
     # Made once: a new alias of 33 columns takes a millisecond.
-    return aliased(Generation)
+    return aliased(Generation), aliased(Generation)
 
 
 def _newest(session: Session, query: Query, limit: int) -> Select[Any]:
-    return select(Prompt).where(Prompt.id.in_(_newest_ids(session, query, limit))).order_by(Prompt.id.desc())
-
-
-def _newest_ids(session: Session, query: Query, limit: int, *, with_text: bool = False) -> Select[Any]:
-    matching = backend_for(session).matching_prompts(query, with_text=with_text)
-    return matching.order_by(matching.selected_columns[0].desc()).limit(limit)
+    ids = backend_for(session).newest_matches(session, query, limit).subquery()
+    return select(Prompt).where(Prompt.id.in_(select(ids.c.id))).order_by(Prompt.id.desc())
 
 
 def _most_used(session: Session, query: Query, limit: int) -> Select[Any]:
-    statement = select(Prompt).order_by(Prompt.used_count.desc(), Prompt.id).limit(limit)
-    if _is_common(session, query):
-        return statement.where(backend_for(session).prompt_matches(query, Prompt.id, Prompt.text))
-    return statement.where(Prompt.id.in_(_newest_ids(session, query, GATHERED + 1)))
+    backend, few = backend_for(session), _few_matches(session, query)
+    if few is None:
+        found = backend.prompt_matches(query, Prompt.id, Prompt.text)
+    else:
+        found = Prompt.id.in_(select(backend.numbers(few).c.value))
+    return select(Prompt).where(found).order_by(Prompt.used_count.desc(), Prompt.id).limit(limit)
 
 
 def _rank_newest(session: Session, query: Query, limit: int) -> dict[int, float]:
     """Return the ids and ranks of the most relevant of the newest matches, best first; of equals the newer."""
-    rows = session.execute(_newest_ids(session, query, max(RANKED, limit), with_text=True)).all()
+    newest = backend_for(session).newest_matches(session, query, max(RANKED, limit), with_text=True)
+    rows = session.execute(newest).all()
     ranks = query.rank([text for _, text in rows])
     best = sorted(zip(ranks, rows, strict=True), key=lambda match: (-match[0], -match[1][0]))[:limit]
     return {row[0]: rank for rank, row in best}
-
-
-def _is_common(session: Session, query: Query) -> bool:
-    some = backend_for(session).matching_prompts(query).limit(GATHERED + 1).subquery()
-    return (session.scalar(select(func.count()).select_from(some)) or 0) > GATHERED

@@ -1,6 +1,7 @@
 """Pages of the history: what they hold, in which order, and what happens while others write."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -18,6 +19,8 @@ from services.storage import (
     Storage,
     create_generations,
     delete_generation,
+    get_database_stats,
+    get_most_used_prompts,
     get_session,
     list_generations,
     search_generations,
@@ -291,6 +294,10 @@ def test_histories_are_read_from_an_index_and_never_sorted_whole(db: Storage) ->
             plans = explain(session, lambda conditions=conditions: list_generations(session, limit=20, **conditions))
             assert not [plan for plan in plans if "TEMP B-TREE" in plan or "Sort" in plan], (conditions, plans)
             assert "idx_generations_" in " ".join(plans), (conditions, plans)
+        [plan] = explain(session, lambda: list_generations(session, limit=20, metadata={"bpm": (120, 140)}))
+        # In the index's order; what SQLite sorts after that is the members of one document.
+        assert re.match("SCAN generations USING INDEX idx_generations_created_at|Limit", plan), plan
+        assert "Sort" not in plan, plan
 
 
 def test_searches_are_answered_by_their_index(db: Storage) -> None:
@@ -310,6 +317,17 @@ def test_searches_are_answered_by_their_index(db: Storage) -> None:
         common = explain(session, lambda: search_generations(session, "take"))
         assert any("idx_generations_created_at" in plan for plan in common), common
         assert not any("TEMP B-TREE" in plan or "Sort" in plan for plan in common), common
+
+
+def test_popular_prompts_and_counts_are_read_from_an_index(db: Storage) -> None:
+    build(db, 20_000)
+    with db.session() as session:
+        [popular] = explain(session, lambda: get_most_used_prompts(session))
+        assert "idx_prompts_used_count" in popular
+        assert not re.search("TEMP B-TREE|Sort", popular)
+        [counts] = explain(session, lambda: get_database_stats(session))
+        assert re.search("(COVERING INDEX|Index Only Scan using) idx_generations_status", counts), counts
+        assert not re.search("TEMP B-TREE|Sort|Seq Scan on generations", counts), counts
 
 
 def pages_of(session: Session, limit: int) -> Iterator[list[str]]:

@@ -29,8 +29,10 @@ from services.storage import (
     terms,
     track_prompt_usage,
 )
+from services.storage.backends import tsvector
 from tests.conftest import administer, database_at
 from tests.factories import a_generation, a_request
+from tests.plans import explain
 
 PROMPTS = {
     "lo-fi": "lo-fi beat at 90 BPM",
@@ -118,14 +120,44 @@ def test_a_musician_finds(library: Storage, query: str, found: str, order: Any) 
         assert {row.prompt for row in search_generations(session, query).items} == expected
 
 
-@pytest.mark.parametrize("query", ["lofi", "140*", "夜", "C#", "cafe"])
-def test_a_common_word_finds_the_same_by_walking(library: Storage, query: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with library.session(read_only=True) as session:
-        gathered = [match.prompt.text for match in search_prompts(session, query, order_by="used")]
-        page = [row.id for row in search_generations(session, query, status="pending").items]
-        monkeypatch.setattr(search, "GATHERED", 0)
-        assert [match.prompt.text for match in search_prompts(session, query, order_by="used")] == gathered
-        assert [row.id for row in search_generations(session, query, status="pending").items] == page
+def test_walking_and_gathering_find_the_same(db: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a frequent word takes, looking at every row on the way, and what a rare one takes."""
+    dice = random.Random(6)
+    words = "lofi lo-fi LoFi hip-hop hiphop 140 140bpm bpm gui guitar _guitar guitars C#m café 夜の Ж & , / -".split()
+    texts = [" ".join(dice.choices(words, k=dice.randint(1, 5))) for _ in range(300)]
+    queries = {" ".join(dice.choices(["-", "*", '"', *words], k=dice.randint(1, 3))) for _ in range(120)}
+    queries |= {f"{word}*" for word in words} | {f'"{first} {second}"' for first in words for second in ("140", "gui")}
+    with db.session() as session:
+        create_generations(session, [a_request(prompt=prompt) for prompt in texts + texts[:50]])
+    with db.session(read_only=True) as session:
+        for query in sorted(queries):
+            found = []
+            for often in (0, 1_000_000):
+                for module in (search, tsvector):
+                    monkeypatch.setattr(module, "OFTEN", often)
+                orders: Any = ("newest", "used", "relevance")
+                prompts = [[m.prompt.id for m in search_prompts(session, query, 30, order_by=one)] for one in orders]
+                pages = [search_generations(session, query, status=status, limit=30) for status in (None, "pending")]
+                found.append((prompts, [[row.id for row in page.items] for page in pages]))
+            assert found[0] == found[1], query
+
+
+def test_a_prompt_used_all_the_time_shows_its_newest_and_costs_no_more(db: Storage) -> None:
+    with db.session() as session:
+        create_generations(session, [a_request(prompt=f"waterphone {number % 100 == 0}") for number in range(3_000)])
+        session.execute(update(Generation).values(created_at=datetime(2026, 11, 22, tzinfo=UTC)))
+        newest = a_generation(session, prompt="waterphone False")
+    with db.session() as session:
+        plans = explain(session, lambda: search_generations(session, "waterphone", limit=7))
+        bound = {"sqlite": "(prompt_id=? AND created_at>?)", "postgresql": "created_at >= COALESCE("}[db.backend.name]
+        assert any(bound in plan for plan in plans), plans
+        found, cursor = [], None
+        for _ in range(3):
+            page = search_generations(session, "waterphone", limit=7, after=cursor)
+            found, cursor = [*found, *(row.id for row in page.items)], page.next
+        rest = select(Generation.id).order_by(Generation.created_at.desc(), Generation.id.desc()).limit(21)
+        assert found == session.scalars(rest).all()
+        assert found[0] == newest.id
 
 
 @pytest.fixture

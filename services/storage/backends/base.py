@@ -14,6 +14,7 @@ from sqlalchemy import (
     Connection,
     Engine,
     ExecutionContext,
+    FromClause,
     Integer,
     Select,
     Table,
@@ -96,6 +97,10 @@ class Keeper(Protocol):
 
     def close(self) -> None: ...
 
+
+# What OFTEN of the RECENT newest prompts answer is met soon by walking through all of them.
+RECENT = 1_000
+OFTEN = 5
 
 JSONKind = Literal["text", "number", "boolean", "any"]
 
@@ -189,8 +194,17 @@ class Backend(Protocol):
     def matching_prompts(self, query: "Query", *, with_text: bool = False) -> Select[Any]:
         """Return the select of the id, and the text, of the prompts that answer `query`, found through the index."""
 
+    def newest_matches(self, session: Session, query: "Query", limit: int, *, with_text: bool = False) -> Select[Any]:
+        """Return the select of the newest `limit` of matching_prompts(), newest first."""
+
+    def count_recent_matches(self, query: "Query") -> Select[Any]:
+        """Return the query for how many of the RECENT newest prompts answer `query`."""
+
     def prompt_matches(self, query: "Query", prompt_id: Any, text: Any) -> ColumnElement[bool]:
         """Return the condition that the prompt with this id and text answers `query`, for rows met in another order."""
+
+    def numbers(self, numbers: Sequence[int]) -> FromClause:
+        """Return a table of one column, `value`, with a row for each of the `numbers`."""
 
     def check_integrity(self, session: Session) -> list[str]:
         """Return what is wrong with the database's own structure, as it says it; what rows hold is not its matter."""
