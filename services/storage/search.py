@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 from sqlalchemy import ColumnElement, Select, func, select
 from sqlalchemy.orm import Session, aliased
 
-from .backends import OFTEN, backend_for
+from .backends import backend_for
 from .models import Generation, Prompt
 from .pagination import Page, Position, after_position, decode_cursor, fetch_page, newest_first, of_status
 from .schema import validate_status
@@ -104,13 +104,10 @@ def rebuild_search_index(session: Session) -> None:
     backend_for(session).rebuild_search_index(session)
 
 
-def _few_matches(session: Session, query: Query) -> Sequence[int] | None:
+def _few_matches(session: Session, query: Query) -> list[int] | None:
     """Return the ids of all prompts that answer, or None where so many do that walking meets them soon."""
-    backend = backend_for(session)
-    if (session.scalar(backend.count_recent_matches(query)) or 0) >= OFTEN:
-        return None
-    ids = session.scalars(backend.matching_prompts(query).limit(GATHERED + 1)).all()
-    return ids if len(ids) <= GATHERED else None
+    ids: list[int] | None = session.scalar(backend_for(session).few_matches(query, GATHERED + 1))
+    return None if ids is None or len(ids) > GATHERED else ids
 
 
 def _newest_of_each(

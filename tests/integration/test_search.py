@@ -23,13 +23,12 @@ from services.storage import (
     migrations,
     rebuild_search_index,
     reset_database,
-    search,
     search_generations,
     search_prompts,
     terms,
     track_prompt_usage,
 )
-from services.storage.backends import tsvector
+from services.storage.backends import fts5, tsvector
 from tests.conftest import administer, database_at
 from tests.factories import a_generation, a_request
 from tests.plans import explain
@@ -133,7 +132,7 @@ def test_walking_and_gathering_find_the_same(db: Storage, monkeypatch: pytest.Mo
         for query in sorted(queries):
             found = []
             for often in (0, 1_000_000):
-                for module in (search, tsvector):
+                for module in (fts5, tsvector):
                     monkeypatch.setattr(module, "OFTEN", often)
                 orders: Any = ("newest", "used", "relevance")
                 prompts = [[m.prompt.id for m in search_prompts(session, query, 30, order_by=one)] for one in orders]

@@ -7,10 +7,9 @@ from sqlalchemy import URL, Connection, Engine
 from sqlalchemy.orm import Session
 
 from ..errors import DatabaseURLError
-from .base import OFTEN, Backend, EngineOptions, Position, Replication, inline, is_refused_when_reading, priorities
+from .base import Backend, EngineOptions, Position, Replication, inline, is_refused_when_reading, priorities
 
 __all__ = [
-    "OFTEN",
     "Backend",
     "EngineOptions",
     "Position",

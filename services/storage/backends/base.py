@@ -197,8 +197,8 @@ class Backend(Protocol):
     def newest_matches(self, session: Session, query: "Query", limit: int, *, with_text: bool = False) -> Select[Any]:
         """Return the select of the newest `limit` of matching_prompts(), newest first."""
 
-    def count_recent_matches(self, query: "Query") -> Select[Any]:
-        """Return the query for how many of the RECENT newest prompts answer `query`."""
+    def few_matches(self, query: "Query", limit: int) -> Select[Any]:
+        """Return the query for a list of `limit` of matching_prompts()' ids, or NULL if they are met OFTEN."""
 
     def prompt_matches(self, query: "Query", prompt_id: Any, text: Any) -> ColumnElement[bool]:
         """Return the condition that the prompt with this id and text answers `query`, for rows met in another order."""

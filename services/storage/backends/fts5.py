@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import (
+    JSON,
     BigInteger,
     ColumnElement,
     FromClause,
@@ -34,7 +35,7 @@ from ..errors import CorruptError
 from ..models import Prompt
 from ..terms import UNSPACED, Query, Term
 from ..types import UTCDateTime, utcnow
-from .base import RECENT, JSONKind, has_literals
+from .base import OFTEN, RECENT, JSONKind, has_literals
 
 INDEXED = table("prompts_fts", column("rowid", Integer), column("prompts_fts", Text), column("text", Text))
 JSON_KINDS: dict[JSONKind, tuple[str, ...]] = {
@@ -85,10 +86,12 @@ class FTS5Search:
         matching = self.matching_prompts(query, with_text=with_text)
         return matching.order_by(matching.selected_columns[0].desc()).limit(limit)
 
-    def count_recent_matches(self, query: Query) -> Select[Any]:
+    def few_matches(self, query: Query, limit: int) -> Select[Any]:
         matching = self.matching_prompts(query)
         recent = matching.where(matching.selected_columns[0] > select(func.max(Prompt.id) - RECENT).scalar_subquery())
-        return select(func.count()).select_from(recent.subquery())
+        count = select(func.count()).select_from(recent.subquery()).scalar_subquery()
+        ids = select(func.json_group_array(matching.limit(limit).subquery().c.id, type_=JSON()))
+        return select(case((count < OFTEN, ids.scalar_subquery())))
 
     def prompt_matches(self, query: Query, prompt_id: Any, text: Any) -> ColumnElement[bool]:
         prompt = aliased(Prompt)

@@ -12,6 +12,7 @@ from sqlalchemy import (
     FromClause,
     Integer,
     Numeric,
+    ScalarSelect,
     Select,
     Text,
     and_,
@@ -75,7 +76,7 @@ class TSVectorSearch:
         return select(found)
 
     def newest_matches(self, session: Session, query: Query, limit: int, *, with_text: bool = False) -> Select[Any]:
-        recent = session.scalar(self.count_recent_matches(query)) or 0
+        recent = session.scalars(select(_count_recent(query))).one()
         if recent < OFTEN or recent * WALKED < limit * RECENT:
             newest = self.matching_prompts(query, with_text=with_text)
         else:
@@ -83,9 +84,9 @@ class TSVectorSearch:
             newest = select(*columns).where(_unindexed(query, PROMPTS))
         return newest.order_by(newest.selected_columns[0].desc()).limit(limit)
 
-    def count_recent_matches(self, query: Query) -> Select[Any]:
-        recent = select(PROMPTS).order_by(PROMPTS.c.id.desc()).limit(RECENT).subquery()
-        return select(func.count()).select_from(recent).where(_unindexed(query, recent))
+    def few_matches(self, query: Query, limit: int) -> Select[Any]:
+        ids = self.matching_prompts(query).limit(limit).scalar_subquery()
+        return select(case((_count_recent(query) < OFTEN, func.array(ids, type_=ARRAY(Integer)))))
 
     def prompt_matches(self, query: Query, prompt_id: Any, text: Any) -> ColumnElement[bool]:
         prompts = PROMPTS.alias()
@@ -118,6 +119,11 @@ def _conditions(query: Query, prompts: FromClause) -> list[ColumnElement[bool]]:
         # Looked through, but only the prompts in such languages; the condition has to be the index's own.
         conditions.append(prompts.c.text.op("~", is_comparison=True)(literal_column(f"'[{UNSPACED}]'")))
     return conditions
+
+
+def _count_recent(query: Query) -> ScalarSelect[int]:
+    recent = select(PROMPTS).order_by(PROMPTS.c.id.desc()).limit(RECENT).subquery()
+    return select(func.count()).select_from(recent).where(_unindexed(query, recent)).scalar_subquery()
 
 
 def _unindexed(query: Query, prompts: FromClause) -> ColumnElement[bool]:
