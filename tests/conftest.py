@@ -17,10 +17,6 @@ BACKENDS = ("sqlite", "postgresql")
 DRILL_SCALE = float(os.environ.get("DRILL_SCALE", "0.05"))
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "drill: kills, races and fuzzing; a twentieth of the size unless DRILL_SCALE=1")
-
-
 @pytest.fixture(autouse=True)
 def no_default_database(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Keep an operator's DATABASE_URL, and the last test's database, out of every test."""

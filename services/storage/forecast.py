@@ -41,10 +41,10 @@ def estimate_completion(session: Session, generation_id: str) -> Estimate | None
     """Return when a pending or processing generation will be finished, from the last 2,000 completed ones.
 
     Its own time is that of the 200 latest of its model, of the same length within a tenth where there are 20, else in
-    proportion to length. Those ahead and those being rendered count with their models' mean and variance; shared by k
-    workers, the wait is (what remains of running ones + what is ahead) / k, less (k - 1) / (2 (k + 1)) of one job for
-    the first of k to become free; its spread is taken as normal. Retries, failures and workers that take some models
-    only are not foreseen.
+    proportion to length. The first of k workers is free for it when what remains of running jobs and those ahead are
+    done, but for what is left of the other k - 1 jobs then: E[S²] / 2 E[S] each, S a job's time (Cox, Renewal Theory,
+    1962, on the residual life). Hence the wait is (work - (k - 1) E[S²] / 2 E[S]) / k; its spread is taken as normal.
+    Retries, failures and workers that take some models only are not foreseen.
 
     Returns None when nothing can be told: for an unknown or finished id, a pending one while the queue is paused or no
     worker is alive, and for a model that completed nothing lately.
@@ -207,27 +207,32 @@ def _wait(
     running: list[Any],
 ) -> NormalDist:
     """Return how long a pending job waits for the first of `workers` to become free; see estimate_completion()."""
-    mean = variance = 0.0
+    work = variance = squares = 0.0
     fallback = [(duration, seconds) for seconds in own]
     for name, _, length, squared in ahead:
         samples = history.get(name) or fallback
         rate = fsum(seconds for _, seconds in samples) / fsum(length for length, _ in samples)
-        mean += rate * length
-        variance += fmean((seconds / length - rate) ** 2 for length, seconds in samples) * squared
+        spread = fmean((seconds / length - rate) ** 2 for length, seconds in samples)
+        work += rate * length
+        variance += spread * squared
+        squares += (rate**2 + spread) * squared
     jobs = sum(count for _, count, _, _ in ahead)
-    typical = mean / jobs if jobs else fmean(own)
+    whole = work
     for name, _, length, elapsed in running:
-        remaining = _remaining(_times(history.get(name) or fallback, length), elapsed or 0.0)
-        mean += fmean(remaining)
+        times = _times(history.get(name) or fallback, length)
+        remaining = _remaining(times, elapsed or 0.0)
+        work += fmean(remaining)
         variance += pvariance(remaining)
+        if not jobs:
+            whole += fmean(times)
+            squares += fmean(seconds**2 for seconds in times)
     if jobs + len(running) < workers:
         return NormalDist(0.0, 0.0)
-    shared = mean / workers - typical * (workers - 1) / (2 * (workers + 1))
-    variance /= workers**2
-    if workers > 1:
-        # the first of k to become free, each at any time within one job: the least of k uniform ones
-        variance += typical**2 * workers / ((workers + 1) ** 2 * (workers + 2))
-    return NormalDist(max(shared, 0.0), sqrt(variance))
+    # The others are met in the middle of a job, more likely of a long one; what is left of it is taken as anything
+    # between nothing and twice its mean.
+    left = squares / (2 * whole)
+    variance += (workers - 1) * left**2 / 3
+    return NormalDist(max(0.0, work - (workers - 1) * left) / workers, sqrt(variance) / workers)
 
 
 def _sum(wait: NormalDist, own: list[float], delay: float) -> list[float]:

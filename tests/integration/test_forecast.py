@@ -141,11 +141,11 @@ def test_a_wait_has_its_reason(db: Storage) -> None:
 
 
 @pytest.mark.drill
-@pytest.mark.parametrize("workers", [1, 2, 4])
+@pytest.mark.parametrize("workers", [1, 2, 4, 8])
 def test_the_truth_falls_into_the_interval_about_as_often_as_it_says(
-    workers: int, scaled: Callable[[int], int], record_property: Callable[[str, object], None]
+    workers: int, scaled: Callable[[int], int]
 ) -> None:
-    """80 of 100 should; 65 is the least, for intervals that only tell of the past."""
+    """80 of 100 should; 75 is the least, for intervals that only tell of the past."""
     dice = random.Random(7)
     inside = rounds = scaled(20_000)
     for _ in range(rounds):
@@ -169,8 +169,8 @@ def test_the_truth_falls_into_the_interval_about_as_often_as_it_says(
             heapq.heappush(free_at, heapq.heappop(free_at) + simulate(dice, length, spread))
         truth = heapq.heappop(free_at) + simulate(dice, 16.0, spread)
         inside -= not percentile(total, 0.1) <= truth <= percentile(total, 0.9)
-    record_property("inside", inside / rounds)
-    assert inside / rounds >= 0.65
+    print(f"{workers} workers: {inside / rounds:.1%} of {rounds:,} inside")  # shown by pytest -rP
+    assert inside / rounds >= 0.75
 
 
 def test_past_every_like_a_tenth_more_is_expected() -> None:
