@@ -41,7 +41,7 @@ test-integration *args: (_venv "dev")
 [group("tests")]
 [no-exit-message]
 coverage *args: (_venv "dev")
-    @.venv/bin/python -m pytest --cov --cov-report=term-missing --cov-report=html --cov-fail-under=90 "$@"
+    @.venv/bin/python -m pytest --cov --cov-report=term-missing --cov-report=html --cov-fail-under=95 "$@"
 
 # Run the kills, races and fuzzing at full size (minutes)
 [group("tests")]

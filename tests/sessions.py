@@ -9,9 +9,19 @@ from typing import TypeVar
 import pytest
 from sqlalchemy import make_url
 
-from services.storage import get_prompt_by_text, get_session
+from services.storage import Storage, get_prompt_by_text, get_session
 
 Opened = TypeVar("Opened")
+
+
+@contextmanager
+def opened(url: str) -> Iterator[Storage]:
+    """Open the database at `url`, whatever is in it, and close it."""
+    storage = Storage(url)
+    try:
+        yield storage
+    finally:
+        storage.dispose()
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from sqlalchemy import (
     Subquery,
     case,
     cast,
+    false,
     func,
     literal,
     literal_column,
@@ -116,13 +117,7 @@ def get_performance_stats(
 
     Without `since` every generation is read and sorted: seconds for a million. PerformanceStats has the definitions.
     """
-    conditions: list[ColumnElement[bool]] = [Generation.completed_at.is_not(None)]
-    if since is not None:
-        conditions.append(Generation.completed_at >= validate_moment("since", since))
-    if model_name is not None:
-        if not is_storable("model_name", model_name):
-            return []
-        conditions.append(Generation.model_name == model_name)
+    conditions = [Generation.completed_at.is_not(None), *_narrowed(since, model_name)]
     completed = Generation.status == GenerationStatus.COMPLETED
     time = case((completed, Generation.generation_time_seconds))
     factor = case((completed, Generation.generation_time_seconds / Generation.duration_seconds))
@@ -225,13 +220,7 @@ def get_failure_reasons(
         reason = func.replace(reason, digit, "#")
     for _ in range(4):  # runs of up to 16 digits
         reason = func.replace(reason, "##", "#")
-    conditions = [Generation.status == literal_column("'failed'")]
-    if since is not None:
-        conditions.append(Generation.completed_at >= validate_moment("since", since))
-    if model_name is not None:
-        if not is_storable("model_name", model_name):
-            return []
-        conditions.append(Generation.model_name == model_name)
+    conditions = [Generation.status == literal_column("'failed'"), *_narrowed(since, model_name)]
     failed = (
         select(reason.label("reason"), Generation.model_name, Generation.completed_at).where(*conditions).subquery()
     )
@@ -267,6 +256,16 @@ def seconds_between(session: Session, later: Any, earlier: Any) -> ColumnElement
     """Return the seconds between two times as the nearest double, as Python's total_seconds() does."""
     backend = backend_for(session)
     return type_coerce(cast(backend.microseconds(later) - backend.microseconds(earlier), Double) / 1e6, Double)
+
+
+def _narrowed(since: datetime | None, model_name: str | None) -> list[ColumnElement[bool]]:
+    """Return the conditions that a generation was finished since then, by that model."""
+    conditions: list[ColumnElement[bool]] = []
+    if since is not None:
+        conditions.append(Generation.completed_at >= validate_moment("since", since))
+    if model_name is not None:
+        conditions.append(Generation.model_name == model_name if is_storable("model_name", model_name) else false())
+    return conditions
 
 
 def _percentiles(group: Any, subject: Any, value: Any) -> Select[Any]:

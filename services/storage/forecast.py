@@ -171,34 +171,34 @@ def _estimate(generation_id: str, rows: dict[str, list[Any]]) -> Estimate | None
     history: dict[str, list[tuple[float, float]]] = {}
     for name, _, length, seconds in rows.get("sample", []):
         history.setdefault(name, []).append((length, seconds))
-    own = _times(history.get(model, []), duration)
+    own = times_alike(history.get(model, []), duration)
     if not own or status in FINISHED:
         return None
     ahead = rows.get("ahead", []) if status == GenerationStatus.PENDING else []
     if status == GenerationStatus.PROCESSING:
-        total = _remaining(own, elapsed or 0.0)
+        total = remaining_times(own, elapsed or 0.0)
     elif is_paused or not workers:
         return None
     else:
-        wait = _wait(history, own, duration, workers, ahead, rows.get("running", []))
-        total = _sum(wait, own, max(delay, 0.0))
+        wait = waiting_time(history, own, duration, workers, ahead, rows.get("running", []))
+        total = total_time(wait, own, max(delay, 0.0))
     at = datetime.fromtimestamp(0, UTC) + timedelta(microseconds=rows["now"][0][1])
     p10, p50, p90 = (at + timedelta(seconds=percentile(total, fraction)) for fraction in (0.1, 0.5, 0.9))
     return Estimate(generation_id, at, p10, p50, p90, sum(count for _, count, _, _ in ahead), workers, len(own))
 
 
-def _times(history: list[tuple[float, float]], duration: float) -> list[float]:
+def times_alike(history: list[tuple[float, float]], duration: float) -> list[float]:
     """Return how long jobs of this length took: those of the same length where there are enough, else in proportion."""
     alike = [(length, seconds) for length, seconds in history if abs(length / duration - 1) <= 0.1]
     return sorted(seconds * duration / length for length, seconds in (alike if len(alike) >= ENOUGH_ALIKE else history))
 
 
-def _remaining(times: list[float], elapsed: float) -> list[float]:
+def remaining_times(times: list[float], elapsed: float) -> list[float]:
     """Return how much longer the jobs took that took longer than `elapsed`; past all of them, a tenth of it."""
     return [seconds - elapsed for seconds in times if seconds > elapsed] or [elapsed / 10]
 
 
-def _wait(
+def waiting_time(
     history: dict[str, list[tuple[float, float]]],
     own: list[float],
     duration: float,
@@ -219,8 +219,8 @@ def _wait(
     jobs = sum(count for _, count, _, _ in ahead)
     whole = work
     for name, _, length, elapsed in running:
-        times = _times(history.get(name) or fallback, length)
-        remaining = _remaining(times, elapsed or 0.0)
+        times = times_alike(history.get(name) or fallback, length)
+        remaining = remaining_times(times, elapsed or 0.0)
         work += fmean(remaining)
         variance += pvariance(remaining)
         if not jobs:
@@ -235,7 +235,7 @@ def _wait(
     return NormalDist(max(0.0, work - (workers - 1) * left) / workers, sqrt(variance) / workers)
 
 
-def _sum(wait: NormalDist, own: list[float], delay: float) -> list[float]:
+def total_time(wait: NormalDist, own: list[float], delay: float) -> list[float]:
     """Return the sum of two independent times on a grid of their quantiles; nothing begins before `delay`."""
     places = [(index + 0.5) / GRID for index in range(GRID)]
     waits = [wait.inv_cdf(place) if wait.stdev else wait.mean for place in places]
@@ -243,6 +243,7 @@ def _sum(wait: NormalDist, own: list[float], delay: float) -> list[float]:
 
 
 def percentile(values: list[float], fraction: float) -> float:
+    """Return a percentile of sorted values, as analytics.py defines it."""
     place = fraction * (len(values) - 1)
     low = int(place)
     high = min(low + 1, len(values) - 1)

@@ -14,7 +14,7 @@ from .schema import validate_status
 from .validation import (
     is_storable,
     validate_count,
-    validate_generation_field,
+    validate_flag,
     validate_metadata_filter,
     validate_moment,
 )
@@ -48,7 +48,7 @@ def list_generations(
         "model_name": model_name,
         "prompt": prompt,
         "batch_id": batch_id,
-        "favorite": None if favorite is None else validate_generation_field("is_favorite", favorite),
+        "favorite": None if favorite is None else validate_flag("favorite", favorite),
         "created_after": None if created_after is None else validate_moment("created_after", created_after),
         "created_before": None if created_before is None else validate_moment("created_before", created_before),
         "metadata": None if metadata is None else validate_metadata_filter(metadata),

@@ -49,6 +49,11 @@ def validate_seconds(field: str, value: Any) -> float:
     return float(_number(above=0, minimum=0, maximum=SECONDS_LIMIT)(field, value))
 
 
+def validate_flag(field: str, value: Any) -> bool:
+    """Return a boolean. Raises TypeError naming the field for anything else."""
+    return _boolean(field, value)
+
+
 def validate_name(field: str, value: Any) -> str:
     """Return `value` as the name of a worker, a model or a batch. Raises ValueError or TypeError naming the field."""
     return str(_NAME(field, value))

@@ -1,7 +1,5 @@
 """Databases without a version: made by the first implementation, and changed by whoever runs them, taken over whole."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -33,6 +31,7 @@ from tests.databases import (
     tables_of,
 )
 from tests.factories import a_request
+from tests.sessions import opened
 
 BASELINE = (
     "id prompt model_name model_version duration_seconds sample_rate channels file_path file_size_bytes "
@@ -50,15 +49,6 @@ def original_url(empty_database_url: str) -> str:
 @pytest.fixture
 def original_file(tmp_path: Path) -> str:
     return make_old_database(f"sqlite:///{tmp_path}/original.db", "original")
-
-
-@contextmanager
-def opened(url: str) -> Iterator[Storage]:
-    storage = Storage(url)
-    try:
-        yield storage
-    finally:
-        storage.dispose()
 
 
 def drift(url: str) -> list[object]:

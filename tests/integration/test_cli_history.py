@@ -1,6 +1,7 @@
 """list, search, check and the picture of stats: tables on a terminal, lines and JSON for scripts."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,27 @@ def test_stats_as_json_hold_the_queue_the_days_and_the_models(history: str) -> N
     assert sum(day["created"] for day in stats["days"]) == 5
     assert stats["models"][0]["generation_time"]["p50"] == 2.5
     assert "backlog\t4\n" in run("stats", url=history).stdout
+
+
+def test_why_tells_what_a_generation_waits_for_and_until_when(history: str) -> None:
+    nobody = run("why", "g0", url=history)
+    assert (nobody.exit_code, nobody.stdout) == (
+        0,
+        "No worker has been heard of in the last five minutes: start one.\n",
+    )
+    storage = Storage(history)
+    with storage.session() as session:
+        assert claim_generation(session, "worker") is not None
+    storage.dispose()
+    at_work, behind = run("why", "g0", url=history).stdout.splitlines(), run("why", "g1", url=history).stdout
+    assert at_work[0] == "worker is at it, attempt 1."
+    assert re.fullmatch(r"It should be finished between \S+ \S+ and \S+ \S+ UTC\.", at_work[1])
+    assert behind.startswith("It is the next to be claimed.\nIt should be finished between ")
+    answer = json.loads(run("why", "g2", "--json", url=history).stdout)
+    assert (answer["reason"], answer["ahead"], answer["estimate"]["jobs_ahead"]) == ("behind", 1, 1)
+    assert json.loads(run("why", "g4", "--json", url=history).stdout)["estimate"] is None
+    unknown = run("why", "nobody\x1b[2J", url=history)
+    assert (unknown.exit_code, unknown.stderr) == (1, "Error: no generation has the id nobody [2J\n")
 
 
 def test_check_of_a_sound_database_prints_nothing_to_stdout(history: str) -> None:

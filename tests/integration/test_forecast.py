@@ -1,14 +1,13 @@
 """When it will be done and why it waits, told from a history that is known."""
 
-import heapq
-import random
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
 import pytest
 
+from benchmarks.forecast import share_inside
 from services.storage import Attempt, Generation, Storage, estimate_completion, explain_wait, get_session
-from services.storage.forecast import _remaining, _sum, _times, _wait, percentile
+from services.storage.forecast import remaining_times
 from services.storage.models import QueueState
 from services.storage.types import utcnow
 from tests.factories import a_generation
@@ -146,40 +145,12 @@ def test_the_truth_falls_into_the_interval_about_as_often_as_it_says(
     workers: int, scaled: Callable[[int], int]
 ) -> None:
     """80 of 100 should; 75 is the least, for intervals that only tell of the past."""
-    dice = random.Random(7)
-    inside = rounds = scaled(20_000)
-    for _ in range(rounds):
-        spread = dice.choice([0.1, 0.3, 0.6])
-        history = [(length, simulate(dice, length, spread)) for length in dice.choices([8.0, 16.0, 30.0], k=200)]
-        own = _times(history, 16.0)
-        ahead = dice.choices([8.0, 16.0, 30.0], k=dice.choice([0, 1, 3, 10, 40]))
-        busy, free_at = [], []
-        for _ in range(dice.randint(0, workers)):
-            length = dice.choice([8.0, 16.0, 30.0])
-            whole = simulate(dice, length, spread)
-            elapsed = dice.random() * whole
-            busy.append(("m", 1, length, elapsed))
-            free_at.append(whole - elapsed)
-        grouped = [("m", len(ahead), sum(ahead), sum(one * one for one in ahead))] if ahead else []
-        wait = _wait({"m": history}, own, 16.0, workers, grouped, busy)
-        total = _sum(wait, own, 0.0)
-        free_at += [0.0] * (workers - len(free_at))
-        heapq.heapify(free_at)
-        for length in ahead:
-            heapq.heappush(free_at, heapq.heappop(free_at) + simulate(dice, length, spread))
-        truth = heapq.heappop(free_at) + simulate(dice, 16.0, spread)
-        inside -= not percentile(total, 0.1) <= truth <= percentile(total, 0.9)
-    print(f"{workers} workers: {inside / rounds:.1%} of {rounds:,} inside")  # shown by pytest -rP
-    assert inside / rounds >= 0.75
+    assert share_inside(workers, scaled(20_000)) >= 0.75
 
 
 def test_past_every_like_a_tenth_more_is_expected() -> None:
-    assert _remaining([10.0, 20.0], 15.0) == [5.0]
-    assert _remaining([10.0, 20.0], 50.0) == [5.0]
-
-
-def simulate(dice: random.Random, length: float, spread: float) -> float:
-    return (2.0 + length) * dice.lognormvariate(0.0, spread)
+    assert remaining_times([10.0, 20.0], 15.0) == [5.0]
+    assert remaining_times([10.0, 20.0], 50.0) == [5.0]
 
 
 def a_history(session: object, model: str, samples: list[tuple[float, float]]) -> None:

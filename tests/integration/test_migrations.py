@@ -1,8 +1,6 @@
 """The schema, however a database came to it, and what refuses to touch which database."""
 
 import ast
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -44,6 +42,7 @@ from tests.databases import (
     tables_of,
 )
 from tests.factories import a_generation
+from tests.sessions import opened
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -57,15 +56,6 @@ FOREIGN = {
     "namesakes of our tables": "CREATE TABLE generations (id INTEGER); CREATE TABLE prompts (id INTEGER, text TEXT)",
     "a namesake of one of our tables": "CREATE TABLE prompts (id INTEGER, text TEXT)",
 }
-
-
-@contextmanager
-def opened(url: str) -> Iterator[Storage]:
-    storage = Storage(url)
-    try:
-        yield storage
-    finally:
-        storage.dispose()
 
 
 def fill(storage: Storage) -> None:

@@ -204,9 +204,9 @@ def test_drills_run_at_full_size_unless_told_otherwise(checkout: Checkout) -> No
     assert checkout.just("test").stdout.splitlines()[-1] == ""
 
 
-def test_coverage_fails_under_ninety_percent(checkout: Checkout) -> None:
+def test_coverage_fails_under_ninety_five_percent(checkout: Checkout) -> None:
     checkout.echo_arguments()
-    assert "--cov-fail-under=90" in checkout.just("coverage").stdout.splitlines()
+    assert "--cov-fail-under=95" in checkout.just("coverage").stdout.splitlines()
 
 
 def test_lint_checks_style_types_documents_and_layers(checkout: Checkout) -> None:

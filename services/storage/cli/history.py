@@ -1,4 +1,4 @@
-"""Verbs that show what there is: list, search, stats. Tables on a terminal, elsewhere tab-separated lines or JSON."""
+"""Verbs that show what there is: list, search, why, stats. A picture on a terminal, lines or JSON elsewhere."""
 
 import json
 import re
@@ -11,11 +11,12 @@ import click
 from ..analytics import get_performance_stats, get_queue_stats, get_usage
 from ..database import get_database_stats, get_most_used_prompts
 from ..engine import Storage
+from ..forecast import estimate_completion, explain_wait
 from ..history import list_generations
 from ..schema import GenerationStatus
 from ..search import search_prompts
 from .group import commands
-from .terminal import opened, plain, say
+from .terminal import opened, plain, say, shorten
 
 # Nothing a prompt should hold, and if it does it only shifts what is bold.
 MARKS = ("\x02", "\x03")
@@ -115,6 +116,30 @@ def search(database_url: str | None, words: tuple[str, ...], order: str, limit: 
             click.echo(f"{match.prompt.used_count}\t{plain(match.snippet)}")
     if not found:
         say("No prompt answers that.")
+
+
+@commands.command()
+@click.argument("generation_id", metavar="ID")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.pass_obj
+def why(database_url: str | None, generation_id: str, as_json: bool) -> None:
+    """Tell why the generation ID is not finished yet, and when it should be.
+
+    The times hold with 80 % likelihood, as far as the latest ones of its model tell.
+    """
+    with opened(database_url) as storage, storage.session(read_only=True) as session:
+        wait = explain_wait(session, generation_id)
+        estimate = estimate_completion(session, generation_id)
+    if wait is None:
+        raise click.ClickException(f"no generation has the id {shorten(generation_id)}")
+    if as_json:
+        answer = {**asdict(wait), "estimate": None if estimate is None else asdict(estimate)}
+        click.echo(json.dumps(answer, default=lambda moment: moment.isoformat()))
+        return
+    click.echo(plain(wait.explanation))
+    if estimate is not None:
+        soonest, latest = (f"{moment:%Y-%m-%d %H:%M:%S}" for moment in (estimate.p10_at, estimate.p90_at))
+        click.echo(f"It should be finished between {soonest} and {latest} UTC.")
 
 
 @commands.command()
