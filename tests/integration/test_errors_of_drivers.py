@@ -25,6 +25,7 @@ from services.storage import (
     get_session,
     get_storage,
     init_db,
+    track_prompt_usage,
 )
 from services.storage.errors import (
     BusyError,
@@ -83,6 +84,14 @@ class TestURLs:
         with pytest.raises(DatabaseURLError, match=r"sqlite:///path/to/file\.db or postgresql://") as error:
             init_db(url)
         assert "secret" not in str(error.value)
+
+    def test_one_that_would_be_left_out_in_part_says_how_to_write_it(self, sqlite_url: str) -> None:
+        with pytest.raises(DatabaseURLError, match=r"For mode the database URL has to be sqlite:///file:PATH\?mode="):
+            Storage(f"{sqlite_url}?mode=ro")
+        storage = Storage(f"{sqlite_url.replace('sqlite:///', 'sqlite:///file:')}?mode=ro")
+        with storage.session() as session, pytest.raises(ReadOnlyError):
+            track_prompt_usage(session, "lofi")
+        storage.dispose()
 
     def test_one_that_is_no_text_is_named(self) -> None:
         with pytest.raises(DatabaseURLError, match="database_url must be text"):

@@ -33,6 +33,7 @@ from ..errors import (
     ConflictError,
     ConstraintError,
     CorruptError,
+    DatabaseURLError,
     FullError,
     NotInitializedError,
     ReadOnlyError,
@@ -71,6 +72,10 @@ ERRORS: tuple[tuple[str, type[StorageError]], ...] = (
 )
 
 
+# What a URL may set without being an SQLite URI (https://docs.python.org/3/library/sqlite3.html#sqlite3.connect).
+DRIVER_ARGUMENTS = {"timeout", "isolation_level", "detect_types", "check_same_thread", "cached_statements", "uri"}
+
+
 class SQLite(FTS5Search):
     """The embedded database: one file, many readers, one writer at a time."""
 
@@ -83,8 +88,13 @@ class SQLite(FTS5Search):
         if name == ":memory:" or name.startswith("file::memory:") or url.query.get("mode") == "memory":
             # Shared by the threads of this process. The other ways lose rows or show rolled-back ones to other threads.
             return url.set(database=f"file:/dgx-{uuid4()}", query={"vfs": MEMORY_VFS, "uri": "true"})
-        if is_memory(url) or name.startswith("file:"):
+        if is_memory(url):
             return url
+        if name.startswith("file:"):
+            return url.update_query_dict({"uri": "true"})
+        if stray := url.query.keys() - DRIVER_ARGUMENTS:
+            # SQLAlchemy would leave it out: a file to be opened with mode=ro could be written.
+            raise DatabaseURLError(f"For {min(stray)} the database URL has to be sqlite:///file:PATH?{min(stray)}=….")
         # A later chdir() must not make new pool connections open another file.
         return url.set(database=os.path.abspath(name))
 
