@@ -7,7 +7,7 @@ for as it stands, and so are the words beside it. Anything else in a query is ig
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -237,11 +237,13 @@ def _as_words(text: str) -> str:
 
 
 def _fold(text: str) -> str:
-    return text.lower() if text.isascii() else _fold_with_origin(text)[0]
+    return _fold_with_origin(text)[0]
 
 
-def _fold_with_origin(text: str) -> tuple[str, list[int]]:
+def _fold_with_origin(text: str) -> tuple[str, Sequence[int]]:
     """Return `text` without case and Latin accents, and where each of its characters came from (and the end)."""
+    if text.isascii():
+        return text.lower(), range(len(text) + 1)
     folded: list[str] = []
     origin: list[int] = []
     for position, character in enumerate(text):
