@@ -20,7 +20,7 @@ LAYERS = (
     {"backends", "retry", "pagination"},
     {"replicas"},
     {"engine"},
-    {"queue", "leases", "search", "history", "migrations"},
+    {"queue", "leases", "insertion", "search", "history", "migrations"},
     {"analytics"},
     {"forecast"},
     {"database"},
