@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,11 @@ from services.storage import Storage, engine, init_db, migrations
 
 BACKENDS = ("sqlite", "postgresql")
 DRILL_SCALE = float(os.environ.get("DRILL_SCALE", "0.05"))
+
+
+def pytest_configure() -> None:
+    # A shell's background job ignores Ctrl-C, and so would every process that a test starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

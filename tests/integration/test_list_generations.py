@@ -124,7 +124,7 @@ def test_every_number_finds_itself_in_metadata(db: Storage, real: float, whole: 
         ({"status": "done"}, ValueError, "status must be one of"),
         ({"limit": 0}, ValueError, "limit must be between 1"),
         ({"limit": True}, TypeError, "limit must be a whole number"),
-        ({"favorite": 1}, TypeError, "is_favorite must be True or False"),
+        ({"favorite": 1}, TypeError, "^favorite must be True or False"),
         ({"created_after": "yesterday"}, TypeError, "created_after must be a datetime"),
         ({"model_name": 5}, TypeError, "model_name must be text"),
         ({"metadata": "bpm"}, TypeError, "metadata must be a mapping"),
