@@ -77,7 +77,7 @@ db-init: (_venv "run")
 db-migrate revision="head": (_venv "run")
     @.venv/bin/alembic upgrade "$1"
 
-# Undo the last migration: it says what it loses, so back up first
+# Undo the last migration; its revision file says what that loses, so copy the database first
 [group("database")]
 [no-exit-message]
 db-rollback: (_venv "run")

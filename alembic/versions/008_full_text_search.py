@@ -51,9 +51,9 @@ END
 )
 
 # What lower() leaves alone in a database of locale C: Greek, Cyrillic, and the Latin letters that are not an accent
-# away from an ASCII one.
-UPPER = "ÆÐÞØŒŁĐŊΑΒΓΔΕΖΗΘΙΚΛΜΝΞΟΠΡΣΤΥΦΧΨΩАБВГДЕЖЗИЙКЛМНОПРСТУФХЦЧШЩЪЫЬЭЮЯЁЄІЇҐ"
-LOWER = UPPER.lower()
+# away from an ASCII one. The last is sigma as it ends a word.
+UPPER = "ÆÐÞØŒŁĐŊΑΒΓΔΕΖΗΘΙΚΛΜΝΞΟΠΡΣΤΥΦΧΨΩАБВГДЕЖЗИЙКЛМНОПРСТУФХЦЧШЩЪЫЬЭЮЯЁЄІЇҐς"
+LOWER = UPPER[:-1].lower() + "\N{GREEK SMALL LETTER SIGMA}"
 
 # Everything but letters and digits, by number: what the classes of a regular expression hold depends on the locale.
 SEPARATORS = (

@@ -43,6 +43,7 @@ from .database import (
 )
 from .engine import Storage, get_storage
 from .errors import (
+    AccessDeniedError,
     BusyError,
     ConflictError,
     ConstraintError,
@@ -201,6 +202,7 @@ __all__ = [
     "ConstraintError",
     "CopyError",
     "CorruptError",
+    "AccessDeniedError",
     "DatabaseURLError",
     "DisconnectedError",
     "DriverMissingError",

@@ -90,6 +90,10 @@ class UnreachableError(StorageError):
     """The database cannot be opened: check DATABASE_URL, the folder and its permissions, or that the server runs."""
 
 
+class AccessDeniedError(StorageError):
+    """The database user lacks a right here: make it the owner of the database, or GRANT what it needs."""
+
+
 class DriverMissingError(StorageError, ImportError):
     """The driver for this database is not installed: pip install 'dgx-music-storage[postgres]'."""
 

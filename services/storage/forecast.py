@@ -13,6 +13,7 @@ from sqlalchemy import (
     Select,
     Text,
     and_,
+    case,
     cast,
     func,
     literal,
@@ -35,6 +36,7 @@ RECENT = 2_000
 SAMPLES = 200
 ENOUGH_ALIKE = 20
 GRID = 25
+SHORTEST, LONGEST = 1e-3, 1e9  # seconds: what is stored beyond them, thirty years, counts as much as they do
 
 
 def estimate_completion(session: Session, generation_id: str) -> Estimate | None:
@@ -47,7 +49,7 @@ def estimate_completion(session: Session, generation_id: str) -> Estimate | None
     Retries, failures and workers that take some models only are not foreseen.
 
     Returns None when nothing can be told: for an unknown or finished id, a pending one while the queue is paused or no
-    worker is alive, and for a model that completed nothing lately.
+    worker is alive, for a model that completed nothing lately, and beyond thirty years.
     """
     if not is_storable("generation_id", generation_id):
         return None
@@ -59,23 +61,22 @@ def estimate_completion(session: Session, generation_id: str) -> Estimate | None
     age = func.row_number().over(partition_by=latest.c.model_name, order_by=latest.c.completed_at.desc()).label("age")
     completed = (latest.c.status == GenerationStatus.COMPLETED) & latest.c.generation_time_seconds.is_not(None)
     samples = select(latest, age).where(completed).subquery()
+    times = (samples.c.duration_seconds, samples.c.generation_time_seconds)
     elapsed = seconds_between(session, now, Generation.started_at)
-    length, squared = Generation.duration_seconds, Generation.duration_seconds * Generation.duration_seconds
+    length = _bounded(Generation.duration_seconds)
     statement = union_all(
         _row("now", number=backend_for(session).microseconds(now)),
-        _row("job", job.model_name, None, job.duration_seconds, seconds_between(session, job.scheduled_at, now)).where(
-            job.id == generation_id
-        ),
+        _row(
+            "job", job.model_name, None, _bounded(job.duration_seconds), seconds_between(session, job.scheduled_at, now)
+        ).where(job.id == generation_id),
         _row("status", job.status, None, seconds_between(session, now, job.started_at)).where(job.id == generation_id),
         _row("workers", number=count_workers(clock)),
         _row("paused", number=func.count()).where(QueueState.paused_at.is_not(None)),
-        _row("ahead", Generation.model_name, func.count(), func.sum(length), func.sum(squared))
+        _row("ahead", Generation.model_name, func.count(), func.sum(length), func.sum(length * length))
         .where(PENDING, Generation.scheduled_at <= now, _is_before(Generation, job), job.id == generation_id)
         .group_by(Generation.model_name),
         _row("running", Generation.model_name, None, length, elapsed).where(PROCESSING, Generation.id != generation_id),
-        _row("sample", samples.c.model_name, None, samples.c.duration_seconds, samples.c.generation_time_seconds).where(
-            samples.c.age <= SAMPLES
-        ),
+        _row("sample", samples.c.model_name, None, *map(_bounded, times)).where(samples.c.age <= SAMPLES),
     )
     rows: dict[str, list[Any]] = {}
     for kind, *row in session.execute(statement):
@@ -114,8 +115,10 @@ def explain_wait(session: Session, generation_id: str) -> Wait | None:
     if row.status == GenerationStatus.PROCESSING:
         return _explain_processing(row)
     if row.status == GenerationStatus.FAILED and row.attempt >= row.max_attempts:
-        return Wait("exhausted", f"It failed after {row.attempt} of {row.max_attempts} attempts: retry it by hand.")
-    return Wait("finished", f"It is {row.status} already.")
+        times = f"{row.attempt} of {row.max_attempts} attempts"
+        return Wait("exhausted", f"It failed after {times}: retry_generation() gives it another.")
+    again = "" if row.status == GenerationStatus.COMPLETED else ": retry_generation() makes it pending again"
+    return Wait("finished", f"It is {row.status} already{again}.")
 
 
 @cache
@@ -135,7 +138,7 @@ def _explain_pending(row: Any) -> Wait:
     if not row.workers:
         return Wait("no_workers", "No worker has been heard of in the last five minutes: start one.", row.ahead)
     if row.ahead:
-        return Wait("behind", f"It is behind {row.ahead:,} others.", row.ahead)
+        return Wait("behind", f"It is behind {row.ahead:,} other{'' if row.ahead == 1 else 's'}.", row.ahead)
     return Wait("next", "It is the next to be claimed.")
 
 
@@ -157,6 +160,10 @@ def _row(kind: str, name: Any = None, number: Any = None, first: Any = None, sec
     values: list[tuple[Any, Any]] = [(name, Text), (number, BigInteger), (first, Double), (second, Double)]
     columns: list[Any] = [cast(null() if value is None else value, its_type) for value, its_type in values]
     return select(literal(kind), *columns)
+
+
+def _bounded(seconds: Any) -> ColumnElement[float]:
+    return case((seconds > LONGEST, LONGEST), (seconds < SHORTEST, SHORTEST), else_=seconds)
 
 
 def _is_before(other: Any, job: Any) -> ColumnElement[bool]:
@@ -182,6 +189,8 @@ def _estimate(generation_id: str, rows: dict[str, list[Any]]) -> Estimate | None
     else:
         wait = waiting_time(history, own, duration, workers, ahead, rows.get("running", []))
         total = total_time(wait, own, max(delay, 0.0))
+    if percentile(total, 0.9) > LONGEST:
+        return None
     at = datetime.fromtimestamp(0, UTC) + timedelta(microseconds=rows["now"][0][1])
     p10, p50, p90 = (at + timedelta(seconds=percentile(total, fraction)) for fraction in (0.1, 0.5, 0.9))
     return Estimate(generation_id, at, p10, p50, p90, sum(count for _, count, _, _ in ahead), workers, len(own))

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from .backends import backend_for
 from .models import Generation, Prompt
 from .pagination import Page, after_position, decode_cursor, fetch_page, newest_first, of_status
-from .schema import validate_status
+from .schema import INTEGER_LIMIT, validate_status
 from .validation import (
     is_storable,
     validate_count,
@@ -42,7 +42,7 @@ def list_generations(
     skip nothing that was there throughout, whatever is added or deleted meanwhile. Raises InvalidCursorError for a
     cursor of another query, ValueError or TypeError naming the field for a condition that is none.
     """
-    limit = validate_count("limit", limit, minimum=1)
+    limit = min(validate_count("limit", limit, minimum=1), INTEGER_LIMIT)
     asked = {
         "status": None if status is None else validate_status(status),
         "model_name": model_name,

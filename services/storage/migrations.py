@@ -63,6 +63,8 @@ def upgrade(storage: Storage, revision: str = "head") -> None:
     Raises ForeignDatabaseError or SchemaTooNewError, with nothing changed, for a database that is not ours to upgrade,
     and ValueError for an unknown revision.
     """
+    if not revision:
+        raise ValueError("revision must be a revision of this library, or head")
     storage.backend.create_database(storage.url)
     with exclusive(storage) as connection:
         adopt(connection)

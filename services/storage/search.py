@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session, aliased
 from .backends import backend_for
 from .models import Generation, Prompt
 from .pagination import Page, Position, after_position, decode_cursor, fetch_page, newest_first, of_status
-from .schema import validate_status
+from .schema import INTEGER_LIMIT, validate_status
 from .terms import Query, parse_query
 from .validation import validate_count
 
@@ -22,8 +22,8 @@ Order = Literal["relevance", "used", "newest"]
 
 # Ranking reads texts: this many take 10 ms, and of a common word nobody looks through more.
 RANKED = 2_000
-# Up to this many prompts are gathered and sorted; of more, or of what is OFTEN asked lately, enough are met soon by
-# walking in the order wanted. At 1,000,000 rows both take some milliseconds.
+# Up to this many prompts are gathered and sorted; of more, or of what is met OFTEN, enough are met soon by walking in
+# the order wanted. At 1,000,000 rows both take some milliseconds.
 GATHERED = 3_000
 
 
@@ -58,7 +58,8 @@ def search_prompts(
         return []
     if order_by == "relevance":
         ranked = _rank_newest(session, parsed, limit)
-        found = {prompt.id: prompt for prompt in session.scalars(select(Prompt).where(Prompt.id.in_(ranked)))}
+        ids = select(backend_for(session).numbers([*ranked]).c.value)
+        found = {prompt.id: prompt for prompt in session.scalars(select(Prompt).where(Prompt.id.in_(ids)))}
         prompts = [found[prompt_id] for prompt_id in ranked if prompt_id in found]
     else:
         statement = _newest(session, parsed, limit) if order_by == "newest" else _most_used(session, parsed, limit)
@@ -75,7 +76,7 @@ def search_generations(
     `after` is the `next` of the page before. Raises InvalidCursorError for a cursor of another search, ValueError or
     TypeError for a bad status, limit or query.
     """
-    limit = validate_count("limit", limit, minimum=1)
+    limit = min(validate_count("limit", limit, minimum=1), INTEGER_LIMIT)
     status = None if status is None else validate_status(status)
     asked = {"search": query, "status": status}
     position = decode_cursor(after, asked)
@@ -84,7 +85,7 @@ def search_generations(
         return Page([], None)
     few = _few_matches(session, parsed)
     if few is None:
-        matches = backend_for(session).prompt_matches(parsed, Generation.prompt_id, Generation.prompt)
+        matches = backend_for(session).prompt_matches(parsed, Generation.prompt_id)
         found = [matches, *_conditions(Generation, status, position)]
     else:
         found = [Generation.id.in_(_newest_of_each(session, few, status, position, limit + 1))]
@@ -115,7 +116,8 @@ def _newest_of_each(
 ) -> Select[Any]:
     """Return the select of the ids of the newest `limit` generations of these prompts.
 
-    No more than so many of each are looked at, so that one prompt of a million generations costs no more than another.
+    Of each, no more are looked at than so many and those of the same moment: one prompt of a million generations costs
+    no more than another.
     """
     numbers = backend_for(session).numbers(prompts)
     one, other = _other_generations()
@@ -146,7 +148,7 @@ def _newest(session: Session, query: Query, limit: int) -> Select[Any]:
 def _most_used(session: Session, query: Query, limit: int) -> Select[Any]:
     backend, few = backend_for(session), _few_matches(session, query)
     if few is None:
-        found = backend.prompt_matches(query, Prompt.id, Prompt.text)
+        found = backend.prompt_matches(query, Prompt.id)
     else:
         found = Prompt.id.in_(select(backend.numbers(few).c.value))
     return select(Prompt).where(found).order_by(Prompt.used_count.desc(), Prompt.id).limit(limit)

@@ -41,6 +41,7 @@ _UNSPACED = re.compile(f"[{UNSPACED}]")
 _SHARP = re.compile(r"(?<![^\W_])[A-Ga-g][#♯][^\W_]*")
 _WORD = re.compile(r"[^\W_]+")
 _TEMPO = re.compile(r"(\d{1,3}) ?bpm", re.ASCII)
+FOLDED = {"♯": "#", "\N{GREEK SMALL LETTER FINAL SIGMA}": "\N{GREEK SMALL LETTER SIGMA}"}
 _ASCII_PUNCTUATION = {code: " " for code in range(128) if not chr(code).isalnum()}
 _ALTERNATIVES = {spelling: group for group in SPELLINGS for spelling in group}
 
@@ -175,9 +176,10 @@ def _split(text: str) -> Iterator[tuple[bool, str, bool]]:
 
 def _join_spellings(parts: list[tuple[bool, str, bool]]) -> Iterator[tuple[bool, str, bool]]:
     """Make one part of the words that are one genre or tempo: hip hop finds hiphop too, drum & bass finds dnb."""
-    while parts:
+    start = 0
+    while start < len(parts):
         for count in (3, 2):
-            some = parts[:count]
+            some = parts[start : start + count]
             words = _words(" ".join(text for _, text, _ in some))
             # Two words only where they are also written as one: whoever asks for drum bass may mean both.
             known = _alternatives(" ".join(words) if count == 3 else "".join(words))
@@ -187,24 +189,26 @@ def _join_spellings(parts: list[tuple[bool, str, bool]]) -> Iterator[tuple[bool,
                 break
         else:
             count = 1
-            yield parts[0]
-        parts = parts[count:]
+            yield parts[start]
+        start += count
 
 
 def _literal_term(text: str) -> Term | None:
     """Return the term for text in a language without spaces, or beside such text."""
     words = " ".join(_words(text))
     literal = unicodedata.normalize("NFC", text.strip("*").strip())[:WORD_LIMIT]
-    return Term((), ((literal, *(other for other in _alternatives(words) if other != literal)),)) if words else None
+    # SQLite folds the case of ASCII only.
+    cases = () if literal.isascii() else (literal.lower(), literal.upper(), literal.title())
+    others = (*cases, literal.replace("♯", "#"), literal.replace("#", "♯"), *_alternatives(words))
+    return Term((), (tuple(dict.fromkeys((literal, *others))),)) if words else None
 
 
 def _term(text: str, is_prefix: bool) -> Term | None:
     words = _words(text)[:WORDS_LIMIT]
     if not words or any(len(word) > WORD_LIMIT for word in words):
         return None
-    sharps = tuple(
-        (note.replace("♯", "#"), note.replace("#", "♯")) for note in (match.group() for match in _SHARP.finditer(text))
-    )
+    notes = list(dict.fromkeys(match.group().replace("♯", "#") for match in _SHARP.finditer(text)))
+    sharps = tuple((note, note.replace("#", "♯")) for note in notes[:WORDS_LIMIT])
     # Beyond ASCII each index knows best what its words are.
     plain = " ".join(words) if text.isascii() else text[: QUERY_LIMIT // 10].rstrip("*")
     others = () if is_prefix else tuple(other for other in _alternatives(plain) if other != plain)
@@ -256,8 +260,8 @@ def _fold_with_origin(text: str) -> tuple[str, Sequence[int]]:
 def _fold_character(character: str) -> str:
     if character.isascii():
         return character.lower()
-    if character == "♯":
-        return "#"
+    if character in FOLDED:
+        return FOLDED[character]
     if "\u0300" <= character <= "\u036f":
         return ""
     first = unicodedata.normalize("NFD", character)[0]

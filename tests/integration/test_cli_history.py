@@ -57,6 +57,32 @@ def test_list_goes_on_where_a_page_ended(history: str) -> None:
     assert rest.stderr == ""
 
 
+def test_a_narrow_terminal_has_room_for_the_prompt(history: str) -> None:
+    code, screen = on_a_terminal("--database-url", history, "list", env={"NO_COLOR": "1", "COLUMNS": "80"})
+    assert code == 0
+    assert "lofi rain" in screen
+    assert "musicgen-small" not in screen
+
+
+def test_an_empty_list_says_so(sqlite_url: str) -> None:
+    result = run("list", url=sqlite_url)
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "There are none.\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("POOL_SIZE", "x"), ("PGBOUNCER", "maybe"), ("REPLICA_MAX_LAG", "abc"), ("STATEMENT_TIMEOUT", "-1")],
+)
+def test_a_setting_that_is_none_is_named_without_a_traceback(
+    history: str, name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"DATABASE_{name}", value)
+    result = run("stats", url=history)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith("Error: ")
+    assert name in result.stderr.upper()
+
+
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [(["--status", "done"], 2), (["--limit", "0"], 2), (["--after", "nonsense"], 1)],
@@ -137,7 +163,7 @@ def test_why_tells_what_a_generation_waits_for_and_until_when(history: str) -> N
     storage.dispose()
     at_work, behind = run("why", "g0", url=history).stdout.splitlines(), run("why", "g1", url=history).stdout
     assert at_work[0] == "worker is at it, attempt 1."
-    assert re.fullmatch(r"It should be finished between \S+ \S+ and \S+ \S+ UTC\.", at_work[1])
+    assert re.fullmatch(r"It should be finished between \S+ \S+ and \S+ \S+ UTC, going by a single one\.", at_work[1])
     assert behind.startswith("It is the next to be claimed.\nIt should be finished between ")
     answer = json.loads(run("why", "g2", "--json", url=history).stdout)
     assert (answer["reason"], answer["ahead"], answer["estimate"]["jobs_ahead"]) == ("behind", 1, 1)

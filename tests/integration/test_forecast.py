@@ -148,6 +148,28 @@ def test_the_truth_falls_into_the_interval_about_as_often_as_it_says(
     assert share_inside(workers, scaled(20_000)) >= 0.75
 
 
+@pytest.mark.parametrize("length", [1e-300, 16.0, 1e300])
+@pytest.mark.parametrize("taken", [0.0, 1e-300, 1e300])
+@pytest.mark.parametrize("running", [False, True])
+def test_no_time_or_length_that_can_be_stored_is_too_much(
+    db: Storage, length: float, taken: float, running: bool
+) -> None:
+    with get_session() as session:
+        a_history(session, "m", [(length, taken)] * 30)
+        a_worker(session)
+        for duration in (16.0, 1e300, 1e-300):
+            first = a_generation(session, model_name="m", duration_seconds=duration)
+            if running:
+                first.mark_processing()
+        job = a_generation(session, model_name="m", duration_seconds=length)
+        session.flush()
+        estimate = estimate_completion(session, job.id)
+        if taken < 1 and length == 16.0:
+            assert estimate is not None
+        if estimate is not None:
+            assert estimate.at <= estimate.p10_at <= estimate.p50_at <= estimate.p90_at
+
+
 def test_past_every_like_a_tenth_more_is_expected() -> None:
     assert remaining_times([10.0, 20.0], 15.0) == [5.0]
     assert remaining_times([10.0, 20.0], 50.0) == [5.0]

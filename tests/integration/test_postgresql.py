@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import text
 
 from services.storage import (
+    AccessDeniedError,
     BusyError,
     DisconnectedError,
     PoolTimeoutError,
@@ -85,6 +86,25 @@ def test_a_wrong_password_is_an_unreachable_database_and_is_not_repeated(server:
     with pytest.raises(UnreachableError) as caught:
         storage.read_revision()
     assert "hunter2" not in str(caught.value)
+
+
+def test_a_user_who_lacks_a_right_hears_what_to_grant(server: Server) -> None:
+    server.query("CREATE ROLE guest LOGIN PASSWORD 'hunter2'")
+    storage = Storage(f"postgresql://guest:hunter2@127.0.0.1:{server.port}/postgres")
+    with pytest.raises(AccessDeniedError, match="GRANT"), storage.session():
+        pass
+    storage.dispose()
+
+
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+def test_a_database_that_cannot_hold_every_prompt_is_refused(server: Server, encoding: str) -> None:
+    server.query(f"CREATE DATABASE {encoding} ENCODING '{encoding}' LOCALE 'C' TEMPLATE template0")
+    storage = Storage(server.url().replace("/postgres", f"/{encoding.lower()}"))
+    with pytest.raises(UnreachableError, match="--encoding=UTF8"):
+        migrations.upgrade(storage)
+    with pytest.raises(UnreachableError, match="--encoding=UTF8"):
+        storage.read_revision()
+    storage.dispose()
 
 
 # --- settings

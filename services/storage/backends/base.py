@@ -98,7 +98,8 @@ class Keeper(Protocol):
     def close(self) -> None: ...
 
 
-# What OFTEN of the RECENT newest prompts answer is met soon by walking through all of them.
+# What OFTEN of the RECENT newest prompts answer is met soon by walking through all of them. Newest by id: of deleted
+# ones nobody knows.
 RECENT = 1_000
 OFTEN = 5
 
@@ -200,8 +201,8 @@ class Backend(Protocol):
     def few_matches(self, query: "Query", limit: int) -> Select[Any]:
         """Return the query for a list of `limit` of matching_prompts()' ids, or NULL if they are met OFTEN."""
 
-    def prompt_matches(self, query: "Query", prompt_id: Any, text: Any) -> ColumnElement[bool]:
-        """Return the condition that the prompt with this id and text answers `query`, for rows met in another order."""
+    def prompt_matches(self, query: "Query", prompt_id: Any) -> ColumnElement[bool]:
+        """Return the condition that the prompt with this id answers `query`, for rows met in another order."""
 
     def numbers(self, numbers: Sequence[int]) -> FromClause:
         """Return a table of one column, `value`, with a row for each of the `numbers`."""

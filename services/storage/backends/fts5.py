@@ -93,18 +93,17 @@ class FTS5Search:
         ids = select(func.json_group_array(matching.limit(limit).subquery().c.id, type_=JSON()))
         return select(case((count < OFTEN, ids.scalar_subquery())))
 
-    def prompt_matches(self, query: Query, prompt_id: Any, text: Any) -> ColumnElement[bool]:
+    def prompt_matches(self, query: Query, prompt_id: Any) -> ColumnElement[bool]:
         prompt = aliased(Prompt)
-        literals = _literal_conditions(query, prompt)
-        conditions: list[ColumnElement[bool]] = [exists().where(prompt.id == prompt_id, *literals)] if literals else []
+        conditions = _literal_conditions(query, prompt)
         if not query.is_literal:
-            found: ColumnElement[bool] = exists().where(_match(query), INDEXED.c.rowid == prompt_id)
+            found: ColumnElement[bool] = exists().where(_match(query), INDEXED.c.rowid == prompt.id)
             if any(term.is_prefix for term in query.wanted):
-                # The words that begin so are merged for each question: ask once, for all. Plus nothing, so that the
-                # rows are still met in the order asked for.
-                found = (prompt_id + 0).in_(select(INDEXED.c.rowid).where(_match(query)))
-            conditions = [*_known_from_text(query, text, found), *conditions]
-        return and_(*conditions)
+                # The words that begin so are merged for each question: ask once, for all. Plus nothing, so that no
+                # planner begins with the answers.
+                found = (prompt.id + 0).in_(select(INDEXED.c.rowid).where(_match(query)))
+            conditions = [*_known_from_text(query, prompt.text, found), *conditions]
+        return exists().where(prompt.id == prompt_id, *conditions)
 
     def numbers(self, numbers: Sequence[int]) -> FromClause:
         return func.json_each(json.dumps(list(numbers))).table_valued("value")

@@ -31,6 +31,7 @@ from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.orm import Session
 
 from ..errors import (
+    AccessDeniedError,
     BusyError,
     ConflictError,
     ConstraintError,
@@ -70,7 +71,8 @@ ERRORS: tuple[tuple[str, type[StorageError]], ...] = (
     ("22", ConstraintError),
     ("54", ConstraintError),
     ("42P01", NotInitializedError),
-    ("42501", UnreachableError),
+    ("42501", AccessDeniedError),
+    ("0A000", ReadOnlyError),  # SQLAlchemy asks a standby for a transaction that may write
     ("28", UnreachableError),
     ("3D000", UnreachableError),
     ("58", UnreachableError),
@@ -157,9 +159,18 @@ class PostgreSQL(TSVectorSearch):
 
     def _create_engine(self, url: URL, **arguments: Any) -> Engine:
         try:
-            return create_engine(url, hide_parameters=True, json_serializer=dump_jsonb, **arguments)
+            engine = create_engine(url, hide_parameters=True, json_serializer=dump_jsonb, **arguments)
         except ModuleNotFoundError as error:
             raise DriverMissingError(orig=error) from error
+
+        @event.listens_for(engine, "connect", insert=True)  # before the dialect, which fails in SQL_ASCII
+        def require_unicode(connection: Any, record: Any) -> None:
+            if connection.info.parameter_status("server_encoding") not in (None, "UTF8"):
+                raise UnreachableError(
+                    "The database cannot hold every prompt: make one with createdb --encoding=UTF8 -T template0."
+                )
+
+        return engine
 
     def is_present(self, url: URL) -> bool:
         return True

@@ -88,7 +88,7 @@ class TSVectorSearch:
         ids = self.matching_prompts(query).limit(limit).scalar_subquery()
         return select(case((_count_recent(query) < OFTEN, func.array(ids, type_=ARRAY(Integer)))))
 
-    def prompt_matches(self, query: Query, prompt_id: Any, text: Any) -> ColumnElement[bool]:
+    def prompt_matches(self, query: Query, prompt_id: Any) -> ColumnElement[bool]:
         prompts = PROMPTS.alias()
         return select(_unindexed(query, prompts)).where(prompts.c.id == prompt_id).scalar_subquery()
 

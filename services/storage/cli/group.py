@@ -21,7 +21,8 @@ class Commands(click.Group):
         except BrokenPipeError:
             raise
         except OSError as error:
-            raise click.ClickException(plain(f"{error.strerror}: {error.filename}")) from error
+            message = f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
+            raise click.ClickException(plain(message)) from error
         except (KeyboardInterrupt, click.Abort):
             say("Interrupted.")
             ctx.exit(130)

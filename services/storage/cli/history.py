@@ -71,6 +71,8 @@ def list_(
         for row in page.items:
             fields = (row.id, row.status, row.created_at.isoformat(), row.model_name, row.prompt)
             click.echo("\t".join(map(plain, fields)))
+    if not page.items:
+        say("There are none.")
     if page.next:
         say(f"There are more: --after {page.next}")
 
@@ -129,7 +131,9 @@ def why(database_url: str | None, generation_id: str, as_json: bool) -> None:
     """
     with opened(database_url) as storage, storage.session(read_only=True) as session:
         wait = explain_wait(session, generation_id)
-        estimate = estimate_completion(session, generation_id)
+        # Of the last two nobody knows whether anyone works on it.
+        is_lost = wait is None or wait.reason in ("expired", "unleased")
+        estimate = None if is_lost else estimate_completion(session, generation_id)
     if wait is None:
         raise click.ClickException(f"no generation has the id {shorten(generation_id)}")
     if as_json:
@@ -139,7 +143,8 @@ def why(database_url: str | None, generation_id: str, as_json: bool) -> None:
     click.echo(plain(wait.explanation))
     if estimate is not None:
         soonest, latest = (f"{moment:%Y-%m-%d %H:%M:%S}" for moment in (estimate.p10_at, estimate.p90_at))
-        click.echo(f"It should be finished between {soonest} and {latest} UTC.")
+        latest_ones = f"the latest {estimate.samples:,} of its model" if estimate.samples > 1 else "a single one"
+        click.echo(f"It should be finished between {soonest} and {latest} UTC, going by {latest_ones}.")
 
 
 @commands.command()

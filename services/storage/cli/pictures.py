@@ -12,6 +12,7 @@ from ..schema import GenerationStatus
 from .terminal import plain
 
 BAR_WIDTH = 32
+WIDE = 100  # columns of a terminal that has room for a generation's model and the year
 COLORS: Mapping[str, str] = {
     GenerationStatus.PENDING: "yellow",
     GenerationStatus.PROCESSING: "cyan",
@@ -52,17 +53,19 @@ def print_picture(
 
 def print_generations(rows: Sequence[Generation]) -> None:
     """Print one line for each generation; times are UTC."""
-    table = Table("id", "status", "created (UTC)", "model", "prompt", box=None)
+    console = Console()
+    is_wide = console.width >= WIDE
+    table = Table("id", "status", "created (UTC)", *(["model"] if is_wide else []), "prompt", box=None)
     for row in rows:
         table.add_row(
             Text(plain(row.id), no_wrap=True),
             Text(row.status, style=COLORS.get(row.status, ""), no_wrap=True),
-            Text(f"{row.created_at:%Y-%m-%d %H:%M}", no_wrap=True),
-            Text(plain(row.model_name), no_wrap=True, overflow="ellipsis"),
+            Text(f"{row.created_at:%Y-%m-%d %H:%M}" if is_wide else f"{row.created_at:%m-%d %H:%M}", no_wrap=True),
+            *([Text(plain(row.model_name), no_wrap=True, overflow="ellipsis")] if is_wide else []),
             Text(("★ " if row.is_favorite else "") + plain(row.prompt), no_wrap=True, overflow="ellipsis"),
         )
     table.columns[0].min_width = max((len(row.id) for row in rows), default=0)  # an id is there to be copied
-    Console().print(table)
+    console.print(table)
 
 
 def print_matches(found: Sequence[tuple[int, Sequence[tuple[str, bool]]]]) -> None:

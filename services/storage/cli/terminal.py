@@ -19,7 +19,10 @@ UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]+")
 @contextmanager
 def opened(database_url: str | None) -> Iterator[Storage]:
     """Open the database for one verb."""
-    storage = Storage(database_url)
+    try:
+        storage = Storage(database_url)
+    except (TypeError, ValueError) as error:  # of a setting in the environment
+        raise click.ClickException(plain(str(error))) from error
     try:
         yield storage
     finally:
