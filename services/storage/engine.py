@@ -21,6 +21,7 @@ from sqlalchemy.orm.exc import StaleDataError
 from .backends import EngineOptions, backend_for, is_refused_when_reading, spell_url
 from .errors import (
     ConflictError,
+    CorruptError,
     DatabaseURLError,
     NotInitializedError,
     PoolTimeoutError,
@@ -28,6 +29,7 @@ from .errors import (
     RetryableError,
     SchemaOutdatedError,
     SchemaTooNewError,
+    UnreachableError,
 )
 from .replicas import Replicas
 from .retry import RetryPolicy
@@ -277,11 +279,14 @@ def translate_errors(engine: Engine) -> None:
     def translate(context: ExceptionContext) -> BaseException | None:
         if context.is_pre_ping:
             return None  # the pool sees that the connection is dead and takes another
-        return backend.translate(
+        error = backend.translate(
             context.original_exception,
             is_disconnect=context.is_disconnect,
             is_connecting=context.connection is None,
         )
+        if isinstance(error, (CorruptError, UnreachableError)):
+            error.args = (f"{error} ({mask_url(engine.url)})",)  # it may be one of several: a copy's, a replica's
+        return error
 
 
 def get_default() -> Storage | None:
