@@ -166,6 +166,7 @@ class PostgreSQL(TSVectorSearch):
         @event.listens_for(engine, "connect", insert=True)  # before the dialect, which fails in SQL_ASCII
         def require_unicode(connection: Any, record: Any) -> None:
             if connection.info.parameter_status("server_encoding") not in (None, "UTF8"):
+                connection.close()  # SQLAlchemy 2.0 would leave it to the garbage collector
                 raise UnreachableError(
                     "The database cannot hold every prompt: make one with createdb --encoding=UTF8 -T template0."
                 )

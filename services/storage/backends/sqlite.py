@@ -4,7 +4,7 @@ import contextlib
 import os
 import re
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -113,17 +113,18 @@ class SQLite(FTS5Search):
 
         @event.listens_for(engine, "connect")
         def configure(connection: sqlite3.Connection, record: Any) -> None:
-            connection.isolation_level = None  # we emit BEGIN ourselves, below
-            connection.text_factory = _decode
-            connection.execute("PRAGMA foreign_keys = ON")
-            # trusted_schema stays ON: FTS5 counts as unsafe in triggers (3.40.1), and a trigger keeps the search index.
-            connection.execute(f"PRAGMA synchronous = {options.synchronous}")
-            connection.execute("PRAGMA temp_store = MEMORY")
-            connection.execute("PRAGMA cache_size = -65536")
-            if checkpointed:
-                connection.execute("PRAGMA wal_autocheckpoint = 0")
-                # SQLite's own word for the file: the URL may name a link to it, or be a file: URI.
-                record.info["wal"] = Path(connection.execute("PRAGMA database_list").fetchone()[2] + "-wal")
+            with _closed_on_error(connection):
+                connection.isolation_level = None  # we emit BEGIN ourselves, below
+                connection.text_factory = _decode
+                connection.execute("PRAGMA foreign_keys = ON")
+                # trusted_schema stays ON: FTS5 counts as unsafe in triggers (3.40.1), and they keep the search index.
+                connection.execute(f"PRAGMA synchronous = {options.synchronous}")
+                connection.execute("PRAGMA temp_store = MEMORY")
+                connection.execute("PRAGMA cache_size = -65536")
+                if checkpointed:
+                    connection.execute("PRAGMA wal_autocheckpoint = 0")
+                    # SQLite's own word for the file: the URL may name a link to it, or be a file: URI.
+                    record.info["wal"] = Path(connection.execute("PRAGMA database_list").fetchone()[2] + "-wal")
 
         @event.listens_for(engine, "checkout")
         def own_transactions(connection: sqlite3.Connection, record: Any, proxy: Any) -> None:
@@ -196,11 +197,12 @@ class SQLite(FTS5Search):
 
         @event.listens_for(engine, "connect")
         def configure(connection: sqlite3.Connection, record: Any) -> None:
-            connection.isolation_level = None
-            # With foreign keys on, dropping the old table of a rebuild silently deletes every row that refers to it.
-            connection.execute("PRAGMA foreign_keys = OFF")
-            if has_wal_reset_bug(sqlite3.sqlite_version_info):
-                connection.execute("PRAGMA wal_autocheckpoint = 0")
+            with _closed_on_error(connection):
+                connection.isolation_level = None
+                # With foreign keys on, dropping the old table of a rebuild silently deletes the rows that refer to it.
+                connection.execute("PRAGMA foreign_keys = OFF")
+                if has_wal_reset_bug(sqlite3.sqlite_version_info):
+                    connection.execute("PRAGMA wal_autocheckpoint = 0")
 
         return engine
 
@@ -290,6 +292,16 @@ def has_wal_reset_bug(version: tuple[int, ...]) -> bool:
 def _decode(text: bytes) -> str:
     """Read what others wrote in another encoding with marks for it: the driver would refuse the row, and quote it."""
     return text.decode("utf-8", "replace")
+
+
+@contextlib.contextmanager
+def _closed_on_error(connection: sqlite3.Connection) -> Iterator[None]:
+    """Close a connection that cannot be set up: SQLAlchemy 2.0 would leave it to the garbage collector."""
+    try:
+        yield
+    except sqlite3.Error:
+        connection.close()
+        raise
 
 
 def _is_uri(url: URL) -> bool:
