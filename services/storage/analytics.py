@@ -120,7 +120,7 @@ def get_performance_stats(
     conditions = [Generation.completed_at.is_not(None), *_narrowed(since, model_name)]
     completed = Generation.status == GenerationStatus.COMPLETED
     time = case((completed, Generation.generation_time_seconds))
-    factor = case((completed, Generation.generation_time_seconds / Generation.duration_seconds))
+    factor = case((completed, _bounded(Generation.generation_time_seconds) / _bounded(Generation.duration_seconds)))
     wait = case(
         (
             Generation.status != GenerationStatus.CANCELLED,
@@ -266,6 +266,11 @@ def _narrowed(since: datetime | None, model_name: str | None) -> list[ColumnElem
     if model_name is not None:
         conditions.append(Generation.model_name == model_name if is_storable("model_name", model_name) else false())
     return conditions
+
+
+def _bounded(seconds: Any) -> ColumnElement[float]:
+    """Return a time within what may be divided: beyond, the quotient is an error on PostgreSQL."""
+    return case((seconds.between(5e-324, 1e-100), 1e-100), (seconds > 1e100, 1e100), else_=seconds)
 
 
 def _percentiles(group: Any, subject: Any, value: Any) -> Select[Any]:

@@ -85,7 +85,7 @@ VALUES = st.lists(
     st.tuples(
         st.sampled_from(["m1", "m2"]),
         st.sampled_from(["completed", "completed", "failed", "cancelled"]),
-        st.one_of(st.none(), st.floats(0, 1e6), st.integers(1, 9).map(float)),
+        st.one_of(st.none(), st.just(0.0), st.floats(1e-100, 1e6), st.integers(1, 9).map(float)),
         st.one_of(st.none(), st.integers(-5_000_000, 10**12)),
     ),
     max_size=40,
@@ -161,6 +161,16 @@ def test_percentiles_are_those_of_the_standard_library_and_of_postgresql(db: Sto
                 )
             ).scalar_one()
             assert (found.p50, found.p90, found.p99) == pytest.approx(tuple(theirs), rel=1e-12)
+
+
+@pytest.mark.parametrize(("taken", "length"), [(5e-324, 16.0), (1e300, 1e-300), (1e-300, 1e300), (0.0, 5e-324)])
+def test_no_time_or_length_that_can_be_stored_breaks_a_report(db: Storage, taken: float, length: float) -> None:
+    with get_session() as session:
+        a_generation(session, duration_seconds=length).mark_completed(taken)
+        session.flush()
+        [report] = get_performance_stats(session)
+        assert report.generation_time.p50 == taken
+        assert report.real_time_factor.p50 is not None
 
 
 def test_performance_is_narrowed_by_time_and_model(db: Storage) -> None:
