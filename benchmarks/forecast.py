@@ -2,11 +2,11 @@
 
 import heapq
 import random
-from collections.abc import Callable
 
 from services.storage.forecast import percentile, times_alike, total_time, waiting_time
 
-Report = Callable[[str, float, str], None]
+from .turns import Report
+
 LENGTHS = (8.0, 16.0, 30.0)
 SIZE = 20_000
 

@@ -16,7 +16,8 @@ from services.storage import (
 from services.storage.pagination import Position, encode_cursor
 
 from .dataset import build, median_ms, raw, time_of
-from .search import Report, main
+from .search import main
+from .turns import Report
 
 NEWEST = "SELECT * FROM generations ORDER BY created_at DESC, id DESC LIMIT 101"
 STATS = "SELECT status, count(*) FROM generations GROUP BY status UNION ALL SELECT NULL, count(*) FROM prompts"

@@ -10,6 +10,7 @@ from typing import Any
 from services.storage import Storage, create_generation, search_generations, search_prompts
 
 from .dataset import build, median_ms
+from .turns import Report
 
 QUERIES = {
     "rare": "waterphone",
@@ -20,7 +21,6 @@ QUERIES = {
     "prefix": "gui*",
     "nothing": "xylophonist",
 }
-Report = Callable[[str, float, str], None]
 SIZE = 1_000_000
 
 

@@ -30,7 +30,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import Session
 
 from .backends import backend_for
-from .models import CLAIM_ORDER, PENDING, Attempt, Generation, Prompt, QueueState
+from .models import CLAIM_ORDER, PENDING, PROCESSING, Attempt, Generation, Prompt, QueueState
 from .reports import FailureReason, Percentiles, PerformanceStats, PromptStats, QueueStats, Usage
 from .schema import BIG_INTEGER_LIMIT, GenerationStatus
 from .validation import is_storable, validate_count, validate_moment
@@ -47,8 +47,6 @@ BUCKETS: dict[Bucket, timedelta] = {"hour": timedelta(hours=1), "day": timedelta
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MONDAY = timedelta(days=4)  # the first Monday after the epoch, where ISO 8601 weeks begin
 
-# Literals: a bound value would keep both databases from using the partial indexes.
-PROCESSING = Generation.status == literal_column("'processing'")
 # A lost attempt was ended by the one who reclaimed it, not by its worker.
 BY_WORKER = Attempt.outcome != literal_column("'lost'")
 

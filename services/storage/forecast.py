@@ -25,9 +25,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Session, aliased
 
-from .analytics import PROCESSING, count_workers, pending_generations, seconds_between
+from .analytics import count_workers, pending_generations, seconds_between
 from .backends import backend_for
-from .models import PENDING, Generation, QueueState
+from .models import PENDING, PROCESSING, Generation, QueueState
 from .reports import Estimate, Wait
 from .schema import FINISHED, GenerationStatus
 from .validation import is_storable

@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Select, Text, case, cast, insert, literal, literal_column, select, update
+from sqlalchemy import ColumnElement, Row, Select, Text, case, cast, insert, literal, select, update
 from sqlalchemy.orm import Session
 
 from .backends import backend_for, inline
 from .engine import REFRESH
 from .errors import IllegalTransitionError, LeaseLostError
-from .models import Attempt, Base, Generation, Lease, consequences
+from .models import HAS_ATTEMPTS_LEFT, PROCESSING, Attempt, Base, Generation, Lease, consequences
 from .retry import RetryPolicy
 from .schema import INTEGER_LIMIT, GenerationStatus
 from .types import utcnow
@@ -30,9 +30,6 @@ from .validation import (
 RECLAIMED_AT_ONCE = 500  # rows: what one statement names by id
 RETRY = RetryPolicy()
 
-# A literal, for the partial index of the leases.
-PROCESSING = Generation.status == literal_column("'processing'")
-HAS_ATTEMPTS_LEFT = Generation.attempt < Generation.max_attempts
 CANCEL_REQUESTED = Generation.cancel_requested_at.is_not(None)
 # What reclaim says of a generation that lost its worker once too often, such as "worker lost in attempt 3 of 3".
 WORKER_LOST = literal("worker lost in attempt ") + cast(Generation.attempt, Text)

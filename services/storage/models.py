@@ -352,8 +352,10 @@ class Generation(HasMetadata, Base):
         return f"<Generation {self.id} status={self.status} prompt={_shorten(self.prompt)!r}>"
 
 
-# A literal: a bound value would keep both databases from using the partial indexes of the queue.
+# Literals: a bound value would keep both databases from using the partial indexes of the queue and of the leases.
 PENDING = Generation.status == literal_column("'pending'")
+PROCESSING = Generation.status == literal_column("'processing'")
+HAS_ATTEMPTS_LEFT = Generation.attempt < Generation.max_attempts
 CLAIM_ORDER = (Generation.priority.desc(), Generation.scheduled_at, Generation.id)
 
 

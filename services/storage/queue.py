@@ -29,14 +29,13 @@ from sqlalchemy.orm import Session, aliased
 from .backends import Backend, backend_for, inline, priorities
 from .engine import REFRESH
 from .errors import IllegalTransitionError
-from .models import PENDING, Generation, QueueState, consequences
+from .models import HAS_ATTEMPTS_LEFT, PENDING, Generation, QueueState, consequences
 from .schema import INTEGER_LIMIT, GenerationStatus
 from .validation import is_storable, validate_count, validate_name, validate_seconds
 
 LOOK_AHEAD = 50  # rows, in claim order, among which a warm model is looked for
 PATIENCE_SECONDS = 300.0  # after which the head of the queue goes first, whatever model is warm
 
-HAS_ATTEMPTS_LEFT = Generation.attempt < Generation.max_attempts
 NOT_PAUSED = select(QueueState.paused_at).scalar_subquery().is_(None)
 
 

@@ -70,9 +70,8 @@ class TSVectorSearch:
         return literal(Decimal(repr(value)) if isinstance(value, float) else Decimal(value), Numeric)
 
     def matching_prompts(self, query: Query, *, with_text: bool = False) -> Select[Any]:
-        columns = [PROMPTS.c.id, PROMPTS.c.text] if with_text else [PROMPTS.c.id]
         # Fenced in: of a rare word the planner knows nothing, and with an order or a limit it reads the whole table.
-        found = select(*columns).where(*_conditions(query, PROMPTS)).cte().prefix_with("MATERIALIZED")
+        found = _prompts(with_text).where(*_conditions(query, PROMPTS)).cte().prefix_with("MATERIALIZED")
         return select(found)
 
     def newest_matches(self, session: Session, query: Query, limit: int, *, with_text: bool = False) -> Select[Any]:
@@ -80,8 +79,7 @@ class TSVectorSearch:
         if recent < OFTEN or recent * WALKED < limit * RECENT:
             newest = self.matching_prompts(query, with_text=with_text)
         else:
-            columns = [PROMPTS.c.id, PROMPTS.c.text] if with_text else [PROMPTS.c.id]
-            newest = select(*columns).where(_unindexed(query, PROMPTS))
+            newest = _prompts(with_text).where(_unindexed(query, PROMPTS))
         return newest.order_by(newest.selected_columns[0].desc()).limit(limit)
 
     def few_matches(self, query: Query, limit: int) -> Select[Any]:
@@ -103,6 +101,10 @@ class TSVectorSearch:
         drifted = PROMPTS.c.words.is_distinct_from(_as_words(PROMPTS.c.text))
         session.execute(update(PROMPTS).values(text=PROMPTS.c.text).where(drifted))
         session.execute(text("REINDEX INDEX idx_prompts_words"))
+
+
+def _prompts(with_text: bool) -> Select[Any]:
+    return select(PROMPTS.c.id, PROMPTS.c.text) if with_text else select(PROMPTS.c.id)
 
 
 def _conditions(query: Query, prompts: FromClause) -> list[ColumnElement[bool]]:

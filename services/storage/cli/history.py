@@ -18,6 +18,11 @@ from ..search import search_prompts
 from .group import commands
 from .terminal import opened, plain, say, shorten
 
+at_most = click.option(
+    "--limit", metavar="N", default=20, show_default=True, type=click.IntRange(1, 100_000), help="At most N of them."
+)
+json_instead = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+
 # Nothing a prompt should hold, and if it does it only shifts what is bold.
 MARKS = ("\x02", "\x03")
 
@@ -28,11 +33,9 @@ MARKS = ("\x02", "\x03")
 @click.option("--prompt", metavar="TEXT", help="Only those of exactly this prompt.")
 @click.option("--batch", metavar="ID", help="Only those of this batch.")
 @click.option("--favorites", is_flag=True, help="Only favourites.")
-@click.option(
-    "--limit", metavar="N", default=20, show_default=True, type=click.IntRange(1, 100_000), help="At most N of them."
-)
+@at_most
 @click.option("--after", metavar="CURSOR", help="Go on where the page before ended; it says how.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@json_instead
 @click.pass_obj
 def list_(
     database_url: str | None,
@@ -86,10 +89,8 @@ def list_(
     type=click.Choice(["relevance", "used", "newest"]),
     help="Which come first.",
 )
-@click.option(
-    "--limit", metavar="N", default=20, show_default=True, type=click.IntRange(1, 100_000), help="At most N of them."
-)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@at_most
+@json_instead
 @click.pass_obj
 def search(database_url: str | None, words: tuple[str, ...], order: str, limit: int, as_json: bool) -> None:
     """Search the prompts for WORDS.
@@ -122,7 +123,7 @@ def search(database_url: str | None, words: tuple[str, ...], order: str, limit: 
 
 @commands.command()
 @click.argument("generation_id", metavar="ID")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@json_instead
 @click.pass_obj
 def why(database_url: str | None, generation_id: str, as_json: bool) -> None:
     """Tell why the generation ID is not finished yet, and when it should be.
@@ -157,7 +158,7 @@ def why(database_url: str | None, generation_id: str, as_json: bool) -> None:
     type=click.IntRange(min=0),
     help="How many of the most used prompts to show.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@json_instead
 @click.pass_obj
 def stats(database_url: str | None, limit: int, as_json: bool) -> None:
     """Show counts, the queue, the last 30 days, how models do and the most used prompts."""
