@@ -1,5 +1,6 @@
 """Which statements an operation sends, and how the database plans them."""
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,16 +10,30 @@ from sqlalchemy.orm import Session
 
 
 def explain(session: Session, operation: Callable[[], Any]) -> list[str]:
-    """Return the plan of every statement that `operation` sends."""
+    """Return the plan of every statement that `operation` sends; on PostgreSQL with that for any values below it.
+
+    PostgreSQL may change to the latter when a connection has prepared and sent the same statement often enough.
+    """
     with statements_of(session) as sent:
         operation()
     connection: Any = session.connection()
-    word = "EXPLAIN QUERY PLAN" if connection.dialect.name == "sqlite" else "EXPLAIN"
+    is_sqlite = connection.dialect.name == "sqlite"
     plans = []
     for statement, parameters in sent:
-        rows = connection.exec_driver_sql(f"{word} {statement}", parameters)
-        plans.append("\n".join(str(row[-1]) for row in rows) + "\n")
+        rows = connection.exec_driver_sql(f"{'EXPLAIN QUERY PLAN' if is_sqlite else 'EXPLAIN'} {statement}", parameters)
+        lines = [str(row[-1]) for row in rows]
+        plans.append("\n".join([*lines, *([] if is_sqlite else _explain_for_any_values(connection, statement))]) + "\n")
     return plans
+
+
+def _explain_for_any_values(connection: Any, statement: str) -> list[str]:
+    numbers: dict[str, int] = {}
+    numbered = re.sub(r"%\((\w+)\)s", lambda found: f"${numbers.setdefault(found[1], len(numbers) + 1)}", statement)
+    asked = f"EXPLAIN (GENERIC_PLAN) {numbered.replace('%%', '%')}"
+    # The driver alone, and unprepared: the server must not ask for the values.
+    with connection.connection.cursor() as cursor:
+        rows = cursor.execute(asked, prepare=False).fetchall()
+    return [str(row[-1]) for row in rows]
 
 
 @contextmanager

@@ -7,10 +7,23 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from datetime import datetime
+from functools import cache
 from inspect import Parameter, signature
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, Engine, delete, func, literal_column, select, true, update
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Engine,
+    Select,
+    bindparam,
+    delete,
+    func,
+    literal_column,
+    select,
+    true,
+    update,
+)
 from sqlalchemy.orm import Session
 
 from .analytics import get_database_stats as get_database_stats
@@ -264,9 +277,8 @@ def get_prompt_by_text(session: Session, text: str) -> Prompt | None:
 
 def get_all_prompts(session: Session, limit: int = 100, offset: int = 0) -> list[Prompt]:
     """Return prompts, most used first, ties broken by age."""
-    limit, offset = validate_count("limit", limit), validate_count("offset", offset)
-    order = (Prompt.used_count.desc(), Prompt.id)
-    return list(session.scalars(select(Prompt).order_by(*order).limit(limit).offset(offset)))
+    portion = {"limit": validate_count("limit", limit), "offset": validate_count("offset", offset)}
+    return list(session.scalars(_by_use(), portion))
 
 
 def get_most_used_prompts(session: Session, limit: int = 10) -> list[Prompt]:
@@ -286,6 +298,12 @@ def delete_prompt(session: Session, prompt_id: int) -> bool:
         if isinstance(row, Generation) and row.__dict__.get("prompt_id") == prompt_id:
             session.expunge(row)
     return deleted is not None
+
+
+@cache  # building it takes as long as executing it
+def _by_use() -> Select[Any]:
+    ranked = select(Prompt).order_by(Prompt.used_count.desc(), Prompt.id)
+    return ranked.limit(bindparam("limit", type_=BigInteger())).offset(bindparam("offset", type_=BigInteger()))
 
 
 def _of_status(status: str | None) -> tuple[ColumnElement[bool], tuple[Any, ...]]:

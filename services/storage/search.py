@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 from sqlalchemy import ColumnElement, Select, func, select
 from sqlalchemy.orm import Session, aliased
 
-from .backends import backend_for
+from .backends import backend_for, inline
 from .models import Generation, Prompt
 from .pagination import Page, Position, after_position, decode_cursor, fetch_page, newest_first, of_status
 from .schema import INTEGER_LIMIT, validate_status
@@ -122,12 +122,12 @@ def _newest_of_each(
     numbers = backend_for(session).numbers(prompts)
     one, other = _other_generations()
     last = select(other.created_at).where(other.prompt_id == numbers.c.value, *_conditions(other, status, position))
-    last = last.order_by(*newest_first(other)).offset(limit - 1).limit(1)
+    last = last.order_by(*newest_first(other)).offset(inline(limit - 1)).limit(inline(1))
     first = select(func.min(other.created_at)).where(other.prompt_id == numbers.c.value)
     since = func.coalesce(last.correlate(numbers).scalar_subquery(), first.correlate(numbers).scalar_subquery())
     newest = select(one.id).join(numbers, one.prompt_id == numbers.c.value)
     newest = newest.where(one.created_at >= since, *_conditions(one, status, position))
-    return newest.order_by(*newest_first(one)).limit(limit)
+    return newest.order_by(*newest_first(one)).limit(inline(limit))
 
 
 def _conditions(model: Any, status: str | None, position: Position | None) -> list[ColumnElement[bool]]:
@@ -151,7 +151,7 @@ def _most_used(session: Session, query: Query, limit: int) -> Select[Any]:
         found = backend.prompt_matches(query, Prompt.id)
     else:
         found = Prompt.id.in_(select(backend.numbers(few).c.value))
-    return select(Prompt).where(found).order_by(Prompt.used_count.desc(), Prompt.id).limit(limit)
+    return select(Prompt).where(found).order_by(Prompt.used_count.desc(), Prompt.id).limit(inline(limit))
 
 
 def _rank_newest(session: Session, query: Query, limit: int) -> dict[int, float]:

@@ -319,6 +319,18 @@ def test_searches_are_answered_by_their_index(db: Storage) -> None:
         assert not any("TEMP B-TREE" in plan or "Sort" in plan for plan in common), common
 
 
+def test_a_search_asks_for_its_words_once_and_not_for_every_row(db: Storage) -> None:
+    build(db, 20_000)
+    with db.session() as session:
+        for query in ("waterphone", "take", '"take 7"', "tak*", "take -piano"):
+            for order in ("newest", "used", "relevance"):
+                plans = explain(session, lambda q=query, o=order: search_prompts(session, q, order_by=o))
+                assert not re.search("(Filter|Cond): .*tsquery", "".join(plans)), (query, order, plans)
+                assert not re.search("SCAN prompts\n|Seq Scan on prompts", "".join(plans)), (query, order, plans)
+            plans = explain(session, lambda q=query: search_generations(session, q))
+            assert not re.search("(Filter|Cond): .*tsquery", "".join(plans)), (query, plans)
+
+
 def test_popular_prompts_and_counts_are_read_from_an_index(db: Storage) -> None:
     build(db, 20_000)
     with db.session() as session:

@@ -36,7 +36,7 @@ from sqlalchemy.orm import Session
 
 from ..terms import UNSPACED, Query, Term
 from ..types import UTCDateTime
-from .base import OFTEN, RECENT, JSONKind, has_literals
+from .base import OFTEN, RECENT, JSONKind, has_literals, inline
 
 # The models do not have the generated column: there is none on SQLite.
 PROMPTS = table("prompts", column("id", Integer), column("text", Text), column("words", TSVECTOR))
@@ -80,10 +80,10 @@ class TSVectorSearch:
             newest = self.matching_prompts(query, with_text=with_text)
         else:
             newest = _prompts(with_text).where(_unindexed(query, PROMPTS))
-        return newest.order_by(newest.selected_columns[0].desc()).limit(limit)
+        return newest.order_by(newest.selected_columns[0].desc()).limit(inline(limit))
 
     def few_matches(self, query: Query, limit: int) -> Select[Any]:
-        ids = self.matching_prompts(query).limit(limit).scalar_subquery()
+        ids = self.matching_prompts(query).limit(inline(limit)).scalar_subquery()
         return select(case((_count_recent(query) < OFTEN, func.array(ids, type_=ARRAY(Integer)))))
 
     def prompt_matches(self, query: Query, prompt_id: Any) -> ColumnElement[bool]:
@@ -116,7 +116,8 @@ def _conditions(query: Query, prompts: FromClause) -> list[ColumnElement[bool]]:
     ]
     if not query.is_literal:
         every = reduce(lambda left, right: func.tsquery_and(left, right, type_=TSQUERY), wanted + unwanted)
-        conditions.append(prompts.c.words.op("@@", is_comparison=True)(every))
+        # Asked for on its own, so that it is made once: in a plan kept for any words it would be made for every row.
+        conditions.append(prompts.c.words.op("@@", is_comparison=True)(select(every).scalar_subquery()))
     else:
         # Looked through, but only the prompts in such languages; the condition has to be the index's own.
         conditions.append(prompts.c.text.op("~", is_comparison=True)(literal_column(f"'[{UNSPACED}]'")))
@@ -124,7 +125,7 @@ def _conditions(query: Query, prompts: FromClause) -> list[ColumnElement[bool]]:
 
 
 def _count_recent(query: Query) -> ScalarSelect[int]:
-    recent = select(PROMPTS).order_by(PROMPTS.c.id.desc()).limit(RECENT).subquery()
+    recent = select(PROMPTS).order_by(PROMPTS.c.id.desc()).limit(inline(RECENT)).subquery()
     return select(func.count()).select_from(recent).where(_unindexed(query, recent)).scalar_subquery()
 
 
