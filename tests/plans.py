@@ -22,7 +22,9 @@ def explain(session: Session, operation: Callable[[], Any]) -> list[str]:
     for statement, parameters in sent:
         rows = connection.exec_driver_sql(f"{'EXPLAIN QUERY PLAN' if is_sqlite else 'EXPLAIN'} {statement}", parameters)
         lines = [str(row[-1]) for row in rows]
-        plans.append("\n".join([*lines, *([] if is_sqlite else _explain_for_any_values(connection, statement))]) + "\n")
+        if not is_sqlite:
+            lines += _explain_for_any_values(connection, statement)
+        plans.append("\n".join(lines) + "\n")
     return plans
 
 
