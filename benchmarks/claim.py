@@ -6,7 +6,7 @@ from typing import Any
 from services.storage import Storage, claim_generation
 
 from .databases import KINDS, Scratch, fill, scratch
-from .turns import Report, compare
+from .timing import Report, compare
 
 SIZE = 1_000_000
 FEW = 1_000

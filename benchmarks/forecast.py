@@ -3,9 +3,9 @@
 import heapq
 import random
 
-from services.storage.forecast import percentile, times_alike, total_time, waiting_time
+from services.storage.analytics.estimates import percentile, times_alike, total_time, waiting_time
 
-from .turns import Report
+from .timing import Report
 
 LENGTHS = (8.0, 16.0, 30.0)
 SIZE = 20_000

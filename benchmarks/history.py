@@ -13,11 +13,11 @@ from services.storage import (
     get_usage,
     list_generations,
 )
-from services.storage.pagination import Position, encode_cursor
+from services.storage.pagination import PagePosition, encode_cursor
 
 from .dataset import build, median_ms, raw, time_of
 from .search import main
-from .turns import Report
+from .timing import Report
 
 NEWEST = "SELECT * FROM generations ORDER BY created_at DESC, id DESC LIMIT 101"
 STATS = "SELECT status, count(*) FROM generations GROUP BY status UNION ALL SELECT NULL, count(*) FROM prompts"
@@ -36,7 +36,7 @@ def run(report: Report, *, size: int, url: str | None = None, prompts: str | Non
             )
             number = size // 10
             at = time_of(number) if storage.backend.name == "sqlite" else f"{time_of(number)}+00:00"
-            deep = encode_cursor(Position(at, f"01a00000-0000-7000-8000-{number:012d}"), asked)
+            deep = encode_cursor(PagePosition(at, f"01a00000-0000-7000-8000-{number:012d}"), asked)
 
             def page(**conditions: object) -> None:
                 found = list_generations(session, **conditions)  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from typing import Any
 from services.storage import Storage, create_generation, search_generations, search_prompts
 
 from .dataset import build, median_ms
-from .turns import Report
+from .timing import Report
 
 QUERIES = {
     "rare": "waterphone",

@@ -8,7 +8,7 @@ import time
 from services.storage import Result, Storage, Worker, create_generation, get_generation
 
 from .databases import KINDS, scratch
-from .turns import Report
+from .timing import Report
 
 SIZE = 60  # seconds
 SUBMISSIONS = 20

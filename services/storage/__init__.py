@@ -1,46 +1,25 @@
 """The durable queue, history and prompt analytics of DGX Music. This page is the table of contents."""
 
-import gc
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-# The mappings live as long as the process: a search for garbage among them is a fifth of the cost of this import.
-_collects_garbage = gc.isenabled()
-gc.disable()
-
 from .analytics import (
+    Estimate,
+    FailureReason,
+    Percentiles,
+    PerformanceStats,
+    PromptStats,
+    QueueStats,
+    Usage,
+    Wait,
+    WaitReason,
+    estimate_completion,
+    explain_wait,
+    get_database_stats,
     get_failure_reasons,
     get_performance_stats,
     get_prompt_stats,
     get_queue_stats,
     get_usage,
 )
-from .database import (
-    clone_generation,
-    complete_generation,
-    count_generations,
-    create_generation,
-    create_generations,
-    delete_generation,
-    delete_prompt,
-    get_all_generations,
-    get_all_prompts,
-    get_database_stats,
-    get_engine,
-    get_generation,
-    get_generations_by_status,
-    get_most_used_prompts,
-    get_pending_generations,
-    get_prompt,
-    get_prompt_by_text,
-    get_session,
-    init_db,
-    reset_database,
-    run_in_transaction,
-    set_favorite,
-    track_prompt_usage,
-    update_generation_status,
-)
+from .database import get_engine, get_session, init_db, reset_database, run_in_transaction
 from .engine import Storage, get_storage
 from .errors import (
     AccessDeniedError,
@@ -68,43 +47,54 @@ from .errors import (
     StorageError,
     UnreachableError,
 )
-from .leases import (
-    fail_generation,
-    get_attempts,
-    heartbeat_generation,
-    reclaim_generations,
-    release_generation,
+from .generations import (
+    clone_generation,
+    count_generations,
+    create_generation,
+    create_generations,
+    delete_generation,
+    get_all_generations,
+    get_generation,
+    get_generations_by_status,
+    get_pending_generations,
+    list_generations,
+    set_favorite,
+    update_generation_status,
 )
+from .lifecycle import AttemptOutcome, GenerationStatus, validate_status
+from .maintenance import Finding, check_database, copy_database
 from .models import Attempt, Base, Generation, Lease, Prompt
 from .pagination import Page
+from .prompts import (
+    delete_prompt,
+    get_all_prompts,
+    get_most_used_prompts,
+    get_prompt,
+    get_prompt_by_text,
+    track_prompt_usage,
+)
 from .queue import (
     cancel_batch,
     cancel_generation,
     claim_generation,
     claim_generations,
+    complete_generation,
+    fail_generation,
+    get_attempts,
     get_queue_position,
+    heartbeat_generation,
     pause_queue,
+    reclaim_generations,
+    release_generation,
     resume_queue,
     retry_generation,
 )
-from .reports import Estimate, FailureReason, Percentiles, PerformanceStats, PromptStats, QueueStats, Usage, Wait
 from .retry import RetryPolicy
-from .schema import SCHEMA_SQL, GenerationStatus, get_schema_version, validate_status
-
-if _collects_garbage:
-    gc.enable()
-
-if TYPE_CHECKING:
-    from .forecast import estimate_completion, explain_wait
-    from .history import list_generations
-    from .maintenance import Finding, check_database, copy_database
-    from .search import PromptMatch, check_search_index, rebuild_search_index, search_generations, search_prompts
-    from .worker import DoNotRetry, Job, Result, Worker
+from .schema import SCHEMA_SQL, get_schema_version
+from .search import PromptMatch, check_search_index, rebuild_search_index, search_generations, search_prompts
+from .worker import DoNotRetry, Job, Result, Worker
 
 __version__ = "1.0.0"
-
-# Rooms that an API process which only creates and reads never enters: imported when one of their names is asked for.
-ENTERED_LATER = ("worker", "history", "search", "forecast", "maintenance")
 
 __all__ = [
     # Database management
@@ -151,6 +141,7 @@ __all__ = [
     "resume_queue",
     "get_queue_position",
     "get_attempts",
+    "AttemptOutcome",
     "Lease",
     "RetryPolicy",
     # Worker
@@ -181,6 +172,7 @@ __all__ = [
     "Estimate",
     "explain_wait",
     "Wait",
+    "WaitReason",
     # Maintenance
     "check_database",
     "Finding",
@@ -221,11 +213,3 @@ __all__ = [
     "StatementTimeoutError",
     "UnreachableError",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name in __all__:
-        for room in ENTERED_LATER:
-            if hasattr(module := import_module(f".{room}", __name__), name):
-                return getattr(module, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

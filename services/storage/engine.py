@@ -1,24 +1,22 @@
 """Storage: one configured database, its engines and its sessions; and the default one, found by DATABASE_URL.
 
-The only place that reads the environment. Knows no table but Alembic's version.
+Knows no table except Alembic's version table.
 """
 
 import os
-import re
 import time
 import weakref
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
-from dataclasses import fields
 from threading import Lock
 from typing import Any, TypeVar
 
-from sqlalchemy import URL, Connection, Engine, ExceptionContext, event, make_url
+from sqlalchemy import Connection, Engine, ExceptionContext, event
 from sqlalchemy.exc import ArgumentError, TimeoutError
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.exc import StaleDataError
 
-from .backends import EngineOptions, backend_for, is_refused_when_reading, spell_url
+from .backends import backend_for, is_refused_when_reading
 from .errors import (
     ConflictError,
     CorruptError,
@@ -31,16 +29,13 @@ from .errors import (
     SchemaTooNewError,
     UnreachableError,
 )
+from .limits import TRANSACTION_ATTEMPTS
 from .replicas import Replicas
 from .retry import RetryPolicy
 from .schema import REVISIONS, get_schema_version
+from .settings import mask_url, parse_replica_urls, parse_url, read_engine_options
 
-DEFAULT_DATABASE_URL = "sqlite:///data/generations.db"
-SECRET_WORDS = ("pass", "pwd", "secret", "token", "key")
-SWITCH = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 TRANSACTION_RETRY = RetryPolicy(base_seconds=0.05, cap_seconds=2.0, jitter=1.0)
-# Of an UPDATE … RETURNING: its rows replace what the session holds, so nothing has to be guessed beforehand.
-REFRESH = {"populate_existing": True, "synchronize_session": False}
 Result = TypeVar("Result")
 
 
@@ -58,53 +53,17 @@ class StorageSession(Session):
 class Storage:
     """One database: `Storage("sqlite:///file.db")`, then `with storage.session() as session: …`.
 
-    `replica_urls` are those of PostgreSQL standbys, which answer read-only sessions as long as they show all that this
-    process has committed and are at most `replica_max_lag` behind; without `database_url` and `replica_urls` they come
-    from DATABASE_REPLICA_URLS, separated by commas. Times are in seconds. `synchronous` and `busy_timeout` are
-    SQLite's: FULL keeps every acknowledged commit through a power cut, NORMAL may lose the last ones. The last seven
-    options are PostgreSQL's; a timeout of 0 is none, and `pgbouncer` says that PgBouncer in transaction mode stands
-    between.
-    An option that is None comes from the environment, `pool_size` from DATABASE_POOL_SIZE and so on, else from
-    EngineOptions.
+    `replica_urls` name PostgreSQL standbys, which answer read-only sessions as long as they show all that this process
+    has committed and lag by at most `replica_max_lag`; without `database_url` and `replica_urls` they come from
+    DATABASE_REPLICA_URLS, separated by commas. `options` are those of EngineOptions; one that is missing or None comes
+    from the environment, `pool_size` from DATABASE_POOL_SIZE and so on.
 
     Raises DatabaseURLError for a URL it cannot read, DriverMissingError without the driver, ValueError or TypeError
-    for a bad option and for replicas of SQLite; connects to nothing yet.
+    for a bad option and for replicas of SQLite. Connects to nothing yet.
     """
 
-    def __init__(
-        self,
-        database_url: str | None = None,
-        *,
-        replica_urls: Iterable[str] = (),
-        echo: bool = False,
-        synchronous: str = "FULL",
-        busy_timeout: float = 5.0,
-        pool_size: int | None = None,
-        max_overflow: int | None = None,
-        pool_timeout: float | None = None,
-        pool_recycle: float | None = None,
-        connect_timeout: float | None = None,
-        statement_timeout: float | None = None,
-        lock_timeout: float | None = None,
-        idle_transaction_timeout: float | None = None,
-        replica_max_lag: float | None = None,
-        pgbouncer: bool | None = None,
-    ) -> None:
-        self.options = _complete_options(
-            echo=echo,
-            synchronous=synchronous,
-            busy_timeout=busy_timeout,
-            pool_size=pool_size,
-            max_overflow=max_overflow,
-            pool_timeout=pool_timeout,
-            pool_recycle=pool_recycle,
-            connect_timeout=connect_timeout,
-            statement_timeout=statement_timeout,
-            lock_timeout=lock_timeout,
-            idle_transaction_timeout=idle_transaction_timeout,
-            replica_max_lag=replica_max_lag,
-            pgbouncer=pgbouncer,
-        )
+    def __init__(self, database_url: str | None = None, *, replica_urls: Iterable[str] = (), **options: Any) -> None:
+        self.options = read_engine_options(options)
         self.given_url = parse_url(database_url)
         self.backend = backend_for(self.given_url)
         self.url = self.backend.resolve_url(self.given_url)
@@ -113,10 +72,10 @@ class Storage:
         except (ArgumentError, ValueError):
             raise DatabaseURLError from None
         self._read_only_engine = self.backend.read_only(self.engine)
-        self._keeper = self.backend.keep_alive(self.url)
+        self._anchor = self.backend.open_anchor(self.url)
         self._schema_checked = False
         self.replicas: Replicas | None = None
-        if replicas := _parse_replica_urls(replica_urls, from_environment=not database_url):
+        if replicas := parse_replica_urls(replica_urls, from_environment=not database_url):
             self.replicas = Replicas(self.backend, self.engine, replicas, self.options)
         self.engines = (self.engine, *(self.replicas.engines if self.replicas else ()))
         for engine in self.engines:
@@ -125,13 +84,13 @@ class Storage:
             # Python 3.13 warns of connections that are left to the garbage collector.
             weakref.finalize(self, engine.dispose)
         _open_storages.add(self)
-        if self._keeper is not None:
-            weakref.finalize(self, self._keeper.close)
+        if self._anchor is not None:
+            weakref.finalize(self, self._anchor.close)
 
     @property
     def is_memory(self) -> bool:
         """Whether the database lives in this process alone and ends with it."""
-        return self._keeper is not None
+        return self._anchor is not None
 
     def is_same(self, other: "Storage") -> bool:
         """Tell whether `other` was configured alike."""
@@ -178,7 +137,7 @@ class Storage:
                 bind.close()
 
     def run_in_transaction(
-        self, fn: Callable[[Session], Result], *, attempts: int = 5, read_only: bool = False
+        self, fn: Callable[[Session], Result], *, attempts: int = TRANSACTION_ATTEMPTS, read_only: bool = False
     ) -> Result:
         """Return what `fn(session)` returns, once its transaction is committed.
 
@@ -210,12 +169,12 @@ class Storage:
         except TimeoutError as error:
             raise PoolTimeoutError(orig=error) from error
 
-    def require_schema(self, *, anew: bool = False) -> None:
+    def require_schema(self, *, refresh: bool = False) -> None:
         """Raise NotInitializedError, SchemaOutdatedError or SchemaTooNewError unless the schema is this library's.
 
-        Asks the database once, or when told to ask `anew`; for sessions, a schema that was right stays right.
+        Asks the database once, or again when `refresh` is set; a schema that was right once is not checked again.
         """
-        if self._schema_checked and not anew:
+        if self._schema_checked and not refresh:
             return
         revision = self.read_revision()
         if revision is None:
@@ -243,32 +202,6 @@ class Storage:
 
     def __repr__(self) -> str:
         return f"<Storage {self.display_url}>"
-
-
-def parse_url(database_url: str | None) -> URL:
-    """Return `database_url`, or DATABASE_URL, or the default, as a URL; an empty one counts as unset.
-
-    Raises DatabaseURLError, which never repeats the text: it may hold a password.
-    """
-    given = database_url or os.environ.get("DATABASE_URL") or DEFAULT_DATABASE_URL
-    if not isinstance(given, str):
-        raise DatabaseURLError(f"database_url must be text, not {type(given).__name__}")
-    try:
-        url = make_url(spell_url(given))
-    except (ArgumentError, ValueError):
-        raise DatabaseURLError from None
-    if "\0" in given:
-        raise DatabaseURLError
-    return url
-
-
-def mask_url(url: URL) -> str:
-    """Return `url` as text with the password hidden, also one given as ?password=… ."""
-    query = {
-        name: "***" if any(word in name.lower() for word in SECRET_WORDS) else value
-        for name, value in url.query.items()
-    }
-    return url.set(query=query).render_as_string(hide_password=True)
 
 
 def translate_errors(engine: Engine) -> None:
@@ -311,40 +244,6 @@ def set_storage(storage: Storage) -> Storage:
     if previous is not None and previous is not storage:
         previous.engine.pool.dispose()  # not the engine's: a session still open there has a pool to go back to
     return storage
-
-
-def _parse_replica_urls(given: Iterable[str], *, from_environment: bool) -> list[URL]:
-    """Return the replicas' URLs; those of the environment belong to DATABASE_URL and no other database."""
-    if isinstance(given, str):
-        raise TypeError("replica_urls must be a list of URLs, not text")
-    texts = list(given)
-    if not texts and from_environment:
-        # a URL may itself name several hosts, with commas between them
-        texts = re.split(r",(?=\s*\w+(?:\+\w+)?://)", os.environ.get("DATABASE_REPLICA_URLS", ""))
-    return [parse_url(text.strip()) for text in texts if text.strip()]
-
-
-def _complete_options(**given: Any) -> EngineOptions:
-    """Return the options, with what was not given from the environment."""
-    for field in fields(EngineOptions):
-        variable = f"DATABASE_{field.name.upper()}"
-        if given[field.name] is not None:
-            continue
-        del given[field.name]
-        if text := os.environ.get(variable):
-            given[field.name] = _parse_option(variable, text, type(field.default))
-    return EngineOptions(**given)
-
-
-def _parse_option(variable: str, text: str, kind: Any) -> Any:
-    if kind is bool:
-        if text.lower() not in SWITCH:
-            raise ValueError(f"{variable} must be 1 or 0, not {text[:20]!r}")
-        return SWITCH[text.lower()]
-    try:
-        return kind(text)
-    except ValueError:
-        raise ValueError(f"{variable} must be a number, not {text[:20]!r}") from None
 
 
 def _refuse_writes(

@@ -2,104 +2,29 @@
 
 from collections.abc import Mapping
 from datetime import datetime
-from functools import cache
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
     Boolean,
     CheckConstraint,
     ColumnElement,
-    Double,
     FetchedValue,
     ForeignKey,
     Index,
     Integer,
-    MetaData,
-    Text,
     UniqueConstraint,
     event,
     inspect,
-    literal_column,
 )
-from sqlalchemy.orm import DeclarativeBase, InstanceState, Mapped, mapped_column, validates
+from sqlalchemy.orm import Mapped, mapped_column, validates
 
 from . import validation
+from .declarative import Base, HasMetadata, SameAs, partial_index, to_dict
 from .errors import IllegalTransitionError
-from .schema import FINISHED, GenerationStatus, is_legal_move, validate_status
-from .types import BigInt, JSONObject, JSONText, UTCDateTime, load_json_object, utcnow, uuid7
+from .lifecycle import FINISHED, GenerationStatus, is_legal_move, transition_values, validate_status
+from .types import BigInt, JSONObject, JSONText, load_json_object, utcnow, uuid7
 
-
-class Base(DeclarativeBase):
-    """What every table shares: names for constraints, and the types that Python's words stand for."""
-
-    metadata = MetaData(
-        naming_convention={
-            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-            "ck": "ck_%(table_name)s_%(constraint_name)s",
-            "pk": "pk_%(table_name)s",
-            "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
-        }
-    )
-    type_annotation_map = {datetime: UTCDateTime, str: Text(), float: Double()}
-
-
-def _partial_index(name: str, where: str, *columns: Any, unique: bool = False) -> Index:
-    """Return an index of the rows that meet `where`.
-
-    In `info`, because SQLAlchemy's own options for it import the dialects they are named for, 50 ms for everybody.
-    """
-    return Index(name, *columns, unique=unique, info={"where": where})
-
-
-class _SameAs:
-    """A column default that repeats another column's value, at construction and in a Core insert alike."""
-
-    def __init__(self, column: str) -> None:
-        self.column = column
-
-    def __call__(self, context: Any) -> Any:
-        return context.get_current_parameters()[self.column]
-
-
-@cache
-def _defaults(model: type[Base]) -> list[tuple[str, Any]]:
-    return [(attribute.key, attribute.columns[0].default) for attribute in inspect(model).column_attrs]
-
-
-@event.listens_for(Base, "init", propagate=True)
-def _fill_defaults(row: Base, args: Any, values: dict[str, Any]) -> None:
-    """Give a new row its column defaults, or None, at once and not first at flush; explicit values win.
-
-    Straight into the row, as loading does: our own constants are valid, and validation is half of what a row costs.
-    Without the None, a row that was stored and whose session is closed could not be asked for that column.
-    """
-    state = row.__dict__
-    for key, default in _defaults(type(row)):
-        if key in values:
-            continue
-        if default is None:
-            state[key] = None
-        elif isinstance(default.arg, _SameAs):
-            source = default.arg.column
-            values[key] = values[source] if source in values else state[source]
-        else:
-            state[key] = default.arg(None) if default.is_callable else default.arg
-
-
-class MetadataAttribute:
-    """`metadata` of a row: its JSON text. On the class it stays SQLAlchemy's MetaData, which declarative needs."""
-
-    def __get__(self, row: Any, owner: type[Any]) -> Any:
-        return owner.registry.metadata if row is None else row.metadata_json
-
-    def __set__(self, row: Any, value: str | Mapping[str, Any] | None) -> None:
-        row.metadata_json = value
-
-
-class HasMetadata:
-    """Carry the descriptor on a mixin: SQLAlchemy refuses (2.0) or warns (2.1) when the mapped class itself has it."""
-
-    metadata = MetadataAttribute()
+__all__ = ["Attempt", "Base", "Generation", "Lease", "Prompt", "QueueState"]
 
 
 class Lease(NamedTuple):
@@ -125,7 +50,7 @@ class Prompt(Base):
     text: Mapped[str] = mapped_column()
     used_count: Mapped[int] = mapped_column(default=1, server_onupdate=FetchedValue())  # see increment_usage()
     first_used_at: Mapped[datetime] = mapped_column(default=utcnow)
-    last_used_at: Mapped[datetime] = mapped_column(default=_SameAs("first_used_at"))
+    last_used_at: Mapped[datetime] = mapped_column(default=SameAs("first_used_at"))
 
     __mapper_args__ = {"eager_defaults": True}
     __table_args__ = (
@@ -155,7 +80,7 @@ class Prompt(Base):
 
     def to_dict(self) -> dict[str, Any]:
         """Return every column under its name; times in ISO 8601 with their offset."""
-        return _to_dict(self)
+        return to_dict(self)
 
     def __repr__(self) -> str:
         return f"<Prompt {self.id} text={_shorten(self.text)!r} used_count={self.used_count}>"
@@ -190,7 +115,7 @@ class Generation(HasMetadata, Base):
     metadata_json: Mapped[str | None] = mapped_column("metadata", JSONText)
     prompt_id: Mapped[int | None] = mapped_column(ForeignKey("prompts.id", ondelete="CASCADE"))
     priority: Mapped[int] = mapped_column(default=0)
-    scheduled_at: Mapped[datetime] = mapped_column(default=_SameAs("created_at"))
+    scheduled_at: Mapped[datetime] = mapped_column(default=SameAs("created_at"))
     attempt: Mapped[int] = mapped_column(default=0)
     max_attempts: Mapped[int] = mapped_column(default=3)
     started_at: Mapped[datetime | None]
@@ -213,32 +138,32 @@ class Generation(HasMetadata, Base):
         # get_all_generations, list_generations: newest first
         Index("idx_generations_created_at", created_at.desc(), id.desc()),
         # the histories of one status; completed rows are most of the table and found by the index above
-        _partial_index(
+        partial_index(
             "idx_generations_status_created_at", "status <> 'completed'", status, created_at.desc(), id.desc()
         ),
         # list_generations(model_name=…)
         Index("idx_generations_model_name", model_name, created_at.desc(), id.desc()),
         # throughput and durations of what finished lately, pruning
-        _partial_index("idx_generations_completed_at", "completed_at IS NOT NULL", completed_at),
+        partial_index("idx_generations_completed_at", "completed_at IS NOT NULL", completed_at),
         # claim, get_pending_generations, queue position; led by status, or SQLite without statistics takes the narrow
         # index on status and sorts the whole backlog
-        _partial_index("idx_generations_due", "status = 'pending'", status, priority.desc(), scheduled_at, id),
+        partial_index("idx_generations_due", "status = 'pending'", status, priority.desc(), scheduled_at, id),
         # claim(model_names=…)
-        _partial_index(
+        partial_index(
             "idx_generations_due_model", "status = 'pending'", status, model_name, priority.desc(), scheduled_at, id
         ),
         # reclaim, running jobs; led by status for the same reason
-        _partial_index("idx_generations_lease", "status = 'processing'", status, lease_expires_at),
+        partial_index("idx_generations_lease", "status = 'processing'", status, lease_expires_at),
         # the cascade of delete_prompt, list_generations(prompt=…)
         Index("idx_generations_prompt_id", prompt_id, created_at.desc(), id.desc()),
         # list_generations(batch_id=…), cancel_batch
-        _partial_index("idx_generations_batch_id", "batch_id IS NOT NULL", batch_id, created_at.desc(), id.desc()),
+        partial_index("idx_generations_batch_id", "batch_id IS NOT NULL", batch_id, created_at.desc(), id.desc()),
         # ON DELETE SET NULL of a parent
-        _partial_index("idx_generations_parent_id", "parent_id IS NOT NULL", parent_id),
+        partial_index("idx_generations_parent_id", "parent_id IS NOT NULL", parent_id),
         # create_generation(idempotency_key=…)
-        _partial_index("uq_generations_idempotency_key", "idempotency_key IS NOT NULL", idempotency_key, unique=True),
+        partial_index("uq_generations_idempotency_key", "idempotency_key IS NOT NULL", idempotency_key, unique=True),
         # list_generations(favorite=True)
-        _partial_index("idx_generations_favorite", "is_favorite", created_at.desc(), id.desc()),
+        partial_index("idx_generations_favorite", "is_favorite", created_at.desc(), id.desc()),
         CheckConstraint("status IN ('pending', 'processing', 'completed', 'failed', 'cancelled')", name="status_known"),
         CheckConstraint(
             "(status IN ('completed', 'failed', 'cancelled')) = (completed_at IS NOT NULL)", name="finished_has_time"
@@ -270,9 +195,9 @@ class Generation(HasMetadata, Base):
         if current is not None and not is_legal_move(current, target):
             raise IllegalTransitionError(current, target)
         if current != target:
-            for column, consequence in consequences(current, target).items():
-                if column != "completed_at" or consequence is None or self.completed_at is None:
-                    setattr(self, column, consequence)
+            for column, new_value in transition_values(current, target).items():
+                if column != "completed_at" or new_value is None or self.completed_at is None:
+                    setattr(self, column, new_value)
             if current is not None and target == GenerationStatus.PENDING:
                 self.max_attempts = max(self.max_attempts, self.attempt + 1)
         return target
@@ -346,17 +271,10 @@ class Generation(HasMetadata, Base):
 
     def to_dict(self) -> dict[str, Any]:
         """Return every column under its name; times in ISO 8601 with their offset, JSON as dicts."""
-        return _to_dict(self) | {"metadata": self.get_metadata()}
+        return to_dict(self) | {"metadata": self.get_metadata()}
 
     def __repr__(self) -> str:
         return f"<Generation {self.id} status={self.status} prompt={_shorten(self.prompt)!r}>"
-
-
-# Literals: a bound value would keep both databases from using the partial indexes of the queue and of the leases.
-PENDING = Generation.status == literal_column("'pending'")
-PROCESSING = Generation.status == literal_column("'processing'")
-HAS_ATTEMPTS_LEFT = Generation.attempt < Generation.max_attempts
-CLAIM_ORDER = (Generation.priority.desc(), Generation.scheduled_at, Generation.id)
 
 
 class Attempt(Base):
@@ -383,7 +301,7 @@ class Attempt(Base):
 
     def to_dict(self) -> dict[str, Any]:
         """Return every column under its name; times in ISO 8601 with their offset."""
-        return _to_dict(self)
+        return to_dict(self)
 
     def __repr__(self) -> str:
         return f"<Attempt {self.number} of {self.generation_id} outcome={self.outcome}>"
@@ -399,29 +317,6 @@ class QueueState(Base):
     reason: Mapped[str | None]
 
     __table_args__ = (CheckConstraint("id = 1", name="single_row"),)
-
-
-def consequences(current: str | None, target: str) -> dict[str, Any]:
-    """Return what the other columns become when a status goes from `current` to `target`.
-
-    The one list of them, for attributes and for SQL alike. `completed_at` is the time to set where there is none yet.
-    """
-    changes: dict[str, Any] = {}
-    if target in FINISHED:
-        changes["completed_at"] = utcnow()
-    elif current in FINISHED:
-        changes |= {"completed_at": None, "error_message": None}
-    if current == GenerationStatus.PROCESSING:
-        changes |= {"worker_id": None, "lease_expires_at": None}
-    if current is not None and target == GenerationStatus.PENDING:
-        changes |= {"started_at": None, "progress": None, "current_step": None, "cancel_requested_at": None}
-    return changes
-
-
-def _to_dict(row: Base) -> dict[str, Any]:
-    state: InstanceState[Any] = inspect(row)
-    values = {attribute.columns[0].name: getattr(row, attribute.key) for attribute in state.mapper.column_attrs}
-    return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in values.items()}
 
 
 def _shorten(value: str | None) -> str:

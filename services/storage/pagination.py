@@ -12,13 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from sqlalchemy import ColumnElement, Select, and_, literal, literal_column, tuple_, type_coerce
+from sqlalchemy import ColumnElement, Select, literal, tuple_, type_coerce
 from sqlalchemy.exc import StatementError
 from sqlalchemy.orm import Session
 
 from .errors import InvalidCursorError
 from .models import Generation
-from .schema import GenerationStatus
 from .types import TimeText
 from .validation import is_storable
 
@@ -35,35 +34,19 @@ class Page(Generic[Item]):
     next: str | None
 
 
-class Position(NamedTuple):
+class PagePosition(NamedTuple):
     """A place in the history: what is stored as created_at there (its text, on SQLite), and the id."""
 
     created_at: str | int | float
     id: str
 
 
-def after_position(position: Position | None, model: Any = Generation) -> list[ColumnElement[bool]]:
+def after_position(position: PagePosition | None, model: Any = Generation) -> list[ColumnElement[bool]]:
     """Return the conditions on `model` of what follows `position` in newest_first() order."""
     if position is None:
         return []
     stored = literal(position.created_at, TimeText())
     return [tuple_(type_coerce(model.created_at, TimeText()), model.id) < tuple_(stored, literal(position.id))]
-
-
-def newest_first(model: Any = Generation) -> tuple[Any, Any]:
-    """Return the order of histories: newest first, ties broken by id. Both never change in a stored row."""
-    return model.created_at.desc(), model.id.desc()
-
-
-def of_status(status: str, model: Any = Generation) -> ColumnElement[bool]:
-    """Return the condition for the history of one status, worded so that no database gathers and sorts its rows.
-
-    Completed rows are most of the table and are met soon on the way through the history; adding nothing to the status
-    keeps the index for counting out of it. The others have an index of their own, of what is not completed.
-    """
-    if status == GenerationStatus.COMPLETED:
-        return and_(model.status.concat("") == status)
-    return and_(model.status == status, model.status != literal_column("'completed'"))
 
 
 def fetch_page(session: Session, statement: Select[Any], *, query: Mapping[str, Any], limit: int) -> Page[Generation]:
@@ -81,16 +64,16 @@ def fetch_page(session: Session, statement: Select[Any], *, query: Mapping[str, 
     items = [row[0] for row in rows[:limit]]
     if len(rows) <= limit:
         return Page(items, None)
-    return Page(items, encode_cursor(Position(rows[limit - 1][1], items[-1].id), query))
+    return Page(items, encode_cursor(PagePosition(rows[limit - 1][1], items[-1].id), query))
 
 
-def encode_cursor(position: Position, query: Mapping[str, Any]) -> str:
+def encode_cursor(position: PagePosition, query: Mapping[str, Any]) -> str:
     """Return `position` in the answer to `query` as text that is safe in a URL."""
     payload = json.dumps(position, separators=(",", ":")).encode()
     return base64.urlsafe_b64encode(VERSION + _digest(payload, query) + payload).decode().rstrip("=")
 
 
-def decode_cursor(cursor: str | None, query: Mapping[str, Any]) -> Position | None:
+def decode_cursor(cursor: str | None, query: Mapping[str, Any]) -> PagePosition | None:
     """Return the position of a cursor, or None for None.
 
     Raises InvalidCursorError for anything that encode_cursor() did not make for the same `query`.
@@ -112,7 +95,7 @@ def decode_cursor(cursor: str | None, query: Mapping[str, Any]) -> Position | No
         raise InvalidCursorError
     if not is_storable("id", generation_id) or not is_storable("created_at", str(created_at)):
         raise InvalidCursorError
-    return Position(created_at, generation_id)
+    return PagePosition(created_at, generation_id)
 
 
 def _digest(payload: bytes, query: Mapping[str, Any]) -> bytes:

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import URL, Connection, Engine, event
 
-from .backends import Backend, EngineOptions, Position, Replication
-from .backends.base import is_write
+from .backends import Backend, LogPosition, Replication, is_write
 from .errors import DisconnectedError, StorageError, UnreachableError
+from .settings import EngineOptions
 
 REST_SECONDS = 5.0  # how long a replica that is down is left alone, so that not every reader waits for it
 
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 class _Sample(NamedTuple):
     """Where the primary was, which of our commits that covers, and until when it counts as fresh."""
 
-    position: Position
+    position: LogPosition
     covers: object
     fresh_until: float
 
@@ -74,7 +74,7 @@ class Replicas:
                 return connection
         return None
 
-    def _position(self) -> Position | None:
+    def _position(self) -> LogPosition | None:
         """Return what a replica must have reached, or None when nobody can say."""
         sample, last_commit, now = self._sample, self._last_commit, time.monotonic()
         if sample is not None and sample.covers is last_commit and now < sample.fresh_until:
@@ -90,7 +90,7 @@ class Replicas:
         self._sample = _Sample(position, last_commit, now + self._max_lag)
         return position
 
-    def _connect(self, engine: Engine, position: Position) -> Connection | None:
+    def _connect(self, engine: Engine, position: LogPosition) -> Connection | None:
         for fresh in (False, True):
             connection = engine.connect()
             try:

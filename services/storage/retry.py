@@ -31,3 +31,6 @@ class RetryPolicy:
         # The exponent is bounded: 2.0 ** 1100 would raise OverflowError long after the cap was reached.
         longest = min(self.cap_seconds, self.base_seconds * self.factor ** min(attempt - 1, 64))
         return longest * (1 - self.jitter * random.random())
+
+
+DEFAULT_RETRY_POLICY = RetryPolicy()

@@ -1,4 +1,4 @@
-"""Full-text search of prompts, and of generations through them. What a query may say stands in terms.py.
+"""Full-text search of prompts, and of generations through them. What a query may say stands in search_query.py.
 
 The database finds what matches; how relevant that is, and where it matches, is told here, alike on every database.
 """
@@ -11,11 +11,13 @@ from typing import Any, Literal, get_args
 from sqlalchemy import ColumnElement, Select, func, select
 from sqlalchemy.orm import Session, aliased
 
-from .backends import backend_for, inline
+from .backends import backend_for
+from .conditions import literal_int, newest_first, of_status
+from .lifecycle import validate_status
+from .limits import INTEGER_LIMIT
 from .models import Generation, Prompt
-from .pagination import Page, Position, after_position, decode_cursor, fetch_page, newest_first, of_status
-from .schema import INTEGER_LIMIT, validate_status
-from .terms import Query, parse_query
+from .pagination import Page, PagePosition, after_position, decode_cursor, fetch_page
+from .search_query import Query, parse_query
 from .validation import validate_count
 
 Order = Literal["relevance", "used", "newest"]
@@ -46,8 +48,8 @@ def search_prompts(
 ) -> list[PromptMatch]:
     """Return the prompts that answer `query`, at most `limit`.
 
-    `order_by` relevance ranks the newest 2,000 of them (terms.Query.rank says how), "used" puts those used most first,
-    "newest" those used first last. Every match in a snippet stands between the two `marks`. Any string is a query.
+    `order_by` relevance ranks the newest 2,000 of them (Query.rank has the formula), "used" puts the most used first,
+    "newest" those first used last. Each match in a snippet stands between the two `marks`. Any string is a valid query.
     Raises ValueError or TypeError for a bad limit or order, TypeError for a query that is not text.
     """
     limit = validate_count("limit", limit)
@@ -58,7 +60,7 @@ def search_prompts(
         return []
     if order_by == "relevance":
         ranked = _rank_newest(session, parsed, limit)
-        ids = select(backend_for(session).numbers([*ranked]).c.value)
+        ids = select(backend_for(session).unnest([*ranked]).c.value)
         found = {prompt.id: prompt for prompt in session.scalars(select(Prompt).where(Prompt.id.in_(ids)))}
         prompts = [found[prompt_id] for prompt_id in ranked if prompt_id in found]
     else:
@@ -85,7 +87,7 @@ def search_generations(
         return Page([], None)
     few = _few_matches(session, parsed)
     if few is None:
-        matches = backend_for(session).prompt_matches(parsed, Generation.prompt_id)
+        matches = backend_for(session).match_condition(parsed, Generation.prompt_id)
         found = [matches, *_conditions(Generation, status, position)]
     else:
         found = [Generation.id.in_(_newest_of_each(session, few, status, position, limit + 1))]
@@ -107,30 +109,30 @@ def rebuild_search_index(session: Session) -> None:
 
 def _few_matches(session: Session, query: Query) -> list[int] | None:
     """Return the ids of all prompts that answer, or None where so many do that walking meets them soon."""
-    ids: list[int] | None = session.scalar(backend_for(session).few_matches(query, GATHERED + 1))
+    ids: list[int] | None = session.scalar(backend_for(session).match_ids_if_rare(query, GATHERED + 1))
     return None if ids is None or len(ids) > GATHERED else ids
 
 
 def _newest_of_each(
-    session: Session, prompts: Sequence[int], status: str | None, position: Position | None, limit: int
+    session: Session, prompts: Sequence[int], status: str | None, position: PagePosition | None, limit: int
 ) -> Select[Any]:
     """Return the select of the ids of the newest `limit` generations of these prompts.
 
     Of each, no more are looked at than so many and those of the same moment: one prompt of a million generations costs
     no more than another.
     """
-    numbers = backend_for(session).numbers(prompts)
+    numbers = backend_for(session).unnest(prompts)
     one, other = _other_generations()
     last = select(other.created_at).where(other.prompt_id == numbers.c.value, *_conditions(other, status, position))
-    last = last.order_by(*newest_first(other)).offset(inline(limit - 1)).limit(inline(1))
+    last = last.order_by(*newest_first(other)).offset(literal_int(limit - 1)).limit(literal_int(1))
     first = select(func.min(other.created_at)).where(other.prompt_id == numbers.c.value)
     since = func.coalesce(last.correlate(numbers).scalar_subquery(), first.correlate(numbers).scalar_subquery())
     newest = select(one.id).join(numbers, one.prompt_id == numbers.c.value)
     newest = newest.where(one.created_at >= since, *_conditions(one, status, position))
-    return newest.order_by(*newest_first(one)).limit(inline(limit))
+    return newest.order_by(*newest_first(one)).limit(literal_int(limit))
 
 
-def _conditions(model: Any, status: str | None, position: Position | None) -> list[ColumnElement[bool]]:
+def _conditions(model: Any, status: str | None, position: PagePosition | None) -> list[ColumnElement[bool]]:
     return [*after_position(position, model), *([] if status is None else [of_status(status, model)])]
 
 
@@ -141,22 +143,22 @@ def _other_generations() -> tuple[Any, Any]:
 
 
 def _newest(session: Session, query: Query, limit: int) -> Select[Any]:
-    ids = backend_for(session).newest_matches(session, query, limit).subquery()
+    ids = backend_for(session).select_newest_matches(session, query, limit).subquery()
     return select(Prompt).where(Prompt.id.in_(select(ids.c.id))).order_by(Prompt.id.desc())
 
 
 def _most_used(session: Session, query: Query, limit: int) -> Select[Any]:
     backend, few = backend_for(session), _few_matches(session, query)
     if few is None:
-        found = backend.prompt_matches(query, Prompt.id)
+        found = backend.match_condition(query, Prompt.id)
     else:
-        found = Prompt.id.in_(select(backend.numbers(few).c.value))
-    return select(Prompt).where(found).order_by(Prompt.used_count.desc(), Prompt.id).limit(inline(limit))
+        found = Prompt.id.in_(select(backend.unnest(few).c.value))
+    return select(Prompt).where(found).order_by(Prompt.used_count.desc(), Prompt.id).limit(literal_int(limit))
 
 
 def _rank_newest(session: Session, query: Query, limit: int) -> dict[int, float]:
     """Return the ids and ranks of the most relevant of the newest matches, best first; of equals the newer."""
-    newest = backend_for(session).newest_matches(session, query, max(RANKED, limit), with_text=True)
+    newest = backend_for(session).select_newest_matches(session, query, max(RANKED, limit), with_text=True)
     rows = session.execute(newest).all()
     ranks = query.rank([text for _, text in rows])
     best = sorted(zip(ranks, rows, strict=True), key=lambda match: (-match[0], -match[1][0]))[:limit]

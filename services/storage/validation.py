@@ -11,9 +11,11 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
-from .schema import (
+from .lifecycle import validate_status
+from .limits import (
     BIG_INTEGER_LIMIT,
     ERROR_LIMIT,
+    FLOAT_LIMIT,
     ID_LIMIT,
     INTEGER_LIMIT,
     JSON_BYTES_LIMIT,
@@ -22,7 +24,6 @@ from .schema import (
     PATH_LIMIT,
     PROMPT_LIMIT,
     SECONDS_LIMIT,
-    validate_status,
 )
 from .types import as_utc, dump_json, load_json_object
 
@@ -85,11 +86,6 @@ def validate_metadata_filter(given: Any) -> dict[str, Any]:
         else:
             wanted[key] = _plain_number(field, value)
     return wanted
-
-
-def validate_worker_id(value: Any) -> str:
-    """Return `value` as the name of a worker. Raises ValueError or TypeError naming the field."""
-    return str(_NAME("worker_id", value))
 
 
 def is_storable(field: str, value: Any) -> bool:
@@ -191,7 +187,7 @@ def _number(*, above: float | None = None, minimum: float = -math.inf, maximum: 
             if isinstance(value, (bool, str)) or type(value).__name__ in ("bool_", "bool"):
                 raise TypeError(f"{field} must be a number, not {type(value).__name__}")
             value = _float(field, value)
-        if not math.isfinite(value) or abs(value) > 1e300:
+        if not math.isfinite(value) or abs(value) > FLOAT_LIMIT:
             raise ValueError(f"{field} must be a finite number")
         if above is not None and value <= above:
             raise ValueError(f"{field} must be greater than {above:g}")

@@ -7,8 +7,8 @@ import pytest
 from sqlalchemy import Connection
 
 from services.storage import Storage, StorageError, count_generations, get_generation, migrations
-from tests.factories import a_generation
-from tests.servers import Server, both_hosts, server_folder
+from tests.support.factories import a_generation
+from tests.support.servers import Server, both_hosts, server_folder
 
 WRITERS = 4
 

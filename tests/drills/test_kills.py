@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from services.storage import Storage, migrations
-from tests.databases import ask, file_of, is_sqlite, make_old_database, rows_of, schema_of, tables_of
-from tests.drills.processes import Worker, started
-from tests.factories import a_generation
+from tests.support.databases import ask, file_of, is_sqlite, make_old_database, rows_of, schema_of, tables_of
+from tests.support.factories import a_generation
+from tests.support.processes import Worker, started
 
 pytestmark = pytest.mark.drill
 

@@ -12,9 +12,9 @@ from services.storage import (
     get_prompt_by_text,
     migrations,
 )
-from tests.databases import ask, make_old_database
-from tests.drills.processes import start_at_once, started
-from tests.factories import a_generation, a_request
+from tests.support.databases import ask, make_old_database
+from tests.support.factories import a_generation, a_request
+from tests.support.processes import start_at_once, started
 
 pytestmark = pytest.mark.drill
 PROCESSES = 6

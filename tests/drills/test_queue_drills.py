@@ -24,7 +24,7 @@ from services.storage import (
     get_session,
     reclaim_generations,
 )
-from tests.factories import a_request
+from tests.support.factories import a_request
 
 pytestmark = pytest.mark.drill
 PROCESSES = 8
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 def start(url: str, mode: str, errors: Path, lease_seconds: float) -> subprocess.Popen[str]:
     with errors.open("a") as stderr:
         return subprocess.Popen(
-            [sys.executable, "-m", "tests.drill_process", url, mode, str(lease_seconds)],
+            [sys.executable, "-m", "tests.support.queue_process", url, mode, str(lease_seconds)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stderr,
@@ -147,7 +147,7 @@ def test_a_job_that_kills_its_worker_each_time_ends_as_failed_with_its_history(
         generation_id = create_generations(session, [a_request(max_attempts=3)])[0].id
     for _ in range(3):
         arguments = [database_url, "deadly", str(tmp_path), '{"lease_seconds": 0.5, "poll_seconds": 0.05}']
-        process = subprocess.run([sys.executable, "-m", "tests.worker_process", *arguments], check=False)
+        process = subprocess.run([sys.executable, "-m", "tests.support.worker_process", *arguments], check=False)
         assert process.returncode == -signal.SIGKILL
     reclaimed: list[Generation] = []
     while not reclaimed:

@@ -20,7 +20,7 @@ from services.storage import (
     init_db,
     migrations,
 )
-from tests.databases import (
+from tests.support.databases import (
     ask,
     everything_in,
     is_sqlite,
@@ -30,8 +30,8 @@ from tests.databases import (
     schema_of,
     tables_of,
 )
-from tests.factories import a_request
-from tests.sessions import opened
+from tests.support.factories import a_request
+from tests.support.sessions import opened
 
 BASELINE = (
     "id prompt model_name model_version duration_seconds sample_rate channels file_path file_size_bytes "

@@ -12,7 +12,7 @@ from alembic.config import main
 
 from services.storage import Storage, init_db, migrations
 from services.storage.schema import REVISIONS
-from tests.databases import ask, everything_in, file_of, is_sqlite, make_old_database, run_script, schema_of
+from tests.support.databases import ask, everything_in, file_of, is_sqlite, make_old_database, run_script, schema_of
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAD = REVISIONS[-1]

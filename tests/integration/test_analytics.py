@@ -25,8 +25,8 @@ from services.storage import (
 )
 from services.storage.models import QueueState
 from services.storage.types import utcnow
-from tests.factories import a_generation, a_request
-from tests.plans import statements_of
+from tests.support.factories import a_generation, a_request
+from tests.support.plans import statements_of
 
 
 def test_an_empty_database_has_reports_too(db: Storage) -> None:

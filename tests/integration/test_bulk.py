@@ -17,7 +17,7 @@ from services.storage import (
     get_session,
 )
 from services.storage.errors import ConstraintError
-from tests.factories import a_request
+from tests.support.factories import a_request
 
 
 def test_thousands_are_stored_and_claimed_in_the_order_they_were_given(db: Storage) -> None:

@@ -12,8 +12,8 @@ import pytest
 
 from services.storage import __version__
 from services.storage.schema import get_schema_version
-from tests.command_line import add, command, counts, environment, on_a_terminal, process, run
-from tests.sessions import path_of
+from tests.support.command_line import add, command, counts, environment, on_a_terminal, process, run
+from tests.support.sessions import path_of
 
 HEAD = get_schema_version()
 VERBS = ("check", "copy", "demo", "init", "list", "migrate", "reset", "search", "stats", "worker")

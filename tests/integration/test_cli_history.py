@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from services.storage import Storage, claim_generation, complete_generation, set_favorite, update_generation_status
-from tests.command_line import add, on_a_terminal, run
-from tests.databases import run_script
-from tests.factories import a_generation
+from tests.support.command_line import add, on_a_terminal, run
+from tests.support.databases import run_script
+from tests.support.factories import a_generation
 
 HOSTILE_PROMPT = "lofi [red]rain[/b]\x1b[2J\r\u202eon a\ttrain\x07"
 
@@ -180,7 +180,7 @@ def test_check_of_a_sound_database_prints_nothing_to_stdout(history: str) -> Non
 def test_check_mends_the_search_index_and_is_content(history: str) -> None:
     run_script(history, "INSERT INTO prompts_fts (prompts_fts) VALUES ('delete-all')")
     result = run("check", url=history)
-    assert (result.exit_code, result.stdout) == (0, "search index: it is not what the prompts say (mended)\n")
+    assert (result.exit_code, result.stdout) == (0, "search index: it is not what the prompts say (fixed)\n")
     assert run("check", url=history).stdout == ""
 
 

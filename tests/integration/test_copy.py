@@ -22,10 +22,10 @@ from services.storage import (
     migrations,
     track_prompt_usage,
 )
-from services.storage.examination import BATCH_ROWS
+from services.storage.maintenance.rows import BATCH_ROWS
 from tests.conftest import administer, database_at
-from tests.copies import contents, fill
-from tests.factories import a_generation, a_request
+from tests.support.copies import contents, fill
+from tests.support.factories import a_generation, a_request
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_a_copy_that_is_killed_goes_on_where_it_stopped(
 
 def kill_after(step: str, source_url: str, target_url: str) -> None:
     """Copy in a process of its own until it has done a batch of `step`, then kill it."""
-    command = [sys.executable, "-m", "tests.copies", source_url, target_url]
+    command = [sys.executable, "-m", "tests.support.copies", source_url, target_url]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         seen = 0

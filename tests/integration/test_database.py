@@ -35,9 +35,9 @@ from services.storage import (
 )
 from services.storage.errors import ConstraintError, IllegalTransitionError
 from services.storage.schema import LEGAL_MOVES
-from tests.bad_input import BAD_ARGUMENTS, BAD_IDS, Fixed, Index, fields_of, values_for
-from tests.factories import a_generation, a_request
-from tests.sessions import undone
+from tests.support.bad_input import BAD_ARGUMENTS, BAD_IDS, Fixed, Index, fields_of, values_for
+from tests.support.factories import a_generation, a_request
+from tests.support.sessions import undone
 
 STATUSES = list(GenerationStatus)
 PER_DATABASE = settings(

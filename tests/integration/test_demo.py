@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from services.storage import Attempt, Generation, GenerationStatus, Storage, pause_queue
-from tests.command_line import add, command, counts, environment, on_a_terminal, process, run
+from tests.support.command_line import add, command, counts, environment, on_a_terminal, process, run
 
 
 def test_a_killed_workers_job_is_finished_by_another(tmp_path: Path) -> None:

@@ -42,8 +42,8 @@ from services.storage.errors import (
     UnreachableError,
 )
 from tests.conftest import administer
-from tests.factories import a_generation, a_request
-from tests.sessions import at_once, path_of
+from tests.support.factories import a_generation, a_request
+from tests.support.sessions import at_once, path_of
 
 SECRET = "a secret prompt"
 POSTGRESQL = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from sqlalchemy import make_url
 
 from services.storage import Storage, count_generations, get_engine, get_session, init_db, track_prompt_usage
-from tests.factories import a_generation
+from tests.support.factories import a_generation
 
 
 class Child:

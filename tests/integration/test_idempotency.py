@@ -13,8 +13,8 @@ from services.storage import (
     get_prompt_by_text,
     get_session,
 )
-from tests.factories import a_generation, a_request
-from tests.sessions import at_once, undone, used_count
+from tests.support.factories import a_generation, a_request
+from tests.support.sessions import at_once, undone, used_count
 
 DIFFERENT: dict[str, Any] = {
     "prompt": "another",

@@ -26,8 +26,8 @@ from services.storage import (
     search_generations,
     search_prompts,
 )
-from tests.factories import a_generation, a_request
-from tests.plans import explain
+from tests.support.factories import a_generation, a_request
+from tests.support.plans import explain
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 
@@ -155,7 +155,7 @@ def test_a_cursor_of_another_query_is_refused_and_the_session_lives_on(db: Stora
 
 
 def test_a_cursor_of_the_other_database_system_is_refused_or_a_place(db: Storage) -> None:
-    from services.storage.pagination import Position, encode_cursor
+    from services.storage.pagination import PagePosition, encode_cursor
 
     asked = dict.fromkeys(
         ("status", "model_name", "prompt", "batch_id", "favorite", "created_after", "created_before", "metadata")
@@ -164,7 +164,7 @@ def test_a_cursor_of_the_other_database_system_is_refused_or_a_place(db: Storage
         a_generation(session)
         for created_at in ("2026-11-22 10:00:00.5", "2026-11-22T10:00:00+00:00", "nonsense", "", 12, -1.5):
             try:
-                list_generations(session, after=encode_cursor(Position(created_at, "x"), asked))
+                list_generations(session, after=encode_cursor(PagePosition(created_at, "x"), asked))
             except InvalidCursorError:
                 session.rollback()
 

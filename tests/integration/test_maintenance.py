@@ -17,10 +17,10 @@ from services.storage import (
     search_prompts,
     update_generation_status,
 )
-from tests.copies import fill
-from tests.databases import ask, is_sqlite, make_old_database, run_script
-from tests.factories import a_generation
-from tests.sessions import path_of
+from tests.support.copies import fill
+from tests.support.databases import ask, is_sqlite, make_old_database, run_script
+from tests.support.factories import a_generation
+from tests.support.sessions import path_of
 
 
 def test_a_sound_database_has_no_findings(db: Storage) -> None:
@@ -47,7 +47,7 @@ def test_a_drifted_search_index_is_found_once_and_mended(db: Storage, database_u
         with db.session() as session:
             a_generation(session, prompt="lofi rain")
         run_script(database_url, definition)
-    assert check_database() == [Finding("it is not what the prompts say", "search index", mended=True)]
+    assert check_database() == [Finding("it is not what the prompts say", "search index", fixed=True)]
     assert check_database() == []
     with db.session() as session:
         assert check_search_index(session)
@@ -68,7 +68,7 @@ def test_rows_that_adoption_kept_although_they_break_rules_are_found(empty_datab
     found = check_database()
     problems = {finding.problem for finding in found}
     assert any(problem.startswith("it breaks ck_generations_") for problem in problems)
-    assert not any(finding.mended for finding in found)
+    assert not any(finding.fixed for finding in found)
     assert {finding.subject.split()[0] for finding in found} <= {"generations", "prompts"}
 
 
@@ -116,7 +116,7 @@ def test_a_damaged_file_is_found_and_left_alone(sqlite_url: str) -> None:
     storage.dispose()
     assert found
     assert {finding.subject for finding in found} == {"database"}
-    assert not any(finding.mended for finding in found)
+    assert not any(finding.fixed for finding in found)
     assert path.read_bytes() == before
 
 

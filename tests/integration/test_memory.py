@@ -15,8 +15,8 @@ from services.storage import (
     init_db,
     reset_database,
 )
-from tests.factories import a_generation
-from tests.sessions import at_once, undone, used_count
+from tests.support.factories import a_generation
+from tests.support.sessions import at_once, undone, used_count
 
 URLS = [
     "sqlite://",

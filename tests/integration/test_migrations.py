@@ -28,7 +28,7 @@ from services.storage import (
 )
 from services.storage.models import Attempt, Base, QueueState
 from services.storage.schema import REVISIONS
-from tests.databases import (
+from tests.support.databases import (
     ask,
     columns_of,
     everything_in,
@@ -41,8 +41,8 @@ from tests.databases import (
     structure_of,
     tables_of,
 )
-from tests.factories import a_generation
-from tests.sessions import opened
+from tests.support.factories import a_generation
+from tests.support.sessions import opened
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -31,8 +31,8 @@ from services.storage import (
     track_prompt_usage,
     update_generation_status,
 )
-from tests.factories import REQUEST, a_generation
-from tests.sessions import undone
+from tests.support.factories import REQUEST, a_generation
+from tests.support.sessions import undone
 
 
 @pytest.fixture

@@ -22,8 +22,8 @@ from services.storage import (
     migrations,
 )
 from services.storage.backends.postgresql import dump_jsonb
-from tests.factories import a_generation
-from tests.servers import PASSWORD, Server, both_hosts, server_folder
+from tests.support.factories import a_generation
+from tests.support.servers import PASSWORD, Server, both_hosts, server_folder
 
 
 @pytest.fixture(scope="module")
@@ -293,7 +293,10 @@ def test_a_transaction_whose_connection_is_lost_is_run_again(server: Server, sto
 
 def test_after_a_fork_children_and_parent_both_go_on(server: Server) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.forking", server.url(), "4", "25"], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "tests.support.fork_process", server.url(), "4", "25"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.split() == ["125"]

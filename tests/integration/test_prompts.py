@@ -22,8 +22,8 @@ from services.storage import (
     run_in_transaction,
     track_prompt_usage,
 )
-from tests.factories import a_generation, a_request
-from tests.sessions import at_once, undone, used_count
+from tests.support.factories import a_generation, a_request
+from tests.support.sessions import at_once, undone, used_count
 
 
 def test_creating_counts_the_prompt_and_links_it(db: Storage) -> None:

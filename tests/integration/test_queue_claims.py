@@ -28,8 +28,8 @@ from services.storage import (
 )
 from services.storage.models import QueueState
 from services.storage.queue import has_due
-from tests.clock import ago, ahead, make_due
-from tests.factories import a_generation, a_request
+from tests.support.clock import ago, ahead, make_due
+from tests.support.factories import a_generation, a_request
 
 
 def submit(**changes: Any) -> str:

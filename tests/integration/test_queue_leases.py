@@ -30,8 +30,8 @@ from services.storage import (
     update_generation_status,
 )
 from services.storage.types import utcnow
-from tests.clock import ago, expire_lease, make_due, rewrite
-from tests.factories import a_generation, a_request
+from tests.support.clock import ago, expire_lease, make_due, rewrite
+from tests.support.factories import a_generation, a_request
 
 pytestmark = pytest.mark.usefixtures("db")
 AT_ONCE = RetryPolicy(base_seconds=0, cap_seconds=0)

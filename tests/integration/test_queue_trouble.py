@@ -30,8 +30,8 @@ from services.storage import (
     retry_generation,
 )
 from services.storage.queue import has_due
-from tests.clock import ago
-from tests.factories import a_generation
+from tests.support.clock import ago
+from tests.support.factories import a_generation
 
 Call = Callable[[Session, Lease], Any]
 

@@ -30,7 +30,7 @@ from services.storage import (
     track_prompt_usage,
     update_generation_status,
 )
-from tests.factories import a_generation, a_request
+from tests.support.factories import a_generation, a_request
 
 RETURNING = "WITH one AS (SELECT 1) UPDATE prompts SET used_count = 9 RETURNING id, text"
 

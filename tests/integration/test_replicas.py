@@ -19,8 +19,8 @@ from services.storage import (
     init_db,
     migrations,
 )
-from tests.factories import a_generation
-from tests.servers import Server, server_folder
+from tests.support.factories import a_generation
+from tests.support.servers import Server, server_folder
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ import pytest
 
 from services.storage import create_generation, get_session, init_db, schema
 from services.storage.models import Base
-from tests.databases import ask, run_script, schema_of
-from tests.factories import a_request
+from tests.support.databases import ask, run_script, schema_of
+from tests.support.factories import a_request
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -30,8 +30,8 @@ from services.storage import (
 )
 from services.storage.backends import fts5, tsvector
 from tests.conftest import administer, database_at
-from tests.factories import a_generation, a_request
-from tests.plans import explain
+from tests.support.factories import a_generation, a_request
+from tests.support.plans import explain
 
 PROMPTS = {
     "lo-fi": "lo-fi beat at 90 BPM",
@@ -136,7 +136,7 @@ def test_walking_and_gathering_find_the_same(db: Storage, monkeypatch: pytest.Mo
             found = []
             for often in (0, 1_000_000):
                 for module in (fts5, tsvector):
-                    monkeypatch.setattr(module, "OFTEN", often)
+                    monkeypatch.setattr(module, "COMMON_MATCHES", often)
                 orders: Any = ("newest", "used", "relevance")
                 prompts = [[m.prompt.id for m in search_prompts(session, query, 30, order_by=one)] for one in orders]
                 pages = [search_generations(session, query, status=status, limit=30) for status in (None, "pending")]

@@ -34,8 +34,8 @@ from services.storage import (
 )
 from services.storage.backends import sqlite
 from services.storage.errors import BusyError
-from tests.factories import a_generation
-from tests.sessions import at_once, path_of, undone, used_count
+from tests.support.factories import a_generation
+from tests.support.sessions import at_once, path_of, undone, used_count
 
 
 @contextmanager
@@ -116,7 +116,7 @@ class TestBoundaries:
 
     def test_sql_is_logged_on_request_and_without_what_users_wrote(self, sqlite_url: str) -> None:
         code = (
-            "from services.storage import init_db, get_session\nfrom tests.factories import a_generation\n"
+            "from services.storage import init_db, get_session\nfrom tests.support.factories import a_generation\n"
             f"init_db({sqlite_url!r}, echo=True)\n"
             "with get_session() as session: a_generation(session, prompt='a secret')"
         )

@@ -20,7 +20,7 @@ from services.storage import (
     get_storage,
     track_prompt_usage,
 )
-from tests.factories import REQUEST, a_generation
+from tests.support.factories import REQUEST, a_generation
 
 MANUAL = Path(storage.__file__).with_name("README.md")
 

@@ -32,8 +32,8 @@ from services.storage import (
     pause_queue,
     reclaim_generations,
 )
-from tests.clock import ago, ahead, expire_lease
-from tests.factories import a_generation, a_request
+from tests.support.clock import ago, ahead, expire_lease
+from tests.support.factories import a_generation, a_request
 
 AT_ONCE = RetryPolicy(base_seconds=0, cap_seconds=0)
 
@@ -359,7 +359,7 @@ class Process:
     """A worker process and the lines it prints."""
 
     def __init__(self, url: str, mode: str, folder: Path, **options: Any) -> None:
-        arguments = [sys.executable, "-m", "tests.worker_process", url, mode, str(folder), json.dumps(options)]
+        arguments = [sys.executable, "-m", "tests.support.worker_process", url, mode, str(folder), json.dumps(options)]
         self.popen = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
 
     def line(self) -> list[str]:

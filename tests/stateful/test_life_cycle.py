@@ -42,8 +42,8 @@ from services.storage import (
     retry_generation,
 )
 from services.storage.schema import FINISHED
-from tests.clock import ago, ahead
-from tests.factories import a_generation
+from tests.support.clock import ago, ahead
+from tests.support.factories import a_generation
 
 AT_ONCE = RetryPolicy(base_seconds=0, cap_seconds=0)
 MODELS = ("small", "large")

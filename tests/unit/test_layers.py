@@ -1,8 +1,9 @@
-"""The rules that keep the rooms apart, read from the source."""
+"""The rules of the architecture, read from the source: who imports whom, and what each module may do."""
 
 import ast
 import re
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -12,32 +13,42 @@ import services.storage
 PACKAGE = Path(services.storage.__file__).parent
 ROOT = PACKAGE.parents[1]
 
-# Imports go down this list only: a room sees the rooms above its line, never its neighbours.
+# Imports go down this list only: a module or package imports those of earlier lines, never a neighbour of its own line.
 LAYERS = (
-    {"schema", "errors", "types", "terms", "reports"},
-    {"validation"},
+    {"limits", "errors"},
+    {"types"},
+    {"lifecycle", "settings", "retry", "search_query"},
+    {"schema", "validation", "declarative"},
     {"models"},
-    {"backends", "retry", "pagination"},
+    {"conditions", "pagination"},
+    {"backends"},
+    {"queue", "search", "analytics"},
+    {"prompts", "generations"},
     {"replicas"},
     {"engine"},
-    {"queue", "leases", "insertion", "search", "history", "migrations"},
-    {"analytics"},
-    {"forecast"},
-    {"database"},
-    {"examination"},
-    {"copying", "inspection"},
+    {"migrations"},
     {"maintenance", "worker"},
-    {"demo"},
+    {"database"},
     {"__init__"},
+    {"demo"},
     {"cli"},
     {"__main__"},
 )
-LAYER_OF = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
+LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if "_alembic" not in path.parts)
+ALEMBIC = sorted((ROOT / "alembic").rglob("*.py"))
+FILE_LINES = 350
+FUNCTION_LINES = 50
 
 
-def room_of(path: Path) -> str:
+def member_of(path: Path) -> str:
+    """Return the module or package of the first level that a file belongs to."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(("services", "storage", *parts)).removesuffix(".__init__")
 
 
 def parse(path: Path) -> ast.Module:
@@ -77,12 +88,12 @@ def words(path: Path) -> list[str]:
     ]
 
 
-def named(*rooms: str) -> list[Path]:
-    return [path for path in SOURCES if room_of(path) in rooms]
+def named(*members: str) -> list[Path]:
+    return [path for path in SOURCES if member_of(path) in members]
 
 
-def outside(*rooms: str) -> list[Path]:
-    return [path for path in SOURCES if room_of(path) not in rooms]
+def outside(*members: str) -> list[Path]:
+    return [path for path in SOURCES if member_of(path) not in members]
 
 
 def each(paths: list[Path]) -> pytest.MarkDecorator:
@@ -90,15 +101,33 @@ def each(paths: list[Path]) -> pytest.MarkDecorator:
 
 
 @each(SOURCES)
-def test_a_room_imports_only_rooms_below_it(path: Path) -> None:
-    room = room_of(path)
-    assert room in LAYER_OF, f"{room} has no layer yet: give it one in LAYERS"
+def test_imports_go_down_only(path: Path) -> None:
+    importer = member_of(path)
+    assert importer in LAYER_OF, f"{importer} has no layer yet: give it one in LAYERS"
     for module in imports(path):
         if not module.startswith("services.storage"):
             continue
         other = [*module.split("."), "__init__"][2]
         other = "__init__" if other.startswith("__") else other
-        assert other == room or LAYER_OF[other] < LAYER_OF[room], f"{room} must not import {other}"
+        assert other == importer or LAYER_OF[other] < LAYER_OF[importer], f"{importer} must not import {other}"
+
+
+def test_no_import_is_part_of_a_cycle() -> None:
+    modules = {module_of(path): path for path in SOURCES}
+    graph = {
+        name: {found for found in imports(path) if found in modules and found != name}
+        - {name.rpartition(".")[0]}  # `from . import x` names the package that holds both
+        for name, path in modules.items()
+    }
+    list(TopologicalSorter(graph).static_order())  # raises CycleError and names the modules
+
+
+@pytest.mark.parametrize("path", [*SOURCES, *ALEMBIC], ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_and_functions_are_short(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= FILE_LINES
+    functions = (node for node in ast.walk(parse(path)) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)))
+    long = [node.name for node in functions if (node.end_lineno or 0) - node.lineno >= FUNCTION_LINES]
+    assert not long
 
 
 @each(outside("migrations"))
@@ -125,8 +154,8 @@ def test_the_engine_has_one_lock_and_one_sleep() -> None:
     assert names == ["Lock"]
 
 
-@each(outside("engine", "cli"))
-def test_only_the_engine_reads_the_environment(path: Path) -> None:
+@each(outside("settings", "cli"))
+def test_only_the_settings_read_the_environment(path: Path) -> None:
     source = path.read_text(encoding="utf-8")
     assert not re.search(r"\benviron\b|\bgetenv\b", source)
 
@@ -138,9 +167,9 @@ def test_only_the_command_line_prints_or_exits(path: Path) -> None:
 
 
 @each(outside("backends", "types"))
-def test_dialects_are_named_only_in_their_rooms(path: Path) -> None:
+def test_dialects_are_named_only_in_backends_and_types(path: Path) -> None:
     found = {word for word in words(path) if re.fullmatch(r"(sqlite3?|postgres(ql)?|psycopg)", word)}
-    allowed = {"sqlite"} if room_of(path) == "models" else set()  # models mark what only one database has
+    allowed = {"sqlite"} if member_of(path) == "models" else set()  # models mark what only one database has
     assert found <= allowed
     assert not [module for module in imports(path) if re.match(r"sqlite3|psycopg|sqlalchemy\.dialects", module)]
 

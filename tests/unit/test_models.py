@@ -12,7 +12,7 @@ from services.storage import Attempt, Base, Generation, GenerationStatus, Lease,
 from services.storage.errors import IllegalTransitionError
 from services.storage.models import QueueState
 from services.storage.schema import FINISHED, LEGAL_MOVES
-from tests.factories import a_request
+from tests.support.factories import a_request
 
 STATUSES = list(GenerationStatus)
 MOVES = [(current, target) for current, target in product(STATUSES, STATUSES) if current != target]

@@ -7,16 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.storage import InvalidCursorError
-from services.storage.pagination import Position, decode_cursor, encode_cursor
+from services.storage.pagination import PagePosition, decode_cursor, encode_cursor
 
 QUERY = {"status": "failed", "metadata": {"bpm": (120, 140)}}
-POSITION = Position("2026-11-22 10:00:00.000000", "01a00000-0000-7000-8000-000000000001")
+POSITION = PagePosition("2026-11-22 10:00:00.000000", "01a00000-0000-7000-8000-000000000001")
 
 
 @given(st.one_of(st.text(), st.integers(), st.floats(allow_nan=False)), st.text())
 def test_a_cursor_holds_what_is_stored_whatever_that_is(created_at: str | float, generation_id: str) -> None:
     storable = not any("\ud800" <= c <= "\udfff" or c == "\0" for c in f"{created_at}{generation_id}")
-    cursor = encode_cursor(Position(created_at, generation_id), QUERY)
+    cursor = encode_cursor(PagePosition(created_at, generation_id), QUERY)
     if storable:
         assert decode_cursor(cursor, QUERY) == (created_at, generation_id)
     else:

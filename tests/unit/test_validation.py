@@ -29,8 +29,8 @@ from services.storage.validation import (
     validate_prompt_field,
     validate_seconds,
 )
-from tests.bad_input import BAD_FIELDS, Deep, Fixed, Index, numbered
-from tests.factories import a_request
+from tests.support.bad_input import BAD_FIELDS, Deep, Fixed, Index, numbered
+from tests.support.factories import a_request
 
 
 class Model(str, enum.Enum):  # noqa: UP042 - the other way to write such a class is what is tested

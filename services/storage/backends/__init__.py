@@ -1,51 +1,27 @@
-"""The databases this library runs on: what differs between them is here, and nothing else."""
+"""The databases this library runs on: everything that differs between them, and nothing else."""
 
-import re
 from functools import cache
 
 from sqlalchemy import URL, Connection, Engine
 from sqlalchemy.orm import Session
 
 from ..errors import DatabaseURLError
-from .base import Backend, EngineOptions, Position, Replication, inline, is_refused_when_reading, priorities
+from .base import Backend, LogPosition, Replication
+from .statements import is_refused_when_reading, is_write
 
-__all__ = [
-    "Backend",
-    "EngineOptions",
-    "Position",
-    "Replication",
-    "backend_for",
-    "inline",
-    "is_refused_when_reading",
-    "priorities",
-    "spell_url",
-]
-
-# libpq's postgresql://user@first:5432,second:5433/name, which SQLAlchemy cannot read
-MANY_HOSTS = re.compile(r"(?P<head>postgresql[^:]*://(?:[^@/?]*@)?)(?P<hosts>[^@/?]*,[^@/?]*)(?P<tail>.*)", re.DOTALL)
+__all__ = ["Backend", "LogPosition", "Replication", "backend_for", "is_refused_when_reading", "is_write"]
 
 
 def backend_for(source: URL | Session | Connection | Engine) -> Backend:
-    """Return the backend that `source` speaks to. Raises DatabaseURLError for any other database system."""
+    """Return the backend of the database that `source` names. Raises DatabaseURLError for any other database system."""
     if isinstance(source, URL):
         return _backend(source.get_backend_name())
     return _backend((source.get_bind() if isinstance(source, Session) else source).dialect.name)
 
 
-def spell_url(given: str) -> str:
-    """Return a URL as SQLAlchemy spells it, whether written for it or for the database's own tools."""
-    if given.startswith("postgres://"):
-        given = given.replace("postgres://", "postgresql://", 1)
-    if (many := MANY_HOSTS.fullmatch(given)) is None:
-        return given
-    path, _, query = many["tail"].partition("?")
-    hosts = [f"host={host}" if ":" in host else f"host={host}:5432" for host in many["hosts"].split(",")]
-    return f"{many['head']}{path or '/'}?{'&'.join([*hosts, *([query] if query else [])])}"
-
-
 @cache
 def _backend(name: str) -> Backend:
-    # Imported when asked for: each dialect costs 20 ms that users of the other one should not pay.
+    # Imported on demand: each dialect costs 20 ms, which users of the other one should not pay.
     if name == "sqlite":
         from .sqlite import SQLite
 

@@ -1,19 +1,14 @@
-"""What SQLite says about the contents of rows: full-text search through FTS5, JSON members, exact times."""
+"""Full-text search on SQLite: an FTS5 index that reads the texts of `prompts` and that triggers keep up to date."""
 
-import json
-from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime, timedelta
+from collections.abc import Iterator
 from typing import Any
 
 from sqlalchemy import (
     JSON,
-    BigInteger,
     ColumnElement,
-    FromClause,
     Integer,
     LargeBinary,
     Select,
-    String,
     Text,
     and_,
     case,
@@ -27,51 +22,21 @@ from sqlalchemy import (
     select,
     table,
     text,
-    type_coerce,
 )
 from sqlalchemy.orm import Session, aliased
 
 from ..errors import CorruptError
 from ..models import Prompt
-from ..terms import UNSPACED, Query, Term
-from ..types import UTCDateTime, utcnow
-from .base import OFTEN, RECENT, JSONKind, has_literals
+from ..search_query import UNSPACED, Query, Term
+from .base import COMMON_MATCHES, RECENT_PROMPTS, has_literals
 
 INDEXED = table("prompts_fts", column("rowid", Integer), column("prompts_fts", Text), column("text", Text))
-JSON_KINDS: dict[JSONKind, tuple[str, ...]] = {
-    "text": ("text",),
-    "number": ("integer", "real"),
-    "boolean": ("true", "false"),
-    "any": ("text", "integer", "real", "true", "false", "object", "array"),
-}
 
 
 class FTS5Search:
-    """The part of the SQLite backend that looks into texts; see Backend."""
+    """The search dialect of SQLite; see SearchDialect."""
 
-    def clock(self) -> Callable[[timedelta], ColumnElement[datetime]]:
-        now = utcnow()
-        return lambda offset: literal(now + offset, UTCDateTime())
-
-    def microseconds(self, time: Any) -> ColumnElement[int]:
-        # strftime('%f') rounds to milliseconds; the stored text has six digits after its point.
-        seconds = cast(func.strftime("%s", func.substr(time, 1, 19)), Integer)
-        point = func.substr(time, 20, 7, type_=String)
-        fraction = cast(func.substr(point.concat("000000"), 2, 6), Integer)
-        return type_coerce(seconds * 1_000_000 + case((point.startswith("."), fraction), else_=0), BigInteger)
-
-    def json_member(self, document: Any, key: str, kind: JSONKind) -> ColumnElement[Any]:
-        readable = case((func.json_valid(document) == 1, type_coerce(document, Text)))
-        members = func.json_each(readable).table_valued("key", "value", "type", "id")
-        found = select(members.c.type if kind == "any" else members.c.value)
-        found = found.where(members.c.key == key, members.c.type.in_(JSON_KINDS[kind]))
-        # The last of two members of one name counts, as in Python.
-        return found.order_by(members.c.id.desc()).limit(1).scalar_subquery()
-
-    def json_number(self, value: float) -> ColumnElement[Any]:
-        return literal(value)
-
-    def matching_prompts(self, query: Query, *, with_text: bool = False) -> Select[Any]:
+    def select_matches(self, query: Query, *, with_text: bool = False) -> Select[Any]:
         literals = _literal_conditions(query, Prompt)
         if query.is_literal:
             # Looked through, but only the prompts in such languages; the condition has to be the index's own.
@@ -82,18 +47,22 @@ class FTS5Search:
         found = found.where(_match(query))
         return found.join(Prompt, Prompt.id == INDEXED.c.rowid).where(*literals) if literals else found
 
-    def newest_matches(self, session: Session, query: Query, limit: int, *, with_text: bool = False) -> Select[Any]:
-        matching = self.matching_prompts(query, with_text=with_text)
+    def select_newest_matches(
+        self, session: Session, query: Query, limit: int, *, with_text: bool = False
+    ) -> Select[Any]:
+        matching = self.select_matches(query, with_text=with_text)
         return matching.order_by(matching.selected_columns[0].desc()).limit(limit)
 
-    def few_matches(self, query: Query, limit: int) -> Select[Any]:
-        matching = self.matching_prompts(query)
-        recent = matching.where(matching.selected_columns[0] > select(func.max(Prompt.id) - RECENT).scalar_subquery())
+    def match_ids_if_rare(self, query: Query, limit: int) -> Select[Any]:
+        matching = self.select_matches(query)
+        recent = matching.where(
+            matching.selected_columns[0] > select(func.max(Prompt.id) - RECENT_PROMPTS).scalar_subquery()
+        )
         count = select(func.count()).select_from(recent.subquery()).scalar_subquery()
         ids = select(func.json_group_array(matching.limit(limit).subquery().c.id, type_=JSON()))
-        return select(case((count < OFTEN, ids.scalar_subquery())))
+        return select(case((count < COMMON_MATCHES, ids.scalar_subquery())))
 
-    def prompt_matches(self, query: Query, prompt_id: Any) -> ColumnElement[bool]:
+    def match_condition(self, query: Query, prompt_id: Any) -> ColumnElement[bool]:
         prompt = aliased(Prompt)
         conditions = _literal_conditions(query, prompt)
         if not query.is_literal:
@@ -104,9 +73,6 @@ class FTS5Search:
                 found = (prompt.id + 0).in_(select(INDEXED.c.rowid).where(_match(query)))
             conditions = [*_known_from_text(query, prompt.text, found), *conditions]
         return exists().where(prompt.id == prompt_id, *conditions)
-
-    def numbers(self, numbers: Sequence[int]) -> FromClause:
-        return func.json_each(json.dumps(list(numbers))).table_valued("value")
 
     def check_search_index(self, session: Session) -> bool:
         try:

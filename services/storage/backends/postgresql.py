@@ -3,31 +3,23 @@
 import json
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import replace
-from datetime import datetime, timedelta
 from decimal import Decimal
 from functools import cache
 from typing import Any
 
 from sqlalchemy import (
     URL,
-    ColumnElement,
     Connection,
     Engine,
     ExceptionContext,
     NullPool,
-    Select,
     Table,
     create_engine,
     event,
     func,
-    literal,
     select,
     text,
-    true,
 )
-from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.orm import Session
 
 from ..errors import (
@@ -46,9 +38,11 @@ from ..errors import (
     StorageError,
     UnreachableError,
 )
-from ..models import CLAIM_ORDER, PENDING, Generation, Prompt
+from ..settings import EngineOptions
 from ..types import dump_json
-from .base import Bind, EngineOptions, Position, inline, priorities
+from .base import Bind
+from .postgresql_sql import PostgreSQLSQL
+from .replication import StreamingReplication, has_many_hosts
 from .tsvector import TSVectorSearch
 
 MIGRATION_LOCK = 0x6467785F6D757369  # "dgx_musi": any constant that no other program on the server uses
@@ -91,33 +85,23 @@ CONNECTION: dict[str, Any] = {
     "tcp_user_timeout": 30_000,
 }
 
-REPLICA_CONNECT_SECONDS = 2.0
-
 # A JSON string, to be left alone, or a number with an exponent.
 JSON_EXPONENT = re.compile(r'"(?:[^"\\]|\\.)*"|-?[0-9][0-9.]*[eE][-+]?[0-9]+')
 
-PRIMARY_POSITION = text(
-    "SELECT pg_current_wal_insert_lsn()::text, (SELECT system_identifier::text FROM pg_control_system())"
-)
-REPLICA_POSITION = text(
-    "SELECT (SELECT system_identifier::text FROM pg_control_system()) = :system, "
-    "pg_is_in_recovery() AND pg_last_wal_replay_lsn() >= CAST(:lsn AS pg_lsn)"
-)
 
-
-class PostgreSQL(TSVectorSearch):
+class PostgreSQL(PostgreSQLSQL, TSVectorSearch):
     """The grown-up engine: many writers at once, one server or a primary with replicas."""
 
     name = "postgresql"
 
     @property
-    def replication(self) -> "StreamingReplication":
+    def replication(self) -> StreamingReplication:
         return StreamingReplication(self)
 
     def resolve_url(self, url: URL) -> URL:
         # SQLAlchemy 2.0 would take psycopg2 for a bare postgresql://
         url = url.set(drivername="postgresql+psycopg")
-        if _has_many_hosts(url) and "target_session_attrs" not in url.query:
+        if has_many_hosts(url) and "target_session_attrs" not in url.query:
             # The first host that answers may be a standby, which refuses every write.
             url = url.update_query_dict({"target_session_attrs": "read-write"})
         return url
@@ -179,7 +163,7 @@ class PostgreSQL(TSVectorSearch):
     def create_database(self, url: URL) -> None:
         return None
 
-    def keep_alive(self, url: URL) -> None:
+    def open_anchor(self, url: URL) -> None:
         return None
 
     def read_only(self, bind: Bind) -> Bind:
@@ -226,65 +210,6 @@ class PostgreSQL(TSVectorSearch):
 
     def check_integrity(self, session: Session) -> list[str]:
         return []  # the server's own matter: pg_amcheck, and checksums of its pages
-
-    def now(self, plus_seconds: float = 0.0) -> ColumnElement[datetime]:
-        clock: ColumnElement[datetime] = func.clock_timestamp()
-        return clock + literal(timedelta(seconds=plus_seconds)) if plus_seconds else clock
-
-    def take_due(
-        self, waiting: Sequence[ColumnElement[bool]], columns: Sequence[Any], limit: int, *, locked: bool = True
-    ) -> Select[Any]:
-        # A clock that is asked once can bound an index scan; the bare volatile function would filter row by row.
-        due = Generation.scheduled_at <= select(self.now()).scalar_subquery()
-        levels = priorities(waiting, due)
-        rows = select(*columns).where(*waiting, Generation.priority == levels.c.priority, due)
-        rows = rows.order_by(*CLAIM_ORDER[1:]).limit(inline(limit))
-        first = (rows.with_for_update(skip_locked=True) if locked else rows).lateral()
-        # Lateral and without an order of its own: a nested loop that looks into the next priority, and locks a row,
-        # only while rows are wanted (https://www.postgresql.org/docs/current/queries-with.html, on LIMIT).
-        return select(first).select_from(levels.join(first, true())).limit(inline(limit))
-
-    def lock_pending(self, ids: Select[Any], limit: int) -> Select[Any]:
-        wanted = ids.subquery()
-        row = select(Generation.id).where(Generation.id == wanted.c.id, PENDING).limit(inline(1))
-        locked = row.with_for_update(skip_locked=True).lateral()
-        return select(locked).select_from(wanted.join(locked, true())).limit(inline(limit))
-
-    def insert(self, table: Any) -> Any:
-        return postgresql_insert(table)
-
-    def prompt_key(self) -> list[Any]:
-        return [text("md5(text)")]
-
-    def prompt_is(self, text: str) -> ColumnElement[bool]:
-        return (func.md5(Prompt.text) == func.md5(text)) & (Prompt.text == text)
-
-
-class StreamingReplication:
-    """PostgreSQL's physical replication: one log, and positions in it."""
-
-    def __init__(self, backend: PostgreSQL) -> None:
-        self._backend = backend
-
-    def resolve_url(self, url: URL) -> URL:
-        if _has_many_hosts(url) and "target_session_attrs" not in url.query:
-            url = url.update_query_dict({"target_session_attrs": "prefer-standby"})
-        return self._backend.resolve_url(url)
-
-    def create_engine(self, url: URL, options: EngineOptions) -> Engine:
-        # No ping: has_reached() is asked of every connection anyway. The primary is there to fall back on, so no
-        # reader waits for long.
-        patience = min(options.connect_timeout, REPLICA_CONNECT_SECONDS)
-        return self._backend.create_engine(url, replace(options, connect_timeout=patience), pre_ping=False)
-
-    def primary_position(self, connection: Connection) -> Position:
-        # What is inserted, not what is flushed: with synchronous_commit=off a commit is flushed later.
-        lsn, system = connection.execute(PRIMARY_POSITION).one()
-        return Position(lsn, system)
-
-    def has_reached(self, connection: Connection, position: Position) -> bool | None:
-        same, reached = connection.execute(REPLICA_POSITION, {"lsn": position.lsn, "system": position.system}).one()
-        return bool(reached) if same else None
 
 
 def load_json(text: str | bytes) -> Any:
@@ -346,8 +271,3 @@ def _settings(url: URL, options: EngineOptions) -> str:
     settings = [f"-c {name}={math.ceil(seconds * 1000)}" for name, seconds in timeouts.items() if seconds]
     given = url.query.get("options", ())
     return " ".join([*settings, *([given] if isinstance(given, str) else given)])
-
-
-def _has_many_hosts(url: URL) -> bool:
-    hosts = url.query.get("host", "")
-    return "," in hosts if isinstance(hosts, str) else len(hosts) > 1

@@ -4,28 +4,22 @@ import contextlib
 import os
 import re
 import sqlite3
-from collections.abc import Iterator, Sequence
-from datetime import datetime, timedelta
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from sqlalchemy import (
     URL,
-    ColumnElement,
     Connection,
     Engine,
     NullPool,
     QueuePool,
-    Select,
     Table,
-    bindparam,
     create_engine,
     event,
-    select,
     text,
 )
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.orm import Session
 
 from ..errors import (
@@ -40,11 +34,12 @@ from ..errors import (
     StorageError,
     UnreachableError,
 )
-from ..models import CLAIM_ORDER, Generation, Prompt
-from ..schema import INTEGER_LIMIT
-from ..types import UTCDateTime, utcnow
-from .base import Bind, EngineOptions, inline, is_write, priorities
+from ..limits import INTEGER_LIMIT
+from ..settings import EngineOptions
+from .base import Bind
 from .fts5 import FTS5Search
+from .sqlite_sql import SQLiteSQL
+from .statements import is_write
 
 MIGRATION_PATIENCE_SECONDS = 600.0  # a rebuild of millions of rows by another process is waited for
 CHECKPOINT_BYTES = 4 * 1024 * 1024
@@ -76,7 +71,7 @@ ERRORS: tuple[tuple[str, type[StorageError]], ...] = (
 DRIVER_ARGUMENTS = {"timeout", "isolation_level", "detect_types", "check_same_thread", "cached_statements", "uri"}
 
 
-class SQLite(FTS5Search):
+class SQLite(SQLiteSQL, FTS5Search):
     """The embedded database: one file, many readers, one writer at a time."""
 
     name = "sqlite"
@@ -109,12 +104,18 @@ class SQLite(FTS5Search):
             pool_timeout=options.pool_timeout,
             connect_args={"timeout": options.busy_timeout, "check_same_thread": False},
         )
+        self._set_pragmas(engine, url, options)
+        self._begin_transactions(engine, url)
+        return engine
+
+    def _set_pragmas(self, engine: Engine, url: URL, options: EngineOptions) -> None:
+        """Configure each new connection, and checkpoint ourselves where SQLite's own checkpoints are unsafe (ADR 3)."""
         checkpointed = not is_memory(url) and has_wal_reset_bug(sqlite3.sqlite_version_info)
 
         @event.listens_for(engine, "connect")
         def configure(connection: sqlite3.Connection, record: Any) -> None:
             with _closed_on_error(connection):
-                connection.isolation_level = None  # we emit BEGIN ourselves, below
+                connection.isolation_level = None  # _begin_transactions() emits BEGIN
                 connection.text_factory = _decode
                 connection.execute("PRAGMA foreign_keys = ON")
                 # trusted_schema stays ON: FTS5 counts as unsafe in triggers (3.40.1), and they keep the search index.
@@ -123,13 +124,23 @@ class SQLite(FTS5Search):
                 connection.execute("PRAGMA cache_size = -65536")
                 if checkpointed:
                     connection.execute("PRAGMA wal_autocheckpoint = 0")
-                    # SQLite's own word for the file: the URL may name a link to it, or be a file: URI.
+                    # SQLite's own name of the file: the URL may name a link to it, or be a file: URI.
                     record.info["wal"] = Path(connection.execute("PRAGMA database_list").fetchone()[2] + "-wal")
 
         @event.listens_for(engine, "checkout")
         def own_transactions(connection: sqlite3.Connection, record: Any, proxy: Any) -> None:
-            # SQLAlchemy puts the driver's own BEGIN back after somebody has used AUTOCOMMIT.
+            # SQLAlchemy turns the driver's own BEGIN on again after somebody has used AUTOCOMMIT.
             connection.isolation_level = None
+
+        if checkpointed:
+
+            @event.listens_for(engine, "checkin")
+            def checkpoint(connection: sqlite3.Connection | None, record: Any) -> None:
+                if connection is not None and "wal" in record.info:
+                    _checkpoint(connection, record.info["wal"], options.busy_timeout)
+
+    def _begin_transactions(self, engine: Engine, url: URL) -> None:
+        """Emit BEGIN IMMEDIATE before the first write of a transaction, BEGIN before a read-only one (ADR 2)."""
 
         @event.listens_for(engine, "before_cursor_execute")
         def begin(
@@ -150,15 +161,6 @@ class SQLite(FTS5Search):
                 except sqlite3.Error as error:
                     raise (self.translate(error, is_disconnect=False, is_connecting=False) or error) from error
 
-        if checkpointed:
-
-            @event.listens_for(engine, "checkin")
-            def checkpoint(connection: sqlite3.Connection | None, record: Any) -> None:
-                if connection is not None and "wal" in record.info:
-                    _checkpoint(connection, record.info["wal"], options.busy_timeout)
-
-        return engine
-
     def is_present(self, url: URL) -> bool:
         if is_memory(url) or _is_uri(url):
             return True
@@ -178,7 +180,7 @@ class SQLite(FTS5Search):
                 orig=error,
             ) from error
 
-    def keep_alive(self, url: URL) -> sqlite3.Connection | None:
+    def open_anchor(self, url: URL) -> sqlite3.Connection | None:
         """Return a connection that keeps a memory database in existence, or None for a file."""
         if not is_memory(url):
             return None
@@ -244,32 +246,6 @@ class SQLite(FTS5Search):
         except CorruptError:
             return ["the file is damaged beyond reading"]
         return [line for line in found if line != "ok" and not NOT_OF_THE_FILE.match(line)]
-
-    def now(self, plus_seconds: float = 0.0) -> ColumnElement[datetime]:
-        # One host, one clock: SQLite's own has milliseconds only. Asked at each execution, so statements can be kept.
-        moved = timedelta(seconds=plus_seconds)
-        return bindparam(None, callable_=lambda: utcnow() + moved, type_=UTCDateTime())
-
-    def take_due(
-        self, waiting: Sequence[ColumnElement[bool]], columns: Sequence[Any], limit: int, *, locked: bool = True
-    ) -> Select[Any]:
-        due = Generation.scheduled_at <= self.now()
-        levels = priorities(waiting, due, enough=limit)
-        # SQLite visits the values of IN in the order of the index, so there is nothing left to sort.
-        first = select(*columns).where(*waiting, Generation.priority.in_(select(levels.c.priority)), due)
-        return first.order_by(*CLAIM_ORDER).limit(inline(limit))
-
-    def lock_pending(self, ids: Select[Any], limit: int) -> Select[Any]:
-        return ids.limit(inline(limit))  # the one writer needs no locks
-
-    def insert(self, table: Any) -> Any:
-        return sqlite_insert(table)
-
-    def prompt_key(self) -> list[Any]:
-        return [Prompt.text]
-
-    def prompt_is(self, text: str) -> ColumnElement[bool]:
-        return Prompt.text == text
 
 
 def is_memory(url: URL) -> bool:

@@ -1,17 +1,12 @@
-"""What PostgreSQL says about the contents of rows: full-text search through tsvector, JSON members, exact times."""
+"""Full-text search on PostgreSQL: a generated tsvector column of `prompts` with a GIN index."""
 
-from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta
-from decimal import Decimal
 from functools import reduce
 from typing import Any
 
 from sqlalchemy import (
-    BigInteger,
     ColumnElement,
     FromClause,
     Integer,
-    Numeric,
     ScalarSelect,
     Select,
     Text,
@@ -20,23 +15,20 @@ from sqlalchemy import (
     cast,
     column,
     exists,
-    extract,
     false,
     func,
-    literal,
     literal_column,
     select,
     table,
     text,
-    type_coerce,
     update,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TSQUERY, TSVECTOR
+from sqlalchemy.dialects.postgresql import ARRAY, TSQUERY, TSVECTOR
 from sqlalchemy.orm import Session
 
-from ..terms import UNSPACED, Query, Term
-from ..types import UTCDateTime
-from .base import OFTEN, RECENT, JSONKind, has_literals, inline
+from ..conditions import literal_int
+from ..search_query import UNSPACED, Query, Term
+from .base import COMMON_MATCHES, RECENT_PROMPTS, has_literals
 
 # The models do not have the generated column: there is none on SQLite.
 PROMPTS = table("prompts", column("id", Integer), column("text", Text), column("words", TSVECTOR))
@@ -46,52 +38,30 @@ SIMPLE: ColumnElement[Any] = literal_column("'simple'::regconfig")
 
 
 class TSVectorSearch:
-    """The part of the PostgreSQL backend that looks into texts; see Backend."""
+    """The search dialect of PostgreSQL; see SearchDialect."""
 
-    def clock(self) -> Callable[[timedelta], ColumnElement[datetime]]:
-        # Not clock_timestamp(): it may change between two rows, so no index would be asked.
-        return lambda offset: type_coerce(func.statement_timestamp() + offset, UTCDateTime())
-
-    def microseconds(self, time: Any) -> ColumnElement[int]:
-        return cast(extract("epoch", time) * 1_000_000, BigInteger)
-
-    def json_member(self, document: Any, key: str, kind: JSONKind) -> ColumnElement[Any]:
-        value = type_coerce(document, JSONB)[key]
-        its_kind = func.jsonb_typeof(value)
-        if kind == "any":
-            return func.nullif(its_kind, "null")
-        plain = cast(value.astext, Numeric) if kind == "number" else value.astext
-        if kind == "boolean":
-            plain = case((value.astext == "true", 1), else_=0)
-        return case((its_kind == ("string" if kind == "text" else kind), plain))
-
-    def json_number(self, value: float) -> ColumnElement[Any]:
-        # As written: a number stored as 0.1 is the numeric 0.1, not the nearest double.
-        return literal(Decimal(repr(value)) if isinstance(value, float) else Decimal(value), Numeric)
-
-    def matching_prompts(self, query: Query, *, with_text: bool = False) -> Select[Any]:
+    def select_matches(self, query: Query, *, with_text: bool = False) -> Select[Any]:
         # Fenced in: of a rare word the planner knows nothing, and with an order or a limit it reads the whole table.
         found = _prompts(with_text).where(*_conditions(query, PROMPTS)).cte().prefix_with("MATERIALIZED")
         return select(found)
 
-    def newest_matches(self, session: Session, query: Query, limit: int, *, with_text: bool = False) -> Select[Any]:
+    def select_newest_matches(
+        self, session: Session, query: Query, limit: int, *, with_text: bool = False
+    ) -> Select[Any]:
         recent = session.scalars(select(_count_recent(query))).one()
-        if recent < OFTEN or recent * WALKED < limit * RECENT:
-            newest = self.matching_prompts(query, with_text=with_text)
+        if recent < COMMON_MATCHES or recent * WALKED < limit * RECENT_PROMPTS:
+            newest = self.select_matches(query, with_text=with_text)
         else:
             newest = _prompts(with_text).where(_unindexed(query, PROMPTS))
-        return newest.order_by(newest.selected_columns[0].desc()).limit(inline(limit))
+        return newest.order_by(newest.selected_columns[0].desc()).limit(literal_int(limit))
 
-    def few_matches(self, query: Query, limit: int) -> Select[Any]:
-        ids = self.matching_prompts(query).limit(inline(limit)).scalar_subquery()
-        return select(case((_count_recent(query) < OFTEN, func.array(ids, type_=ARRAY(Integer)))))
+    def match_ids_if_rare(self, query: Query, limit: int) -> Select[Any]:
+        ids = self.select_matches(query).limit(literal_int(limit)).scalar_subquery()
+        return select(case((_count_recent(query) < COMMON_MATCHES, func.array(ids, type_=ARRAY(Integer)))))
 
-    def prompt_matches(self, query: Query, prompt_id: Any) -> ColumnElement[bool]:
+    def match_condition(self, query: Query, prompt_id: Any) -> ColumnElement[bool]:
         prompts = PROMPTS.alias()
         return select(_unindexed(query, prompts)).where(prompts.c.id == prompt_id).scalar_subquery()
-
-    def numbers(self, numbers: Sequence[int]) -> FromClause:
-        return func.unnest(literal(list(numbers), ARRAY(Integer))).table_valued("value").render_derived()
 
     def check_search_index(self, session: Session) -> bool:
         drifted = exists().where(PROMPTS.c.words.is_distinct_from(_as_words(PROMPTS.c.text)))
@@ -125,7 +95,7 @@ def _conditions(query: Query, prompts: FromClause) -> list[ColumnElement[bool]]:
 
 
 def _count_recent(query: Query) -> ScalarSelect[int]:
-    recent = select(PROMPTS).order_by(PROMPTS.c.id.desc()).limit(inline(RECENT)).subquery()
+    recent = select(PROMPTS).order_by(PROMPTS.c.id.desc()).limit(literal_int(RECENT_PROMPTS)).subquery()
     return select(func.count()).select_from(recent).where(_unindexed(query, recent)).scalar_subquery()
 
 

@@ -3,7 +3,7 @@
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted. Alembic, rich and the demo load when they are used.
 """
 
-from . import history, keeping, playing
-from .group import commands
+from . import database, history, run
+from .app import commands
 
-__all__ = ["commands", "history", "keeping", "playing"]
+__all__ = ["commands", "database", "history", "run"]

@@ -8,15 +8,14 @@ from dataclasses import asdict
 
 import click
 
-from ..analytics import get_performance_stats, get_queue_stats, get_usage
+from ..analytics import estimate_completion, explain_wait, get_performance_stats, get_queue_stats, get_usage
 from ..database import get_database_stats, get_most_used_prompts
 from ..engine import Storage
-from ..forecast import estimate_completion, explain_wait
-from ..history import list_generations
-from ..schema import GenerationStatus
+from ..generations import list_generations
+from ..lifecycle import GenerationStatus
 from ..search import search_prompts
-from .group import commands
-from .terminal import opened, plain, say, shorten
+from .app import commands
+from .output import echo_err, open_storage, sanitize, shorten
 
 at_most = click.option(
     "--limit", metavar="N", default=20, show_default=True, type=click.IntRange(1, 100_000), help="At most N of them."
@@ -52,7 +51,7 @@ def list_(
 
     Piped, each line is the id, status, time of creation, model and prompt.
     """
-    with opened(database_url) as storage, storage.session(read_only=True) as session:
+    with open_storage(database_url) as storage, storage.session(read_only=True) as session:
         page = list_generations(
             session,
             status=status,
@@ -67,17 +66,17 @@ def list_(
         click.echo(json.dumps({"generations": [row.to_dict() for row in page.items], "next": page.next}))
         return
     if sys.stdout.isatty():
-        from .pictures import print_generations
+        from .tables import print_generations
 
         print_generations(page.items)
     else:
         for row in page.items:
             fields = (row.id, row.status, row.created_at.isoformat(), row.model_name, row.prompt)
-            click.echo("\t".join(map(plain, fields)))
+            click.echo("\t".join(map(sanitize, fields)))
     if not page.items:
-        say("There are none.")
+        echo_err("There are none.")
     if page.next:
-        say(f"There are more: --after {page.next}")
+        echo_err(f"There are more: --after {page.next}")
 
 
 @commands.command()
@@ -99,7 +98,7 @@ def search(database_url: str | None, words: tuple[str, ...], order: str, limit: 
     Piped, each line is how often the prompt was used, and the part of it that matches in [ ].
     """
     bold = sys.stdout.isatty() and not as_json
-    with opened(database_url) as storage, storage.session(read_only=True) as session:
+    with open_storage(database_url) as storage, storage.session(read_only=True) as session:
         found = search_prompts(
             session,
             " ".join(words),
@@ -111,14 +110,14 @@ def search(database_url: str | None, words: tuple[str, ...], order: str, limit: 
         prompts = [{**match.prompt.to_dict(), "snippet": match.snippet, "rank": match.rank} for match in found]
         click.echo(json.dumps({"prompts": prompts}))
     elif bold:
-        from .pictures import print_matches
+        from .tables import print_matches
 
         print_matches([(match.prompt.used_count, _split(match.snippet)) for match in found])
     else:
         for match in found:
-            click.echo(f"{match.prompt.used_count}\t{plain(match.snippet)}")
+            click.echo(f"{match.prompt.used_count}\t{sanitize(match.snippet)}")
     if not found:
-        say("No prompt answers that.")
+        echo_err("No prompt answers that.")
 
 
 @commands.command()
@@ -130,7 +129,7 @@ def why(database_url: str | None, generation_id: str, as_json: bool) -> None:
 
     The times hold with 80 % likelihood, as far as the latest ones of its model tell.
     """
-    with opened(database_url) as storage, storage.session(read_only=True) as session:
+    with open_storage(database_url) as storage, storage.session(read_only=True) as session:
         wait = explain_wait(session, generation_id)
         # Of the last two nobody knows whether anyone works on it.
         is_lost = wait is None or wait.reason in ("expired", "unleased")
@@ -141,7 +140,7 @@ def why(database_url: str | None, generation_id: str, as_json: bool) -> None:
         answer = {**asdict(wait), "estimate": None if estimate is None else asdict(estimate)}
         click.echo(json.dumps(answer, default=lambda moment: moment.isoformat()))
         return
-    click.echo(plain(wait.explanation))
+    click.echo(sanitize(wait.explanation))
     if estimate is not None:
         soonest, latest = (f"{moment:%Y-%m-%d %H:%M:%S}" for moment in (estimate.p10_at, estimate.p90_at))
         latest_ones = f"the latest {estimate.samples:,} of its model" if estimate.samples > 1 else "a single one"
@@ -162,7 +161,7 @@ def why(database_url: str | None, generation_id: str, as_json: bool) -> None:
 @click.pass_obj
 def stats(database_url: str | None, limit: int, as_json: bool) -> None:
     """Show counts, the queue, the last 30 days, how models do and the most used prompts."""
-    with opened(database_url) as storage:
+    with open_storage(database_url) as storage:
         print_stats(storage, limit, as_json=as_json)
 
 
@@ -184,9 +183,9 @@ def print_stats(storage: Storage, limit: int, *, as_json: bool = False) -> None:
         }
         click.echo(json.dumps(everything, default=lambda moment: moment.isoformat()))
         return
-    used = [(prompt.used_count, plain(prompt.text)) for prompt in prompts]
+    used = [(prompt.used_count, sanitize(prompt.text)) for prompt in prompts]
     if sys.stdout.isatty():
-        from .pictures import print_picture
+        from .tables import print_picture
 
         print_picture(counts, queue, days, models, used)
         return
@@ -201,4 +200,4 @@ def print_stats(storage: Storage, limit: int, *, as_json: bool = False) -> None:
 def _split(snippet: str) -> Sequence[tuple[str, bool]]:
     """Return the parts of a snippet, and which of them match."""
     parts = re.split(f"{MARKS[0]}([^{MARKS[1]}]*){MARKS[1]}", snippet)
-    return [(plain(part), number % 2 == 1) for number, part in enumerate(parts)]
+    return [(sanitize(part), number % 2 == 1) for number, part in enumerate(parts)]

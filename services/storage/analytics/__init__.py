@@ -1,0 +1,42 @@
+"""Read-only reports about the queue, the models and the prompts; each is one statement (ADR 42)."""
+
+from .estimates import estimate_completion, explain_wait
+from .reports import (
+    Estimate,
+    FailureReason,
+    Percentiles,
+    PerformanceStats,
+    PromptStats,
+    QueueStats,
+    Usage,
+    Wait,
+    WaitReason,
+)
+from .stats import (
+    get_database_stats,
+    get_failure_reasons,
+    get_performance_stats,
+    get_prompt_stats,
+    get_queue_stats,
+    get_usage,
+)
+
+__all__ = [
+    "Estimate",
+    "FailureReason",
+    "Percentiles",
+    "PerformanceStats",
+    "PromptStats",
+    "QueueStats",
+    "Usage",
+    "Wait",
+    "WaitReason",
+    "estimate_completion",
+    "explain_wait",
+    "get_database_stats",
+    "get_failure_reasons",
+    "get_performance_stats",
+    "get_prompt_stats",
+    "get_queue_stats",
+    "get_usage",
+]

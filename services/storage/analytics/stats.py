@@ -1,0 +1,327 @@
+"""Read-only reports; each is one statement, hence one moment, and says the same on every database.
+
+Percentiles are those of PostgreSQL's percentile_cont, numpy's "linear" and statistics.quantiles(method="inclusive"),
+type 7 of Hyndman and Fan, Sample Quantiles in Statistical Packages, 1996: of n values in order, counted from 0, the one
+at p · (n - 1), between two neighbours in proportion.
+"""
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal, get_args
+
+from sqlalchemy import (
+    ColumnElement,
+    Double,
+    Select,
+    Subquery,
+    case,
+    cast,
+    false,
+    func,
+    literal,
+    literal_column,
+    null,
+    select,
+    true,
+    type_coerce,
+    union,
+    union_all,
+)
+from sqlalchemy.orm import Session
+
+from ..backends import backend_for
+from ..conditions import CLAIM_ORDER, PENDING, PROCESSING
+from ..lifecycle import AttemptOutcome, GenerationStatus
+from ..limits import BIG_INTEGER_LIMIT
+from ..models import Attempt, Generation, Prompt, QueueState
+from ..validation import is_storable, validate_count, validate_moment
+from .reports import FailureReason, Percentiles, PerformanceStats, PromptStats, QueueStats, Usage
+
+WORKER_SILENCE = timedelta(minutes=5)
+THROUGHPUT_WINDOW = timedelta(hours=1)
+REASON_LENGTH = 200
+BUCKETS_LIMIT = 20_000
+DEFAULT_BUCKETS = 30
+PERCENTS = (50, 90, 99)
+
+Bucket = Literal["hour", "day", "week"]
+BUCKETS: dict[Bucket, timedelta] = {"hour": timedelta(hours=1), "day": timedelta(days=1), "week": timedelta(weeks=1)}
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MONDAY = timedelta(days=4)  # the first Monday after the epoch, where ISO 8601 weeks begin
+
+# A lost attempt was ended by the one who reclaimed it, not by its worker.
+BY_WORKER = Attempt.outcome != literal_column(f"'{AttemptOutcome.LOST}'")
+
+
+Clock = Callable[[timedelta], ColumnElement[datetime]]
+
+
+def get_database_stats(session: Session) -> dict[str, Any]:
+    """Return how many generations there are in all and of each status, and how many prompts.
+
+    The keys: total_generations, pending_generations, processing_generations, completed_generations,
+    failed_generations, cancelled_generations, total_prompts. The total counts unknown statuses too.
+    """
+    by_status = select(Generation.status, func.count()).group_by(Generation.status)
+    prompts = select(null(), func.count()).select_from(Prompt)
+    rows: Sequence[Any] = session.execute(union_all(by_status, prompts)).all()
+    counts: dict[str | None, int] = dict(rows)
+    total_prompts = counts.pop(None)
+    return {
+        "total_generations": sum(counts.values()),
+        **{f"{status}_generations": counts.get(status, 0) for status in GenerationStatus},
+        "total_prompts": total_prompts,
+    }
+
+
+def get_queue_stats(session: Session) -> QueueStats:
+    """Return the state of the queue by the database's clock; QueueStats says what each number is."""
+    clock = backend_for(session).statement_clock()
+    now = clock(timedelta(0))
+    waiting = pending_generations()
+    scheduled = waiting.c.scheduled_at
+    pending = select(
+        func.count(case((scheduled <= now, 1))).label("backlog"),
+        func.min(case((scheduled <= now, scheduled))).label("oldest"),
+        func.count(case((scheduled > now, 1))).label("scheduled"),
+    ).subquery()
+    claimed = select(
+        func.count().label("processing"), func.count(case((Generation.lease_expires_at <= now, 1))).label("expired")
+    )
+    processing = claimed.where(PROCESSING).subquery()
+    finished = select(
+        func.count(case((Generation.status == GenerationStatus.COMPLETED, 1))).label("completed"),
+        func.count(case((Generation.status == GenerationStatus.FAILED, 1))).label("failed"),
+    )
+    lately = finished.where(Generation.completed_at > clock(-THROUGHPUT_WINDOW)).subquery()
+    statement = select(
+        now.label("at"),
+        select(func.count()).where(QueueState.paused_at.is_not(None)).scalar_subquery(),
+        pending.c.backlog,
+        seconds_between(session, now, pending.c.oldest),
+        pending.c.scheduled,
+        processing.c.processing,
+        processing.c.expired,
+        count_workers(clock),
+        lately.c.completed,
+        lately.c.failed,
+    ).select_from(pending.join(processing, true()).join(lately, true()))
+    at, paused, *rest = session.execute(statement).one()
+    return QueueStats(at, paused > 0, *rest)
+
+
+def get_performance_stats(
+    session: Session, *, since: datetime | None = None, model_name: str | None = None
+) -> list[PerformanceStats]:
+    """Return how each model did, by name; only generations finished since `since`, only of `model_name` when given.
+
+    Without `since` every generation is read and sorted: seconds for a million. PerformanceStats has the definitions.
+    """
+    conditions = [Generation.completed_at.is_not(None), *_narrowed(since, model_name)]
+    completed = Generation.status == GenerationStatus.COMPLETED
+    time = case((completed, Generation.generation_time_seconds))
+    factor = case((completed, _divisible(Generation.generation_time_seconds) / _divisible(Generation.duration_seconds)))
+    wait = case(
+        (
+            Generation.status != GenerationStatus.CANCELLED,
+            seconds_between(session, Generation.started_at, Generation.scheduled_at),
+        )
+    )
+    finished = (
+        select(Generation.model_name, Generation.status, time.label("time"), factor.label("factor"), wait.label("wait"))
+        .where(*conditions)
+        .cte("finished")
+    )
+    counts = select(finished.c.model_name, finished.c.status.label("subject"), func.count(), *[null()] * 6)
+    counts = counts.group_by(finished.c.model_name, finished.c.status)
+    values = [
+        _percentiles(finished.c.model_name, literal(name), finished.c[name]) for name in ("time", "factor", "wait")
+    ]
+    models: dict[str, dict[str, Any]] = {}
+    for model, subject, count, *neighbours in session.execute(union_all(counts, *values)):
+        models.setdefault(model, {})[subject] = count if neighbours[0] is None else _interpolate(count, *neighbours)
+    return [_performance(model, subjects) for model, subjects in sorted(models.items())]
+
+
+def get_usage(session: Session, *, since: datetime | None = None, bucket: Bucket = "day") -> list[Usage]:
+    """Return what happened in each hour, day or week (from Monday) of UTC, from that of `since` to now, oldest first.
+
+    Without `since`: the last 30 of them. Empty ones are there too. Raises ValueError for an unknown bucket or over
+    20,000 of them.
+    """
+    if bucket not in get_args(Bucket):
+        raise ValueError(f"bucket must be one of {', '.join(get_args(Bucket))}")
+    size = BUCKETS[bucket]
+    offset = MONDAY if bucket == "week" else timedelta(0)
+    start = None if since is None else _number_of(validate_moment("since", since), size, offset)
+    clock = backend_for(session).statement_clock()
+    width, shift = size // timedelta(microseconds=1), offset // timedelta(microseconds=1)
+    number = (backend_for(session).epoch_microseconds(clock(timedelta(0))) - shift) // width
+    first: Any = number - (DEFAULT_BUCKETS - 1) if start is None else literal(start)
+    begins = None if start is None else EPOCH + offset + start * size
+
+    def counted(time: Any, subject: Any) -> Select[Any]:
+        its_number = ((backend_for(session).epoch_microseconds(time) - shift) // width).label("number")
+        begin = begins if begins is not None else clock(-size * DEFAULT_BUCKETS)
+        recent = select(its_number, subject.label("subject")).where(time >= begin).subquery()
+        return select(recent.c.number, recent.c.subject, func.count()).group_by(recent.c.number, recent.c.subject)
+
+    statement = union_all(
+        select(first, literal("first"), number),
+        counted(Generation.created_at, literal("created")),
+        counted(Generation.completed_at, Generation.status),
+    )
+    rows = session.execute(statement).all()
+    low, high = next((row[0], row[2]) for row in rows if row[1] == "first")
+    if high - low >= BUCKETS_LIMIT:
+        raise ValueError(f"since must be less than {BUCKETS_LIMIT:,} {bucket}s ago")
+    counts = {(row[0], row[1]): row[2] for row in rows if row[1] != "first"}
+    subjects = ("created", GenerationStatus.COMPLETED, GenerationStatus.FAILED, GenerationStatus.CANCELLED)
+    return [
+        Usage(EPOCH + offset + number * size, *(counts.get((number, subject), 0) for subject in subjects))
+        for number in range(low, high + 1)
+    ]
+
+
+def get_prompt_stats(session: Session, text: str) -> PromptStats | None:
+    """Return how the prompt with exactly this text did, or None when there is none."""
+    if not is_storable("text", text):
+        return None
+    prompt = select(Prompt).where(backend_for(session).prompt_text_equals(text)).cte("asked")
+    stored = select(Generation).join(prompt, Generation.prompt_id == prompt.c.id).cte("stored")
+    completed = stored.c.status == GenerationStatus.COMPLETED
+    times = _percentiles(literal(""), literal(""), case((completed, stored.c.generation_time_seconds))).subquery()
+    statement = select(
+        *prompt.c,
+        select(func.count()).select_from(stored).scalar_subquery(),
+        select(func.count()).where(completed).scalar_subquery(),
+        select(func.count()).where(stored.c.status == GenerationStatus.FAILED).scalar_subquery(),
+        select(func.count()).where(stored.c.is_favorite).scalar_subquery(),
+        *(select(column).scalar_subquery() for column in list(times.c)[2:]),
+    )
+    row = session.execute(statement).one_or_none()
+    if row is None:
+        return None
+    known, (count, *neighbours) = row[:9], row[9:]
+    median = _interpolate(count, *neighbours).p50 if count else None
+    return PromptStats(*known, _rate(known[6], known[7]), median)
+
+
+def get_failure_reasons(
+    session: Session, *, since: datetime | None = None, model_name: str | None = None, limit: int = 20
+) -> list[FailureReason]:
+    """Return why generations failed, the most frequent reason first; only those that failed since `since` when given.
+
+    Messages that differ in numbers only are one reason. Those without a message have the reason "".
+    """
+    limit = validate_count("limit", limit)
+    reason: Any = func.substr(func.coalesce(Generation.error_message, ""), 1, REASON_LENGTH)
+    for digit in "0123456789":
+        reason = func.replace(reason, digit, "#")
+    for _ in range(4):  # runs of up to 16 digits
+        reason = func.replace(reason, "##", "#")
+    conditions = [Generation.status == literal_column("'failed'"), *_narrowed(since, model_name)]
+    failed = (
+        select(reason.label("reason"), Generation.model_name, Generation.completed_at).where(*conditions).subquery()
+    )
+    count = func.count().label("count")
+    grouped = (
+        select(failed.c.reason, count, func.count(failed.c.model_name.distinct()), func.max(failed.c.completed_at))
+        .group_by(failed.c.reason)
+        .order_by(count.desc(), failed.c.reason)
+        .limit(limit)
+    )
+    return [FailureReason(*row) for row in session.execute(grouped)]
+
+
+def pending_generations() -> Subquery:
+    """Return id, priority and scheduled_at of the pending generations.
+
+    In claim order and with a limit beyond any count, so that the index of the queue is read and no row: of 50,000 that
+    took 10 ms and not 100.
+    """
+    columns = select(Generation.id, Generation.priority, Generation.scheduled_at)
+    return columns.where(PENDING).order_by(*CLAIM_ORDER).limit(BIG_INTEGER_LIMIT).subquery()
+
+
+def count_workers(clock: Clock) -> Any:
+    """Return the number of workers alive, as an SQL expression; QueueStats says who is."""
+    leased = select(Generation.worker_id).where(PROCESSING, Generation.lease_expires_at > clock(timedelta(0)))
+    lately = select(Attempt.worker_id).where(Attempt.finished_at > clock(-WORKER_SILENCE), BY_WORKER)
+    alive = union(leased.where(Generation.worker_id.is_not(None)), lately).subquery()
+    return select(func.count()).select_from(alive).scalar_subquery()
+
+
+def seconds_between(session: Session, later: Any, earlier: Any) -> ColumnElement[float]:
+    """Return the seconds between two times as the nearest double, as Python's total_seconds() does."""
+    backend = backend_for(session)
+    return type_coerce(
+        cast(backend.epoch_microseconds(later) - backend.epoch_microseconds(earlier), Double) / 1e6, Double
+    )
+
+
+def _narrowed(since: datetime | None, model_name: str | None) -> list[ColumnElement[bool]]:
+    """Return the conditions that a generation was finished since then, by that model."""
+    conditions: list[ColumnElement[bool]] = []
+    if since is not None:
+        conditions.append(Generation.completed_at >= validate_moment("since", since))
+    if model_name is not None:
+        conditions.append(Generation.model_name == model_name if is_storable("model_name", model_name) else false())
+    return conditions
+
+
+def _divisible(seconds: Any) -> ColumnElement[float]:
+    """Return a time clamped to what may be divided: beyond, PostgreSQL raises an error for the quotient."""
+    return case((seconds.between(5e-324, 1e-100), 1e-100), (seconds > 1e100, 1e100), else_=seconds)
+
+
+def _percentiles(group: Any, subject: Any, value: Any) -> Select[Any]:
+    """Return the rows (group, subject, count, and the two neighbours of each percentile) of the values not NULL.
+
+    By window functions and not percentile_cont: one statement for both databases, and no arithmetic in it to differ.
+    """
+    given = select(group.label("grouped"), value.label("value")).where(value.is_not(None)).cte()
+    # Counted apart: a count over the window keeps every row until the last one, half as long again.
+    counted = select(given.c.grouped, (func.count() - 1).label("last")).group_by(given.c.grouped).subquery()
+    position = func.row_number().over(partition_by=given.c.grouped, order_by=given.c.value) - 1
+    placed = select(given, position.label("position")).subquery()
+    neighbours = [
+        func.max(case((placed.c.position == (counted.c.last * percent + rounding) // 100, placed.c.value)))
+        for percent in PERCENTS
+        for rounding in (0, 99)
+    ]
+    columns = [placed.c.grouped, subject.label("subject"), (func.max(counted.c.last) + 1).label("count"), *neighbours]
+    both = placed.join(counted, placed.c.grouped == counted.c.grouped)
+    return select(*columns).select_from(both).group_by(placed.c.grouped)
+
+
+def _interpolate(count: int, *neighbours: float) -> Percentiles:
+    found = []
+    for index, percent in enumerate(PERCENTS):
+        low, high = neighbours[2 * index : 2 * index + 2]
+        found.append(low + (high - low) * ((count - 1) * percent % 100 / 100))
+    return Percentiles(count, *found)
+
+
+def _performance(model_name: str, subjects: dict[str, Any]) -> PerformanceStats:
+    def count(status: GenerationStatus) -> int:
+        return int(subjects.get(status, 0))
+
+    nothing = Percentiles(0, None, None, None)
+    completed, failed = count(GenerationStatus.COMPLETED), count(GenerationStatus.FAILED)
+    return PerformanceStats(
+        model_name,
+        completed,
+        failed,
+        count(GenerationStatus.CANCELLED),
+        _rate(failed, completed),
+        *(subjects.get(name, nothing) for name in ("time", "factor", "wait")),
+    )
+
+
+def _rate(part: int, rest: int) -> float | None:
+    return part / (part + rest) if part + rest else None
+
+
+def _number_of(time: datetime, size: timedelta, offset: timedelta) -> int:
+    return (time - EPOCH - offset) // size

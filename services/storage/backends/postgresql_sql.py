@@ -1,0 +1,91 @@
+"""SQL as PostgreSQL writes it: its clock, claims, upserts, JSON members and exact times."""
+
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    FromClause,
+    Integer,
+    Numeric,
+    Select,
+    case,
+    cast,
+    extract,
+    func,
+    literal,
+    select,
+    text,
+    true,
+    type_coerce,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+
+from ..conditions import CLAIM_ORDER, PENDING, distinct_priorities, literal_int
+from ..models import Generation, Prompt
+from ..types import UTCDateTime
+from .base import JSONKind
+
+
+class PostgreSQLSQL:
+    """The SQL dialect of PostgreSQL; see SQLDialect."""
+
+    def now(self, plus_seconds: float = 0.0) -> ColumnElement[datetime]:
+        clock: ColumnElement[datetime] = func.clock_timestamp()
+        return clock + literal(timedelta(seconds=plus_seconds)) if plus_seconds else clock
+
+    def select_due(
+        self, waiting: Sequence[ColumnElement[bool]], columns: Sequence[Any], limit: int, *, locked: bool = True
+    ) -> Select[Any]:
+        # A clock that is asked once can bound an index scan; the bare volatile function would filter row by row.
+        due = Generation.scheduled_at <= select(self.now()).scalar_subquery()
+        levels = distinct_priorities(waiting, due)
+        rows = select(*columns).where(*waiting, Generation.priority == levels.c.priority, due)
+        rows = rows.order_by(*CLAIM_ORDER[1:]).limit(literal_int(limit))
+        first = (rows.with_for_update(skip_locked=True) if locked else rows).lateral()
+        # Lateral and without an order of its own: a nested loop that looks into the next priority, and locks a row,
+        # only while rows are wanted (https://www.postgresql.org/docs/current/queries-with.html, on LIMIT).
+        return select(first).select_from(levels.join(first, true())).limit(literal_int(limit))
+
+    def lock_pending(self, ids: Select[Any], limit: int) -> Select[Any]:
+        wanted = ids.subquery()
+        row = select(Generation.id).where(Generation.id == wanted.c.id, PENDING).limit(literal_int(1))
+        locked = row.with_for_update(skip_locked=True).lateral()
+        return select(locked).select_from(wanted.join(locked, true())).limit(literal_int(limit))
+
+    def insert(self, table: Any) -> Any:
+        return postgresql_insert(table)
+
+    def prompt_conflict_target(self) -> list[Any]:
+        return [text("md5(text)")]
+
+    def prompt_text_equals(self, text: str) -> ColumnElement[bool]:
+        return (func.md5(Prompt.text) == func.md5(text)) & (Prompt.text == text)
+
+    def statement_clock(self) -> Callable[[timedelta], ColumnElement[datetime]]:
+        # Not clock_timestamp(): it may change between two rows, so no index would be asked.
+        return lambda offset: type_coerce(func.statement_timestamp() + offset, UTCDateTime())
+
+    def epoch_microseconds(self, time: Any) -> ColumnElement[int]:
+        return cast(extract("epoch", time) * 1_000_000, BigInteger)
+
+    def json_member(self, document: Any, key: str, kind: JSONKind) -> ColumnElement[Any]:
+        value = type_coerce(document, JSONB)[key]
+        json_type = func.jsonb_typeof(value)
+        if kind == "any":
+            return func.nullif(json_type, "null")
+        plain = cast(value.astext, Numeric) if kind == "number" else value.astext
+        if kind == "boolean":
+            plain = case((value.astext == "true", 1), else_=0)
+        return case((json_type == ("string" if kind == "text" else kind), plain))
+
+    def json_number(self, value: float) -> ColumnElement[Any]:
+        # As written: a number stored as 0.1 is the numeric 0.1, not the nearest double.
+        return literal(Decimal(repr(value)) if isinstance(value, float) else Decimal(value), Numeric)
+
+    def unnest(self, numbers: Sequence[int]) -> FromClause:
+        return func.unnest(literal(list(numbers), ARRAY(Integer))).table_valued("value").render_derived()

@@ -1,0 +1,91 @@
+"""SQL as SQLite writes it: its clock, claims, upserts, JSON members and exact times."""
+
+import json
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    FromClause,
+    Integer,
+    Select,
+    String,
+    Text,
+    bindparam,
+    case,
+    cast,
+    func,
+    literal,
+    select,
+    type_coerce,
+)
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+
+from ..conditions import CLAIM_ORDER, distinct_priorities, literal_int
+from ..models import Generation, Prompt
+from ..types import UTCDateTime, utcnow
+from .base import JSONKind
+
+JSON_KINDS: Final[dict[JSONKind, tuple[str, ...]]] = {
+    "text": ("text",),
+    "number": ("integer", "real"),
+    "boolean": ("true", "false"),
+    "any": ("text", "integer", "real", "true", "false", "object", "array"),
+}
+
+
+class SQLiteSQL:
+    """The SQL dialect of SQLite; see SQLDialect."""
+
+    def now(self, plus_seconds: float = 0.0) -> ColumnElement[datetime]:
+        # One host, one clock: SQLite's own has milliseconds only. Asked at each execution, so statements can be kept.
+        moved = timedelta(seconds=plus_seconds)
+        return bindparam(None, callable_=lambda: utcnow() + moved, type_=UTCDateTime())
+
+    def select_due(
+        self, waiting: Sequence[ColumnElement[bool]], columns: Sequence[Any], limit: int, *, locked: bool = True
+    ) -> Select[Any]:
+        due = Generation.scheduled_at <= self.now()
+        levels = distinct_priorities(waiting, due, enough=limit)
+        # SQLite visits the values of IN in the order of the index, so there is nothing left to sort.
+        first = select(*columns).where(*waiting, Generation.priority.in_(select(levels.c.priority)), due)
+        return first.order_by(*CLAIM_ORDER).limit(literal_int(limit))
+
+    def lock_pending(self, ids: Select[Any], limit: int) -> Select[Any]:
+        return ids.limit(literal_int(limit))  # the one writer needs no locks
+
+    def insert(self, table: Any) -> Any:
+        return sqlite_insert(table)
+
+    def prompt_conflict_target(self) -> list[Any]:
+        return [Prompt.text]
+
+    def prompt_text_equals(self, text: str) -> ColumnElement[bool]:
+        return Prompt.text == text
+
+    def statement_clock(self) -> Callable[[timedelta], ColumnElement[datetime]]:
+        now = utcnow()
+        return lambda offset: literal(now + offset, UTCDateTime())
+
+    def epoch_microseconds(self, time: Any) -> ColumnElement[int]:
+        # strftime('%f') rounds to milliseconds; the stored text has six digits after its point.
+        seconds = cast(func.strftime("%s", func.substr(time, 1, 19)), Integer)
+        point = func.substr(time, 20, 7, type_=String)
+        fraction = cast(func.substr(point.concat("000000"), 2, 6), Integer)
+        return type_coerce(seconds * 1_000_000 + case((point.startswith("."), fraction), else_=0), BigInteger)
+
+    def json_member(self, document: Any, key: str, kind: JSONKind) -> ColumnElement[Any]:
+        readable = case((func.json_valid(document) == 1, type_coerce(document, Text)))
+        members = func.json_each(readable).table_valued("key", "value", "type", "id")
+        found = select(members.c.type if kind == "any" else members.c.value)
+        found = found.where(members.c.key == key, members.c.type.in_(JSON_KINDS[kind]))
+        # The last of two members of one name counts, as in Python.
+        return found.order_by(members.c.id.desc()).limit(1).scalar_subquery()
+
+    def json_number(self, value: float) -> ColumnElement[Any]:
+        return literal(value)
+
+    def unnest(self, numbers: Sequence[int]) -> FromClause:
+        return func.json_each(json.dumps(list(numbers))).table_valued("value")

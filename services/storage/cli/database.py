@@ -1,0 +1,135 @@
+"""The verbs for whoever keeps a database: init, migrate, reset, copy, check."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from ..database import init_db
+from ..engine import Storage, get_storage
+from ..errors import CopyError
+from .app import commands
+from .output import echo_err, open_storage, progress_bar, sanitize
+
+
+@commands.command()
+@click.pass_obj
+def init(database_url: str | None) -> None:
+    """Make the database, or bring an older one up to date."""
+    init_db(database_url)
+    storage = get_storage()
+    _say_ready(storage)
+    storage.dispose()
+
+
+@commands.command()
+@click.argument("revision", default="head")
+@click.pass_obj
+def migrate(database_url: str | None, revision: str) -> None:
+    """Bring the schema up to REVISION, else the newest."""
+    from ..migrations import upgrade
+
+    with open_storage(database_url) as storage:
+        try:
+            upgrade(storage, revision)
+        except ValueError as error:
+            raise click.ClickException(sanitize(str(error))) from error
+        _say_ready(storage)
+
+
+@commands.command()
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.pass_obj
+def reset(database_url: str | None, yes: bool) -> None:
+    """Drop every table and start again. ALL DATA IS LOST."""
+    from ..migrations import reset as make_again
+
+    with open_storage(database_url) as storage:
+        if not yes and not sys.stdin.isatty():
+            raise click.ClickException("reset deletes everything, and nobody is there to ask: pass --yes to mean it")
+        question = f"This deletes every generation and prompt in {sanitize(storage.display_url)}. Really reset it?"
+        if not yes and not click.confirm(question, err=True):
+            raise click.ClickException("not confirmed; nothing was changed")
+        make_again(storage)
+        _say_ready(storage)
+
+
+@commands.command()
+@click.argument("source")
+@click.argument("target")
+def copy(source: str, target: str) -> None:
+    """Copy the database at URL SOURCE into the empty one at URL TARGET, and compare them.
+
+    Killed and run again it goes on where it stopped. Nothing may write to either meanwhile. Rows that the target would
+    refuse are listed before anything is written.
+    """
+    from ..maintenance import copy_database
+
+    try:
+        with _shown_progress() as progress:
+            report = copy_database(source, target, progress=progress)
+    except CopyError as error:
+        for row in error.refused:
+            echo_err(f"{row.table} {row.key}: {row.reason}")
+        raise
+    rows = [(table.name, table.row_count, table.checksum) for table in report.tables]
+    if sys.stdout.isatty():
+        _print_copied(rows)
+    else:
+        click.echo("\n".join(f"{name}\t{count}\t{checksum}" for name, count, checksum in rows))
+    again = " (went on where it had stopped)" if report.resumed else ""
+    echo_err(f"Copied {report.row_count:,} rows{again}; both databases hold the same.")
+
+
+@commands.command()
+@click.option(
+    "--outputs",
+    metavar="DIR",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Look for the files too; where a relative file_path begins.",
+)
+@click.pass_obj
+def check(database_url: str | None, outputs: Path | None) -> None:
+    """Look for what is wrong with the database.
+
+    Reads every row. A search index that is not what the prompts say is made anew; everything else is only shown, and
+    makes it end with exit code 1.
+    """
+    from ..maintenance import check_database
+
+    with open_storage(database_url) as storage:
+        found = check_database(outputs_dir=outputs, storage=storage)
+    for finding in found:
+        click.echo(sanitize(f"{finding.subject}: {finding.problem}") + (" (fixed)" if finding.fixed else ""))
+    left = sum(not finding.fixed for finding in found)
+    if left:
+        raise click.ClickException(f"{left:,} finding{'' if left == 1 else 's'} to mend by hand")
+    echo_err("Nothing is wrong." if not found else "Everything found has been fixed.")
+
+
+@contextmanager
+def _shown_progress() -> Iterator[Callable[[str, int, int], None]]:
+    """Yield what shows how far each step of a copy is: a bar on a terminal, a line for each step elsewhere."""
+    if not (sys.stdout.isatty() and sys.stderr.isatty()):
+        yield lambda step, done, total: echo_err(f"{step}: {total:,} rows") if 0 < total == done else None
+        return
+    with progress_bar() as progress:
+        bar = progress.add_task("", total=None)
+        yield lambda step, done, total: progress.update(bar, completed=done, total=total, description=step)
+
+
+def _print_copied(rows: Sequence[tuple[str, int, str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    copied = Table("table", "rows", "checksum", box=None)
+    copied.columns[1].justify = "right"
+    for name, count, checksum in rows:
+        copied.add_row(name, f"{count:,}", checksum)
+    Console().print(copied)
+
+
+def _say_ready(storage: Storage) -> None:
+    echo_err(f"Database ready: {storage.display_url} at revision {storage.read_revision()}")

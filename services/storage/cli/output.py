@@ -1,0 +1,58 @@
+"""What every verb says, and how: messages to stderr, and nothing in them that a terminal would obey."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+from ..engine import Storage
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+# Control characters and the marks that turn the direction of writing: a prompt must not steer the terminal.
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]+")
+
+
+@contextmanager
+def open_storage(database_url: str | None) -> Iterator[Storage]:
+    """Open the database for one verb."""
+    try:
+        storage = Storage(database_url)
+    except (TypeError, ValueError) as error:  # of a setting in the environment
+        raise click.ClickException(sanitize(str(error))) from error
+    try:
+        yield storage
+    finally:
+        storage.dispose()
+
+
+def echo_err(message: str) -> None:
+    """Print a message to stderr, on one line."""
+    click.echo(sanitize(message), err=True)
+
+
+def sanitize(text: str) -> str:
+    """Return `text` on one line, without anything that a terminal would obey."""
+    return UNPRINTABLE.sub(" ", text)
+
+
+def shorten(prompt: str) -> str:
+    """Return a prompt as a message quotes it."""
+    prompt = sanitize(prompt)
+    return prompt if len(prompt) <= 60 else f"{prompt[:59]}…"
+
+
+def progress_bar() -> "Progress":
+    """Return a bar on stderr that says what is being done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.table import Column
+
+    what = TextColumn(
+        "{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)
+    )
+    columns = (BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn(), what)
+    return Progress(*columns, console=Console(stderr=True), expand=True)

@@ -1,0 +1,136 @@
+"""What a terminal is shown: tables, bars and the last days as a line of blocks. Texts are not read as markup."""
+
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ..analytics import PerformanceStats, QueueStats, Usage
+from ..lifecycle import GenerationStatus
+from ..models import Generation
+from .output import sanitize
+
+BAR_WIDTH = 32
+WIDE = 100  # columns of a terminal that has room for a generation's model and the year
+COLORS: Mapping[str, str] = {
+    GenerationStatus.PENDING: "yellow",
+    GenerationStatus.PROCESSING: "cyan",
+    GenerationStatus.COMPLETED: "green",
+    GenerationStatus.FAILED: "red",
+    GenerationStatus.CANCELLED: "magenta",
+}
+BLOCKS, ASCII_BLOCKS = " ▁▂▃▄▅▆▇█", " .:-=+*%#"
+
+
+def print_picture(
+    counts: Mapping[str, int],
+    queue: QueueStats,
+    days: Sequence[Usage],
+    models: Sequence[PerformanceStats],
+    used: Sequence[tuple[int, str]],
+) -> None:
+    """Print what `stats` shows."""
+    console = Console()
+    blocks = ASCII_BLOCKS if console.options.ascii_only else BLOCKS
+    console.print(_by_status(counts, blocks[-1]))
+    console.print()
+    console.print(_queue(queue))
+    if any(day.created or day.completed or day.failed or day.cancelled for day in days):
+        console.print()
+        console.print(_last_days(days, blocks))
+    if models:
+        console.print()
+        console.print(_by_model(models))
+    if used:
+        popular = Table("uses", "most used prompts", box=None)
+        popular.columns[0].justify = "right"
+        for count, text in used:
+            popular.add_row(f"{count:,}", Text(text, no_wrap=True, overflow="ellipsis"))
+        console.print()
+        console.print(popular)
+
+
+def print_generations(rows: Sequence[Generation]) -> None:
+    """Print one line for each generation; times are UTC."""
+    console = Console()
+    is_wide = console.width >= WIDE
+    table = Table("id", "status", "created (UTC)", *(["model"] if is_wide else []), "prompt", box=None)
+    for row in rows:
+        table.add_row(
+            Text(sanitize(row.id), no_wrap=True),
+            Text(row.status, style=COLORS.get(row.status, ""), no_wrap=True),
+            Text(f"{row.created_at:%Y-%m-%d %H:%M}" if is_wide else f"{row.created_at:%m-%d %H:%M}", no_wrap=True),
+            *([Text(sanitize(row.model_name), no_wrap=True, overflow="ellipsis")] if is_wide else []),
+            Text(("★ " if row.is_favorite else "") + sanitize(row.prompt), no_wrap=True, overflow="ellipsis"),
+        )
+    table.columns[0].min_width = max((len(row.id) for row in rows), default=0)  # an id is there to be copied
+    console.print(table)
+
+
+def print_matches(found: Sequence[tuple[int, Sequence[tuple[str, bool]]]]) -> None:
+    """Print one line for each prompt found: its uses, and the parts of its text, bold where they match."""
+    table = Table("uses", "prompt", box=None)
+    table.columns[0].justify = "right"
+    for count, parts in found:
+        text = Text.assemble(*((part, "bold" if matches else "") for part, matches in parts))
+        table.add_row(f"{count:,}", text)
+    Console().print(table)
+
+
+def _by_status(counts: Mapping[str, int], block: str) -> Table:
+    table = Table(show_header=False, box=None)
+    most = max(counts[f"{status}_generations"] for status in GenerationStatus)
+    for status in GenerationStatus:
+        count = counts[f"{status}_generations"]
+        bar = block * -(-count * BAR_WIDTH // most) if count else ""
+        table.add_row(f"{status}", f"{count:,}", Text(bar, style=COLORS[status]))
+    table.add_row("total generations", f"{counts['total_generations']:,}")
+    table.add_row("total prompts", f"{counts['total_prompts']:,}")
+    table.columns[1].justify = "right"
+    return table
+
+
+def _queue(queue: QueueStats) -> Text:
+    text = Text(f" queue: {queue.backlog:,} due")
+    if queue.oldest_seconds is not None:
+        text.append(f", the oldest for {_span(queue.oldest_seconds)}")
+    text.append(f"; {queue.scheduled:,} later; {queue.processing:,} running, workers alive: {queue.workers:,}")
+    if queue.expired:
+        text.append(f"; {queue.expired:,} left by a dead worker", style="red")
+    if queue.is_paused:
+        text.append("; paused", style="yellow")
+    return text
+
+
+def _last_days(days: Sequence[Usage], blocks: str) -> Table:
+    table = Table("", f"last {len(days)} days", "in all", box=None)
+    table.columns[2].justify = "right"
+    for name, style in (("created", ""), ("completed", "green"), ("failed", "red")):
+        values = [getattr(day, name) for day in days]
+        table.add_row(name, Text(_sparkline(values, blocks), style=style, no_wrap=True), f"{sum(values):,}")
+    return table
+
+
+def _sparkline(values: Sequence[int], blocks: str) -> str:
+    """Return a block for each value: the lowest for anything above 0, the full one for the largest."""
+    most = max(values) or 1
+    return "".join(blocks[-(-value * (len(blocks) - 1) // most)] for value in values)
+
+
+def _by_model(models: Sequence[PerformanceStats]) -> Table:
+    table = Table("model", "completed", "failed", "median time", box=None)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for model in models:
+        median = model.generation_time.p50
+        name = Text(sanitize(model.model_name), no_wrap=True, overflow="ellipsis")
+        table.add_row(name, f"{model.completed:,}", f"{model.failed:,}", "" if median is None else f"{median:.2f} s")
+    return table
+
+
+def _span(seconds: float) -> str:
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"

@@ -1,0 +1,80 @@
+"""Conditions, orders and small expressions on generations that more than one module uses. Knows no session."""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from sqlalchemy import (
+    CTE,
+    ColumnElement,
+    Integer,
+    and_,
+    bindparam,
+    cast,
+    exists,
+    func,
+    literal_column,
+    or_,
+    select,
+    tuple_,
+)
+
+from .lifecycle import GenerationStatus
+from .models import Generation, QueueState
+
+# Literals: with a bound value neither database would use the partial indexes of the queue and of the leases.
+PENDING: Final = Generation.status == literal_column("'pending'")
+PROCESSING: Final = Generation.status == literal_column("'processing'")
+HAS_ATTEMPTS_LEFT: Final = Generation.attempt < Generation.max_attempts
+NOT_PAUSED: Final = select(QueueState.paused_at).scalar_subquery().is_(None)
+CLAIM_ORDER: Final = (Generation.priority.desc(), Generation.scheduled_at, Generation.id)
+
+# For UPDATE … RETURNING through a session: the returned rows replace what the session holds, so SQLAlchemy need not
+# guess beforehand which objects the statement changes.
+REFRESH: Final = {"populate_existing": True, "synchronize_session": False}
+
+
+def newest_first(model: Any = Generation) -> tuple[Any, Any]:
+    """Return the order of histories: newest first, ties broken by id. Neither column changes in a stored row."""
+    return model.created_at.desc(), model.id.desc()
+
+
+def of_status(status: str, model: Any = Generation) -> ColumnElement[bool]:
+    """Return the condition for the history of one status, in the form that needs no sort on either database.
+
+    Completed rows are most of the table, so a walk through the history meets them soon; `status || ''` stops the
+    planner from using idx_generations_status and sorting what it finds. For the other statuses the second condition
+    makes the partial index idx_generations_status_created_at fit.
+    """
+    if status == GenerationStatus.COMPLETED:
+        return and_(model.status.concat("") == status)
+    return and_(model.status == status, model.status != literal_column("'completed'"))
+
+
+def is_before(other: Any, job: Any) -> ColumnElement[bool]:
+    """Return the condition that `other` comes before `job` in claim order."""
+    is_older = tuple_(other.scheduled_at, other.id) < tuple_(job.scheduled_at, job.id)
+    return or_(other.priority > job.priority, and_(other.priority == job.priority, is_older))
+
+
+def distinct_priorities(
+    waiting: Sequence[ColumnElement[bool]], due: ColumnElement[bool], enough: int | None = None
+) -> CTE:
+    """Return the distinct priorities among `waiting`, highest first and None last, at one index seek each.
+
+    A loose index scan (https://wiki.postgresql.org/wiki/Loose_indexscan): a recursive query that seeks the next lower
+    priority. It stops after `enough` priorities that have a `due` row, so a million of them cost no more than one.
+    """
+    highest = func.max(Generation.priority).label("priority")
+    seen = select(highest, literal_column("0", Integer).label("found")).where(*waiting).cte(recursive=True)
+    lower = select(func.max(Generation.priority)).where(*waiting, Generation.priority < seen.c.priority)
+    step = select(lower.scalar_subquery(), seen.c.found).where(seen.c.priority.is_not(None))
+    if enough is not None:
+        has_due = exists().where(*waiting, Generation.priority == seen.c.priority, due)
+        step = select(lower.scalar_subquery(), seen.c.found + cast(has_due, Integer))
+        step = step.where(seen.c.priority.is_not(None), seen.c.found < enough)
+    return seen.union_all(step)
+
+
+def literal_int(number: int) -> ColumnElement[int]:
+    """Return `number` as part of the SQL text, not bound: planners weigh a LIMIT that they can read (ADR 43)."""
+    return bindparam(None, number, Integer, literal_execute=True)

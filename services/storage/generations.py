@@ -1,0 +1,285 @@
+"""Create, read, list, update and delete generations. Takes the session first; never commits."""
+
+import os
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any, Final
+
+from sqlalchemy import ColumnElement, and_, delete, false, func, select, true, update
+from sqlalchemy.orm import Session
+
+from .backends import backend_for
+from .conditions import CLAIM_ORDER, PENDING, newest_first, of_status
+from .lifecycle import GenerationStatus, validate_status
+from .limits import INTEGER_LIMIT, MAX_ATTEMPTS, PAGE_SIZE
+from .models import Generation, Prompt
+from .pagination import Page, after_position, decode_cursor, fetch_page
+from .queue.enqueue import REQUEST, build_generation, insert_all, insert_once
+from .types import uuid7
+from .validation import (
+    is_storable,
+    validate_count,
+    validate_flag,
+    validate_generation_field,
+    validate_metadata_filter,
+    validate_moment,
+)
+
+CLONED: Final = (*REQUEST, "priority", "max_attempts")
+
+
+def create_generation(
+    session: Session,
+    prompt: str,
+    model_name: str,
+    duration_seconds: float,
+    sample_rate: int,
+    channels: int,
+    file_path: str | os.PathLike[str],
+    model_version: str | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    *,
+    generation_id: str | None = None,
+    priority: int = 0,
+    scheduled_at: datetime | None = None,
+    max_attempts: int = MAX_ATTEMPTS,
+    batch_id: str | None = None,
+    parent_id: str | None = None,
+    idempotency_key: str | None = None,
+    parameters: Mapping[str, Any] | None = None,
+) -> Generation:
+    """Store a request as pending and count one use of its prompt.
+
+    `duration_seconds` and `sample_rate` (Hz) are requested, not measured. Higher `priority` is claimed first, nothing
+    before `scheduled_at`. A repeated `idempotency_key` returns the first row and counts nothing. Raises ValueError or
+    TypeError naming the field, ConflictError for a known `generation_id` or a key of another request, ConstraintError
+    for an unknown `parent_id`; the session stays usable.
+    """
+    generation = build_generation(
+        {
+            "prompt": prompt,
+            "model_name": model_name,
+            "duration_seconds": duration_seconds,
+            "sample_rate": sample_rate,
+            "channels": channels,
+            "file_path": file_path,
+            "model_version": model_version,
+            "metadata": metadata,
+            "generation_id": generation_id,
+            "priority": priority,
+            "scheduled_at": scheduled_at,
+            "max_attempts": max_attempts,
+            "batch_id": batch_id,
+            "parent_id": parent_id,
+            "idempotency_key": idempotency_key,
+            "parameters": parameters,
+        }
+    )
+    if generation_id is parent_id is idempotency_key is None:
+        return insert_all(session, [generation])[0]  # the database can refuse nothing, so no savepoint
+    return insert_once(session, [generation])[0]
+
+
+def create_generations(
+    session: Session, requests: Iterable[Mapping[str, Any]], *, batch_id: str | None = None
+) -> list[Generation]:
+    """Store many requests at once, all or none, and return them in order.
+
+    Each is a mapping of create_generation()'s arguments; `batch_id` is for those that name none. Raises what
+    create_generation() raises, with the request's position in the message.
+    """
+    requests = list(requests)
+    # Sorted, because ids made in the same fraction of a microsecond are not, and claims break ties by id.
+    ids = sorted(uuid7() for _ in requests)
+    generations = []
+    for position, (request, generation_id) in enumerate(zip(requests, ids, strict=True)):
+        try:
+            generations.append(build_generation({"generation_id": generation_id, "batch_id": batch_id} | dict(request)))
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"requests[{position}]: {error}") from None
+    return insert_once(session, generations)
+
+
+def clone_generation(
+    session: Session, generation_id: str, *, file_path: str | os.PathLike[str], **changes: Any
+) -> Generation | None:
+    """Store a variation: the same request with `changes`, as a child of the first. Returns None for an unknown id.
+
+    Copies prompt, model, duration, sample rate, channels, parameters, priority and max_attempts, not what was rendered.
+    Raises what create_generation() raises.
+    """
+    source = get_generation(session, generation_id)
+    if source is None:
+        return None
+    request = {field: getattr(source, field) for field in CLONED} | {"parent_id": source.id} | changes
+    return create_generation(session, file_path=file_path, **request)
+
+
+def get_generation(session: Session, generation_id: str) -> Generation | None:
+    """Return the generation with this id, or None."""
+    return session.get(Generation, generation_id) if is_storable("generation_id", generation_id) else None
+
+
+def get_all_generations(
+    session: Session, limit: int = PAGE_SIZE, offset: int = 0, status: str | None = None
+) -> list[Generation]:
+    """Return generations newest first, ties broken by id; those of status pending in claim order."""
+    limit, offset = validate_count("limit", limit), validate_count("offset", offset)
+    condition, order = _status_listing(status)
+    if offset == 0:
+        return list(session.scalars(select(Generation).where(condition).order_by(*order).limit(limit)))
+    # The index alone finds the ids, so skipping reads no rows: at 900,000 that is four times faster.
+    ids = select(Generation.id).where(condition).order_by(*order).limit(limit).offset(offset)
+    return list(session.scalars(select(Generation).where(Generation.id.in_(ids)).order_by(*order)))
+
+
+def list_generations(
+    session: Session,
+    *,
+    status: str | None = None,
+    model_name: str | None = None,
+    prompt: str | None = None,
+    batch_id: str | None = None,
+    favorite: bool | None = None,
+    created_after: datetime | None = None,
+    created_before: datetime | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    limit: int = PAGE_SIZE,
+    after: str | None = None,
+) -> Page[Generation]:
+    """Return a page of the generations that meet every condition given, newest first whatever their status.
+
+    `created_after` includes its moment, `created_before` does not. `metadata` maps top-level keys to what they must
+    hold: text, a number, a boolean, None for missing or null, or (low, high), bounds included and None for open, for
+    a number between. `after` is the `next` of the page before, with the same conditions; pages hold nothing twice and
+    skip nothing that was there throughout, whatever is added or deleted meanwhile. Raises InvalidCursorError for a
+    cursor of another query, ValueError or TypeError naming the field for a condition that is none.
+    """
+    limit = min(validate_count("limit", limit, minimum=1), INTEGER_LIMIT)
+    asked = {
+        "status": None if status is None else validate_status(status),
+        "model_name": model_name,
+        "prompt": prompt,
+        "batch_id": batch_id,
+        "favorite": None if favorite is None else validate_flag("favorite", favorite),
+        "created_after": None if created_after is None else validate_moment("created_after", created_after),
+        "created_before": None if created_before is None else validate_moment("created_before", created_before),
+        "metadata": None if metadata is None else validate_metadata_filter(metadata),
+    }
+    position = decode_cursor(after, asked)
+    texts = (("model_name", model_name), ("prompt", prompt), ("batch_id", batch_id))
+    if not all(text is None or is_storable(field, text) for field, text in texts):
+        return Page([], None)
+    statement = select(Generation).where(*_conditions(session, asked), *after_position(position))
+    return fetch_page(session, statement.order_by(*newest_first()), query=asked, limit=limit)
+
+
+def get_generations_by_status(session: Session, status: str, limit: int = PAGE_SIZE) -> list[Generation]:
+    """Return generations of one status, in the order of get_all_generations()."""
+    return get_all_generations(session, limit=limit, status=validate_status(status))
+
+
+def get_pending_generations(session: Session, limit: int = PAGE_SIZE) -> list[Generation]:
+    """Return pending generations, due or not, in the order they will be claimed: priority, then oldest."""
+    return get_all_generations(session, limit=limit, status=GenerationStatus.PENDING)
+
+
+def count_generations(session: Session, status: str | None = None) -> int:
+    """Return how many generations there are, in all or of one status."""
+    count = select(func.count()).select_from(Generation)
+    if status is not None:
+        count = count.where(Generation.status == validate_status(status))
+    return session.scalar(count) or 0
+
+
+def update_generation_status(
+    session: Session, generation_id: str, status: str, error_message: str | None = None
+) -> Generation | None:
+    """Change a generation's status and all that follows from it. Returns None for an unknown id.
+
+    Raises IllegalTransitionError for a move the life cycle does not know, ConflictError when another writer changed the
+    row meanwhile, ValueError for an unknown status or an `error_message` with any but failed and cancelled.
+    """
+    status = validate_status(status)
+    if error_message is not None and status not in (GenerationStatus.FAILED, GenerationStatus.CANCELLED):
+        raise ValueError(f"error_message belongs to a failed or cancelled generation, not to a {status} one")
+    generation = get_generation(session, generation_id)
+    if generation is None:
+        return None
+    generation.status = status
+    if error_message is not None:
+        generation.error_message = error_message
+    session.flush()
+    return generation
+
+
+def set_favorite(session: Session, generation_id: str, favorite: bool = True) -> Generation | None:
+    """Mark a generation as a favourite, or no longer. Returns None for an unknown id."""
+    favorite = validate_generation_field("is_favorite", favorite)
+    if not is_storable("generation_id", generation_id):
+        return None
+    change = update(Generation).where(Generation.id == generation_id)
+    change = change.values(is_favorite=favorite, version=Generation.version + 1)
+    return session.scalars(change.returning(Generation), execution_options={"populate_existing": True}).one_or_none()
+
+
+def delete_generation(session: Session, generation_id: str) -> bool:
+    """Delete a generation and the history of its attempts; tell whether there was one. Its prompt keeps its count."""
+    if not is_storable("generation_id", generation_id):
+        return False
+    deleted = session.scalars(delete(Generation).where(Generation.id == generation_id).returning(Generation.id))
+    return deleted.one_or_none() is not None
+
+
+def _status_listing(status: str | None) -> tuple[ColumnElement[bool], tuple[Any, ...]]:
+    """Return the condition and the order of get_all_generations()."""
+    if status is None:
+        return true(), newest_first()
+    status = validate_status(status)
+    if status == GenerationStatus.PENDING:
+        return PENDING, CLAIM_ORDER
+    return of_status(status), newest_first()
+
+
+def _conditions(session: Session, asked: Mapping[str, Any]) -> list[ColumnElement[bool]]:
+    given = {name: value for name, value in asked.items() if value is not None}
+    conditions: list[ColumnElement[bool]] = []
+    if "status" in given:
+        conditions.append(of_status(given["status"]))
+    if "model_name" in given:
+        conditions.append(Generation.model_name == given["model_name"])
+    if "prompt" in given:
+        found = select(Prompt.id).where(backend_for(session).prompt_text_equals(given["prompt"]))
+        conditions.append(Generation.prompt_id == found.scalar_subquery())
+    if "batch_id" in given:
+        conditions.append(Generation.batch_id == given["batch_id"])
+    if "favorite" in given:
+        conditions.append(and_(Generation.is_favorite) if given["favorite"] else ~Generation.is_favorite)
+    if "created_after" in given:
+        conditions.append(Generation.created_at >= given["created_after"])
+    if "created_before" in given:
+        conditions.append(Generation.created_at < given["created_before"])
+    conditions += [_has_metadata(session, key, wanted) for key, wanted in given.get("metadata", {}).items()]
+    return conditions
+
+
+def _has_metadata(session: Session, key: str, wanted: Any) -> ColumnElement[bool]:
+    """Return the condition that the metadata's `key` holds what is `wanted`; unreadable metadata holds nothing."""
+    backend, document = backend_for(session), Generation.metadata_json
+    if not is_storable("metadata", key) or (isinstance(wanted, str) and not is_storable("metadata", wanted)):
+        return false()
+    if wanted is None:
+        return backend.json_member(document, key, "any").is_(None)
+    if isinstance(wanted, str):
+        return backend.json_member(document, key, "text") == wanted
+    if isinstance(wanted, bool):
+        return backend.json_member(document, key, "boolean") == int(wanted)
+    number = backend.json_member(document, key, "number")
+    if not isinstance(wanted, tuple):
+        return number == backend.json_number(wanted)
+    low, high = wanted
+    return and_(
+        number.is_not(None),
+        *([number >= backend.json_number(low)] if low is not None else []),
+        *([number <= backend.json_number(high)] if high is not None else []),
+    )

@@ -1,0 +1,79 @@
+"""The life cycle of a generation: its statuses, the legal moves, and what a move changes in the other columns.
+
+Knows no SQLAlchemy and no database; attributes and SQL statements both take their values from here.
+"""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any, Final
+
+from .types import utcnow
+
+
+class GenerationStatus(StrEnum):
+    """The statuses of a generation. Members are strings: they compare, print and serialize as their word."""
+
+    PENDING = "pending"
+    PROCESSING = "processing"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class AttemptOutcome(StrEnum):
+    """How an attempt under a lease ended. Members are strings: they compare, print and serialize as their word."""
+
+    COMPLETED = "completed"
+    FAILED = "failed"
+    LOST = "lost"
+    RELEASED = "released"
+    CANCELLED = "cancelled"
+
+
+FINISHED: Final = frozenset({GenerationStatus.COMPLETED, GenerationStatus.FAILED, GenerationStatus.CANCELLED})
+
+# Every move that changes a status. Assigning the same status again does nothing, a new row may start in any status,
+# and a status that this library does not know (written by another program) may change to any known one.
+LEGAL_MOVES: Final[Mapping[GenerationStatus, frozenset[GenerationStatus]]] = {
+    GenerationStatus.PENDING: frozenset({GenerationStatus.PROCESSING, *FINISHED}),
+    GenerationStatus.PROCESSING: frozenset({GenerationStatus.PENDING, *FINISHED}),
+    GenerationStatus.COMPLETED: frozenset(),
+    GenerationStatus.FAILED: frozenset({GenerationStatus.PENDING}),
+    GenerationStatus.CANCELLED: frozenset({GenerationStatus.PENDING}),
+}
+
+
+def validate_status(status: str) -> str:
+    """Return `status` as a plain string.
+
+    Raises ValueError when it is not one of the values of `GenerationStatus`.
+    """
+    try:
+        return GenerationStatus(str.__str__(status)).value  # str.__str__ also reads a member of another str enum
+    except (TypeError, ValueError):
+        known = ", ".join(GenerationStatus)
+        raise ValueError(f"status must be one of {known}, not {str(status)[:40]!r}") from None
+
+
+def is_legal_move(current: str, target: str) -> bool:
+    """Tell whether a stored row may go from status `current` to `target`."""
+    if current == target or current not in list(GenerationStatus):
+        return True
+    return target in LEGAL_MOVES[GenerationStatus(current)]
+
+
+def transition_values(current: str | None, target: str) -> dict[str, Any]:
+    """Return the values of the other columns after a status goes from `current` to `target`.
+
+    `completed_at` is the time to set where the row has none yet. See ADR 5.
+    """
+    values: dict[str, Any] = {}
+    if target in FINISHED:
+        values["completed_at"] = utcnow()
+    elif current in FINISHED:
+        values |= {"completed_at": None, "error_message": None}
+    if current == GenerationStatus.PROCESSING:
+        values |= {"worker_id": None, "lease_expires_at": None}
+    if current is not None and target == GenerationStatus.PENDING:
+        values |= {"started_at": None, "progress": None, "current_step": None, "cancel_requested_at": None}
+    return values

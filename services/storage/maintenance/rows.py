@@ -1,0 +1,263 @@
+"""Every row of a database, table by table: what no other database would take of it, and a checksum of the rest.
+
+Reads only. Compares by what to_dict() gives, so the same rows on SQLite and PostgreSQL have the same checksum.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from hashlib import blake2b
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    ColumnElement,
+    Double,
+    Integer,
+    MetaData,
+    RowMapping,
+    Table,
+    Text,
+    exists,
+    func,
+    literal,
+    literal_column,
+    select,
+    tuple_,
+)
+from sqlalchemy.orm import Session
+
+from ..limits import BIG_INTEGER_LIMIT, INTEGER_LIMIT
+from ..models import Base
+from ..types import JSONObject, JSONText, UTCDateTime
+from ..validation import is_storable
+
+BATCH_ROWS = 500
+CHECKSUM_BYTES = 16
+TABLES: Sequence[Table] = Base.metadata.sorted_tables  # in the order of their foreign keys
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class RefusedRow:
+    """A row of the source that the target would not take as it is, and why; never what it holds."""
+
+    table: str
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class CopiedTable:
+    """One table after the copy; the checksum is that of its rows, in whatever order."""
+
+    name: str
+    row_count: int
+    checksum: str
+
+
+def examine(reader: Session, progress: Progress) -> tuple[tuple[CopiedTable, ...], list[RefusedRow]]:
+    """Return what the source holds, and which of its rows no database of this schema would take."""
+    contents, refused = [], []
+    for table in TABLES:
+        rules = {f"it breaks {check.name}": _breaks(check) for check in _checks(table)}
+        rules |= {f"{column.name} points to nothing": _orphaned(column) for column in _links(table)}
+        # A value that loads as nothing but is there: a time or JSON that others wrote and nobody can read.
+        present = {f"{column.name} is there": column.is_not(None) for column in plain_table(table).c if column.nullable}
+        flags = [rule.label(reason) for reason, rule in (rules | present).items()]
+        digest = Digest(table)
+        for rows in batches(reader, table, extra=flags, progress=progress, step=f"check {table.name}"):
+            for row in rows:
+                digest.add(row)
+                reason = _why_refused(table, row) or next((reason for reason in rules if row[reason]), None)
+                if reason:
+                    refused.append(RefusedRow(table.name, ", ".join(map(str, key_of(table, row))), reason))
+        contents.append(digest.result())
+    return tuple(contents), refused
+
+
+def batches(
+    session: Session,
+    table: Table,
+    *,
+    step: str,
+    progress: Progress,
+    extra: Sequence[ColumnElement[Any]] = (),
+    after: Sequence[Any] | None = None,
+    done: int = 0,
+    where: ColumnElement[bool] | None = None,
+) -> Iterator[Sequence[RowMapping]]:
+    """Read a table in the order of its key, seeking and not skipping; report each batch once it has been dealt with."""
+    plain = plain_table(table)
+    keys = [plain.c[column.name] for column in key_columns(table)]
+    rows_of = select(*plain.columns, *extra).order_by(*keys).limit(BATCH_ROWS)
+    count = select(func.count()).select_from(plain)
+    if where is not None:
+        rows_of, count = rows_of.where(where), count.where(where)
+    total = session.scalar(count) or 0
+    progress(step, done, total)
+    while True:
+        query = rows_of
+        if after is not None:
+            last = [literal(value, key.type) for key, value in zip(keys, after, strict=True)]
+            query = query.where(tuple_(*keys) > tuple_(*last) if len(keys) > 1 else keys[0] > last[0])
+        rows = session.execute(query).mappings().all()
+        if not rows:
+            return
+        yield rows
+        done += len(rows)
+        progress(step, done, total)
+        after = key_of(table, rows[-1])
+
+
+def own_links(table: Table) -> list[Column[Any]]:
+    """Return the columns that refer to rows of the same table: those may come later than the row itself."""
+    return [column for column in _links(table) if any(key.column.table is table for key in column.foreign_keys)]
+
+
+def key_columns(table: Table) -> list[Column[Any]]:
+    """Return the columns of the primary key."""
+    return list(table.primary_key.columns)
+
+
+def key_of(table: Table, row: RowMapping) -> list[Any]:
+    """Return the primary key of a row, its values in the order of key_columns()."""
+    return [row[column.name] for column in key_columns(table)]
+
+
+def plain_table(table: Table) -> Table:
+    """Return `table` without what the models add: defaults, versions, and JSON as anything but its text."""
+    return _PLAIN[table.name]
+
+
+class Digest:
+    """The checksum of a table's rows as to_dict() gives them, the same in whatever order they come."""
+
+    def __init__(self, table: Table) -> None:
+        self.table = table
+        self.count = 0
+        self._columns = [(column.name, column.type) for column in plain_table(table).columns]
+        self._sum = 0
+
+    def add(self, row: RowMapping) -> None:
+        values = [_comparable(row[name], kind) for name, kind in self._columns]
+        document = json.dumps(values, ensure_ascii=False, sort_keys=True, default=str).encode("utf-8", "surrogatepass")
+        self._sum += int.from_bytes(blake2b(document, digest_size=CHECKSUM_BYTES).digest(), "big")
+        self.count += 1
+
+    def result(self) -> CopiedTable:
+        total = self._sum % (1 << CHECKSUM_BYTES * 8)
+        return CopiedTable(self.table.name, self.count, total.to_bytes(CHECKSUM_BYTES, "big").hex())
+
+
+def _checks(table: Table) -> list[CheckConstraint]:
+    return [constraint for constraint in table.constraints if isinstance(constraint, CheckConstraint)]
+
+
+def _breaks(check: CheckConstraint) -> ColumnElement[Any]:
+    return literal_column(f"NOT ({check.sqltext})", Boolean)
+
+
+def _links(table: Table) -> list[Column[Any]]:
+    return [column for column in table.columns if column.foreign_keys]
+
+
+def _orphaned(column: Column[Any]) -> ColumnElement[bool]:
+    key = next(iter(column.foreign_keys)).column
+    parent = key.table.alias("parent")
+    referring = plain_table(column.table).c[column.name]
+    return referring.is_not(None) & ~exists().where(parent.c[key.name] == referring)
+
+
+def _why_refused(table: Table, row: RowMapping) -> str | None:
+    """Return what is wrong with a value for its column's type on either database, or None."""
+    for column in plain_table(table).columns:
+        value, kind = row[column.name], column.type
+        if value is None:
+            if not column.nullable or row[f"{column.name} is there"]:
+                return f"{column.name} is {'unreadable' if column.nullable else 'missing or unreadable'}"
+        elif isinstance(kind, JSONText):
+            if not isinstance(value, str) or not _is_portable_json(value):
+                return f"{column.name} holds JSON that not every database can"
+        elif isinstance(kind, Text):
+            if not isinstance(value, str) or not is_storable(column.name, value):
+                return f"{column.name} is not text that every database can hold"
+        elif isinstance(kind, Integer):
+            limit = BIG_INTEGER_LIMIT if isinstance(kind, BigInteger) else INTEGER_LIMIT
+            if type(value) is not int or not -limit - 1 <= value <= limit:
+                return f"{column.name} is not a whole number that fits"
+        elif isinstance(kind, Double) and not isinstance(value, (int, float)):
+            return f"{column.name} is not a number"
+    return None
+
+
+def _is_portable_json(text: str) -> bool:
+    """Tell whether JSONB takes a text: it refuses NaN and infinities, and NUL and lone surrogates inside strings."""
+    value = _load(text)
+    if isinstance(value, str):  # also what is no JSON at all: it is kept as a JSON string
+        return is_storable("", value)
+    try:
+        strings = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (ValueError, RecursionError):
+        return False
+    return is_storable("", strings) and ("\\u0000" not in strings or all(map(_has_no_nul, _strings(value))))
+
+
+def _has_no_nul(text: str) -> bool:
+    return "\0" not in text
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield key
+            yield from _strings(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _strings(item)
+
+
+def _comparable(value: Any, kind: Any) -> Any:
+    if value is None:
+        return None
+    if isinstance(kind, JSONText):
+        return _load(value)
+    if isinstance(kind, UTCDateTime):
+        return value.isoformat() if isinstance(value, datetime) else value
+    return _float(value) if isinstance(value, float) else value
+
+
+def _load(text: str) -> Any:
+    """Return what a JSON text means, and text that is none as itself: that is what JSONB keeps it as."""
+    try:
+        return json.loads(text, parse_float=_float)
+    except (TypeError, ValueError, RecursionError):
+        return text
+
+
+def _float(value: Any) -> float:
+    return float(value) or 0.0  # JSONB knows no -0.0
+
+
+def _strip(table: Table) -> Table:
+    columns = [
+        Column(
+            column.name,
+            JSONText() if isinstance(column.type, JSONObject) else column.type,
+            primary_key=column.primary_key,
+            autoincrement=False,
+            nullable=column.nullable,
+        )
+        for column in table.columns
+        if column.computed is None
+    ]
+    return Table(table.name, MetaData(), *columns)
+
+
+_PLAIN: Mapping[str, Table] = {table.name: _strip(table) for table in TABLES}

@@ -1,0 +1,38 @@
+"""The queue: how generations are stored, claimed, finished and controlled. SQL only: no threads, no sleeping."""
+
+from .claims import claim_generation, claim_generations, has_due, new_worker_id
+from .control import (
+    cancel_batch,
+    cancel_generation,
+    get_queue_position,
+    pause_queue,
+    resume_queue,
+    retry_generation,
+)
+from .leases import (
+    complete_generation,
+    fail_generation,
+    get_attempts,
+    heartbeat_generation,
+    reclaim_generations,
+    release_generation,
+)
+
+__all__ = [
+    "cancel_batch",
+    "cancel_generation",
+    "claim_generation",
+    "claim_generations",
+    "complete_generation",
+    "fail_generation",
+    "get_attempts",
+    "get_queue_position",
+    "has_due",
+    "heartbeat_generation",
+    "new_worker_id",
+    "pause_queue",
+    "reclaim_generations",
+    "release_generation",
+    "resume_queue",
+    "retry_generation",
+]

@@ -1,0 +1,128 @@
+"""The thread beside a running handler: it keeps the lease, writes progress, and ends the job at the deadline.
+
+It has sessions of its own, so a handler that computes for minutes keeps its lease. See ADR 18.
+"""
+
+import logging
+import math
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from time import monotonic
+from typing import Final
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from ..engine import Storage
+from ..errors import LeaseLostError, StorageError
+from ..models import Generation, Lease
+from ..queue import heartbeat_generation, release_generation
+from .job import Job
+
+REPORT_SECONDS: Final = 1.0  # between two heartbeats that only bring progress
+TRANSIENT_ERRORS: Final = (StorageError, SQLAlchemyError, OSError)  # the database may be back soon: try again
+
+log = logging.getLogger(__name__)
+
+
+class HeartbeatThread(threading.Thread):
+    """Extends the lease of one job until it is closed; at the deadline it releases the job and interrupts the handler.
+
+    `lease_seconds` is what a heartbeat extends the lease to, `interval` the seconds between two heartbeats.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        generation: Generation,
+        lease: Lease,
+        *,
+        lease_seconds: float,
+        interval: float,
+        interrupt: Callable[[], None] | None,
+    ) -> None:
+        super().__init__(name=f"heartbeat of {lease.generation_id}", daemon=True)
+        self.job = Job(generation, lease, self.report)
+        self._storage = storage
+        self._lease_seconds = lease_seconds
+        self._interval = interval
+        self._interrupt = interrupt
+        self._deadline = math.inf
+        self._beat_at = monotonic() + self._interval
+        self._report_at = monotonic() + REPORT_SECONDS
+        self._reported: tuple[float, str | None] | None = None
+        self._closed = False
+        self._wakeup: SimpleQueue[None] = SimpleQueue()
+
+    def set_deadline(self, deadline: float) -> None:
+        """End the job at `deadline` (of the monotonic clock). From any thread, and from a signal handler."""
+        self._deadline = deadline
+        self._wake()
+
+    def report(self, fraction: float, step: str | None) -> None:
+        """Keep the progress for the next heartbeat; the first report sends one at once."""
+        first = self._reported is None
+        self._reported = (fraction, step)
+        if first:
+            self._wake()
+
+    def close(self) -> None:
+        """Stop the heartbeats and wait for the thread to end."""
+        self._closed = True
+        self._wake()
+        self.join()
+
+    def run(self) -> None:
+        """Send heartbeats until closed or past the deadline."""
+        while not self._closed:
+            beats_at = self._beat_at if self._reported is None else min(self._beat_at, self._report_at)
+            with suppress(Empty):
+                self._wakeup.get(
+                    timeout=max(0.0, min(self._deadline, beats_at, monotonic() + self._interval) - monotonic())
+                )
+                continue
+            if monotonic() >= self._deadline:
+                self._end()
+                return
+            if monotonic() >= beats_at:
+                self._beat()
+
+    def _beat(self) -> None:
+        reported, self._reported = self._reported, None
+        fraction, step = reported or (None, None)
+        now = monotonic()
+        self._report_at = now + REPORT_SECONDS
+        try:
+            generation = self._storage.run_in_transaction(
+                lambda session: heartbeat_generation(
+                    session,
+                    self.job.lease,
+                    progress=fraction,
+                    current_step=step,
+                    lease_seconds=self._lease_seconds,
+                ),
+                attempts=1,
+            )
+        except LeaseLostError:
+            self.job.cancel()
+            self._beat_at = self._report_at = math.inf
+        except TRANSIENT_ERRORS as error:
+            log.warning("generation %s: no heartbeat (%s)", self.job.lease.generation_id, error)
+            self._reported = self._reported or reported
+            self._beat_at = now + min(self._interval, REPORT_SECONDS)
+        else:
+            self._beat_at = now + self._interval
+            if generation.cancel_requested_at is not None:
+                self.job.cancel()
+
+    def _end(self) -> None:
+        """Release the job while its handler still runs, so that others may have it at once; then interrupt it."""
+        with suppress(*TRANSIENT_ERRORS):
+            self._storage.run_in_transaction(lambda session: release_generation(session, self.job.lease), attempts=1)
+        self.job.cancel()
+        if self._interrupt is not None and not self._closed:
+            self._interrupt()
+
+    def _wake(self) -> None:
+        self._wakeup.put(None)

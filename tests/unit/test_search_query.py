@@ -1,0 +1,92 @@
+"""The query language: what is wanted, what is not, and what of a text is shown."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.storage.search_query import SNIPPET_LENGTH, TERMS_LIMIT, Query, Term, parse_query
+
+MARKS = ("<", ">")
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted", "excluded"),
+    [
+        ("slow piano", [Term(("slow",)), Term(("piano",))], []),
+        ('"slow piano"', [Term(("slow piano",))], []),
+        ("“slow piano”", [Term(("slow piano",))], []),
+        ('"slow piano', [Term(("slow piano",))], []),
+        ("pia*", [Term(("pia",), is_prefix=True)], []),
+        ("piano -drums", [Term(("piano",))], [Term(("drums",))]),
+        ('piano -"no drums"', [Term(("piano",))], [Term(("no drums",))]),
+        ("lo-fi", [Term(("lo fi", "lofi"))], []),
+        ("hip hop", [Term(("hip hop", "hiphop"))], []),
+        ("drum & bass", [Term(("drum bass", "dnb", "drum n bass", "drum and bass"))], []),
+        ("drum bass", [Term(("drum",)), Term(("bass",))], []),
+        ("140 BPM", [Term(("140 bpm", "140bpm"))], []),
+        ("C#m", [Term(("c m",), (("C#m", "C♯m"),))], []),
+        ("#lofi", [Term(("lofi", "lo fi"))], []),
+        ("AND OR NOT NEAR(a)", [Term(("and",)), Term(("or",)), Term(("not",)), Term(("near a",))], []),
+        ("夜 lofi", [Term((), (("夜",),)), Term((), (("lofi", "lo fi"),))], []),
+        ("piano piano", [Term(("piano",))], []),
+        ("-drums", [], [Term(("drums",))]),
+        (" \0 \ud800 - * \" '' ? &", [], []),
+    ],
+)
+def test_a_query_asks_for(text: str, wanted: list[Term], excluded: list[Term]) -> None:
+    assert parse_query(text) == Query(tuple(wanted), tuple(excluded))
+
+
+def test_a_query_is_text() -> None:
+    with pytest.raises(TypeError, match="query must be text, not NoneType"):
+        parse_query(None)  # type: ignore[arg-type]
+
+
+def test_a_long_query_asks_for_its_first_terms_only() -> None:
+    assert len(parse_query(" ".join(f"word{n}" for n in range(1_000))).wanted) == TERMS_LIMIT
+
+
+def test_a_word_longer_than_any_index_holds_finds_nothing() -> None:
+    assert parse_query(f"piano {'x' * 300}").wanted == ()
+
+
+@given(st.text(), st.text())
+def test_every_string_is_a_query_and_has_a_snippet_of_every_text(query: str, text: str) -> None:
+    parsed = parse_query(query)
+    shown = parsed.snippet(text, ("", ""))
+    assert shown.strip("…") in " ".join(text.split()) or len(text) > SNIPPET_LENGTH
+    assert parsed.rank([text])[0] >= 0
+
+
+@pytest.mark.parametrize(
+    ("query", "text", "snippet"),
+    [
+        ("lofi", "A Lo-Fi beat, lofi", "A <Lo-Fi> beat, <lofi>"),
+        ("cafe", "Café  in\nParis", "<Café> in Paris"),
+        ("cafe", "Cafe\u0301 in Paris", "<Cafe\u0301> in Paris"),
+        ("C#m", "song in C♯m", "song in <C♯m>"),
+        ("gui*", "two guitars", "two <gui>tars"),
+        ("音楽", "夜の音楽", "夜の<音楽>"),
+        ("beat", "offbeat beat", "offbeat <beat>"),
+        ("nothing", "a text", "a text"),
+    ],
+)
+def test_a_snippet_marks_every_match(query: str, text: str, snippet: str) -> None:
+    assert parse_query(query).snippet(text, MARKS) == snippet
+
+
+def test_a_snippet_of_a_long_text_is_cut_between_words_around_the_first_match() -> None:
+    text = "quiet " * 200 + "then a piano enters " + "and stays " * 200
+    shown = parse_query("piano").snippet(text, MARKS)
+    assert "then a <piano> enters" in shown
+    assert shown.startswith("…quiet ")
+    assert shown.endswith("…")
+    assert len(shown) <= SNIPPET_LENGTH + len("…<>…")
+
+
+def test_relevance_is_frequency_against_length_and_words_in_the_order_asked() -> None:
+    together, apart, long, often = parse_query("dark piano").rank(
+        ["dark piano", "piano dark", "dark piano " + "and more " * 30, "dark piano dark piano"]
+    )
+    assert often > together > apart > 0
+    assert together > long
