@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from services.storage import Storage, create_generation, get_database_stats
 from services.storage.cli import commands
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(*arguments: str, url: str = "", input: str | None = None) -> Result:

@@ -12,7 +12,7 @@ from sqlalchemy import make_url
 
 from services.storage import Storage, migrations
 
-ASSETS = Path(__file__).parent / "assets"
+ASSETS = Path(__file__).parents[1] / "assets"
 
 # All that a PostgreSQL schema consists of, a line each; names but no numbers that differ from one run to the next.
 POSTGRESQL_CATALOG = """
