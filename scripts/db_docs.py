@@ -208,7 +208,7 @@ def describe_table(connection: sqlite3.Connection, table: sa.Table) -> str:
 def comments_of_indexes() -> dict[str, str]:
     """Return the comment above each index of the models: it names the queries that the index serves."""
     source = Path(models.__file__).read_text("utf-8")
-    found = re.findall(r'((?:^ +#.*\n)+) +(?:_partial_index|Index)\(\s*"(\w+)"', source, re.MULTILINE)
+    found = re.findall(r'((?:^ +#.*\n)+) +(?:partial_index|Index)\(\s*"(\w+)"', source, re.MULTILINE)
     served = {name: " ".join(line.strip(" #") for line in comment.strip().splitlines()) for comment, name in found}
     served["idx_prompts_unspaced"] = "search_prompts, in languages written without spaces"  # only the revisions know it
     indexes = {str(index.name) for table in models.Base.metadata.tables.values() for index in table.indexes}
