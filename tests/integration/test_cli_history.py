@@ -155,7 +155,7 @@ def test_why_tells_what_a_generation_waits_for_and_until_when(history: str) -> N
     nobody = run("why", "g0", url=history)
     assert (nobody.exit_code, nobody.stdout) == (
         0,
-        "No worker has been heard of in the last five minutes: start one.\n",
+        "No worker has been active in the last five minutes: start one.\n",
     )
     storage = Storage(history)
     with storage.session() as session:
