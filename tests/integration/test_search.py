@@ -25,7 +25,7 @@ from services.storage import (
     reset_database,
     search_generations,
     search_prompts,
-    terms,
+    search_query,
     track_prompt_usage,
 )
 from services.storage.backends import fts5, tsvector
@@ -355,7 +355,7 @@ def test_the_languages_without_spaces_are_those_of_the_index(db: Storage) -> Non
             statement = "SELECT sql FROM sqlite_master WHERE name = 'idx_prompts_unspaced'"
         else:
             statement = "SELECT pg_get_indexdef('idx_prompts_unspaced'::regclass)"
-        assert terms.UNSPACED in connection.exec_driver_sql(statement).scalar_one()
+        assert search_query.UNSPACED in connection.exec_driver_sql(statement).scalar_one()
 
 
 def test_prompts_that_others_wrote_at_any_length_are_indexed(db: Storage) -> None:
