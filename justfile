@@ -1,4 +1,4 @@
-# DGX Music storage. `just` lists the recipes; the first one you run sets up .venv.
+# DGX Music storage. `just` lists the recipes. The first recipe that you run creates .venv.
 
 set dotenv-load # DATABASE_URL from .env
 set positional-arguments # "$@" keeps arguments with spaces in one piece
@@ -7,19 +7,19 @@ set positional-arguments # "$@" keeps arguments with spaces in one piece
 default:
     @{{ quote(just_executable()) }} --justfile {{ quote(justfile()) }} --list --unsorted
 
-# Play the whole story on a scratch database: submit, process, render WAVs, statistics
+# Run a demo on a scratch database: submit prompts, render WAV files, kill a worker, show statistics
 [group("start here")]
 [no-exit-message]
 demo *args: (_venv "run")
     @.venv/bin/python -m services.storage demo "$@"
 
-# Render what is pending in your database, with the demo's synthesizer
+# Render due generations of your database with the demo's synthesizer, until Ctrl-C
 [group("start here")]
 [no-exit-message]
 worker *args: (_venv "run")
     @.venv/bin/python -m services.storage worker "$@"
 
-# Run the tests (arguments go to pytest: just test -k prompt -x)
+# Run all tests, about ten minutes (arguments go to pytest: just test -k prompt -x)
 [group("start here")]
 [no-exit-message]
 test *args: (_venv "dev")
@@ -31,19 +31,19 @@ test *args: (_venv "dev")
 test-unit *args: (_venv "dev")
     @.venv/bin/python -m pytest tests/unit "$@"
 
-# Run the tests on real databases and processes
+# Run the tests with real databases and processes
 [group("tests")]
 [no-exit-message]
 test-integration *args: (_venv "dev")
     @.venv/bin/python -m pytest tests/integration "$@"
 
-# Run the tests and measure coverage, worker processes included; pages in htmlcov/
+# Run the tests and measure coverage, worker processes included; report in htmlcov/
 [group("tests")]
 [no-exit-message]
 coverage *args: (_venv "dev")
     @.venv/bin/python -m pytest --cov --cov-report=term-missing --cov-report=html --cov-fail-under=95 "$@"
 
-# Run the kills, races and fuzzing at full size (minutes)
+# Run the tests of kills, races and fuzzing at full size (minutes)
 [group("tests")]
 [no-exit-message]
 drill *args: (_venv "dev")
@@ -59,38 +59,38 @@ lint: (_venv "dev")
     @.venv/bin/python scripts/db_docs.py --check
     @.venv/bin/python -m pytest -q tests/unit/test_layers.py
 
-# Measure the library beside the bare driver
+# Measure the library and compare it with the plain driver
 [group("tests")]
 [no-exit-message]
 bench *args: (_venv "dev")
     @.venv/bin/python -m benchmarks "$@"
 
-# Make the database and its tables
+# Create the database and its tables, or upgrade an older one
 [group("database")]
 [no-exit-message]
 db-init: (_venv "run")
     @.venv/bin/python -m services.storage init
 
-# Apply migrations up to a revision
+# Upgrade the schema to a revision, by default the newest
 [group("database")]
 [no-exit-message]
 db-migrate revision="head": (_venv "run")
     @.venv/bin/alembic upgrade "$1"
 
-# Undo the last migration; its revision file says what that loses, so copy the database first
+# Undo the last migration (back up the database first: the revision file says what this loses)
 [group("database")]
 [no-exit-message]
 db-rollback: (_venv "run")
     @.venv/bin/alembic downgrade -1
 
-# Drop every table and start again: ALL DATA IS LOST (without the question: just --yes db-reset)
+# Drop every table and create them again: ALL DATA IS LOST (to skip the question: just --yes db-reset)
 [confirm("This deletes every generation and prompt. Really reset the database? [y/N]")]
 [group("database")]
 [no-exit-message]
 db-reset: (_venv "run")
     @.venv/bin/python -m services.storage reset --yes
 
-# Write the next migration from the difference between models and database
+# Write the next migration from the differences between the models and the database
 [group("database")]
 [no-exit-message]
 db-revision message: (_venv "dev")
@@ -98,13 +98,13 @@ db-revision message: (_venv "dev")
     @.venv/bin/ruff check --quiet --fix --exit-zero alembic/versions
     @.venv/bin/ruff format --quiet alembic/versions
 
-# Show counts, the queue, the last days, how models do and the most used prompts
+# Show counts, the queue, the last 30 days, models and the most used prompts
 [group("database")]
 [no-exit-message]
 db-stats *args: (_venv "run")
     @.venv/bin/python -m services.storage stats "$@"
 
-# List generations, the newest first
+# List generations, newest first
 [group("database")]
 [no-exit-message]
 db-list *args: (_venv "run")
@@ -116,13 +116,13 @@ db-list *args: (_venv "run")
 db-search *args: (_venv "run")
     @.venv/bin/python -m services.storage search "$@"
 
-# Look for what is wrong with the database, and mend its search index
+# Check the database and rebuild a wrong search index
 [group("database")]
 [no-exit-message]
 db-check *args: (_venv "run")
     @.venv/bin/python -m services.storage check "$@"
 
-# Write the documents that are made from the schema
+# Write database-schema.md and SCHEMA_SQL from the migrations
 [group("database")]
 [no-exit-message]
 db-docs: (_venv "dev")
