@@ -1,7 +1,6 @@
-"""Write what is made from the schema: database-schema.md, and SCHEMA_SQL at the end of services/storage/schema.py.
+"""Write database-schema.md, and SCHEMA_SQL at the end of services/storage/schema.py, from a newly migrated database.
 
-Both come from a database that the migrations made a moment ago, so they say what is, not what was meant.
-With --check nothing is written: exits 1 when one of them is stale.
+With --check, write nothing and exit with 1 if one of them is stale.
 """
 
 import re
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # this checkout's package, also where another one is installed
+sys.path.insert(0, str(ROOT))  # this checkout's package, even if another one is installed
 
 import sqlalchemy as sa  # noqa: E402
 from alembic.config import Config  # noqa: E402
@@ -28,50 +27,50 @@ ASSIGNMENT = "SCHEMA_SQL: Final = "
 
 COLUMNS = {
     "generations": {
-        "id": "UUID text, time-ordered, or the caller's own",
-        "prompt": "the text to render, exactly as given",
-        "model_name": "which model renders it",
-        "model_version": "its version, if it matters",
-        "duration_seconds": "wanted length",
-        "sample_rate": "wanted, in Hz",
-        "channels": "1 mono, 2 stereo",
-        "file_path": "where the track goes",
-        "file_size_bytes": "of the finished track",
-        "status": "see the life of a generation below",
-        "created_at": "when it was asked for",
-        "completed_at": "when it finished, however it ended",
-        "generation_time_seconds": "how long the rendering took",
+        "id": "UUID text, ordered by time, or the caller's own id",
+        "prompt": "text to render, exactly as given",
+        "model_name": "model that renders it",
+        "model_version": "version of the model",
+        "duration_seconds": "requested length",
+        "sample_rate": "requested sample rate, in Hz",
+        "channels": "1 (mono) or 2 (stereo)",
+        "file_path": "file of the track",
+        "file_size_bytes": "size of the finished track",
+        "status": "see the life cycle below",
+        "created_at": "time of the request",
+        "completed_at": "time it finished, with any outcome",
+        "generation_time_seconds": "how long rendering took",
         "error_message": "why it failed",
-        "metadata": "JSON object: what is known of the track",
-        "prompt_id": "the prompt of that text",
+        "metadata": "JSON object: what is known about the track",
+        "prompt_id": "row in prompts with the same text",
         "priority": "higher is served first",
-        "scheduled_at": "not due before",
-        "attempt": "grows with every claim: the fence of the lease",
-        "max_attempts": "how many claims before it fails for good",
-        "started_at": "of the current or last attempt",
-        "worker_id": "who has the lease",
-        "lease_expires_at": "then it may be reclaimed",
-        "progress": "0 to 1, from the heartbeat",
-        "current_step": "what the worker is doing",
-        "cancel_requested_at": "the next heartbeat tells the worker",
-        "batch_id": "generations asked for together",
-        "parent_id": "the generation this is a variation of",
-        "idempotency_key": "the same key again is the same request",
-        "is_favorite": "marked by a listener",
+        "scheduled_at": "not due before this time",
+        "attempt": "grows with every claim; fencing number of the lease",
+        "max_attempts": "claims before it fails for good",
+        "started_at": "start of the current or last attempt",
+        "worker_id": "worker that holds the lease",
+        "lease_expires_at": "after this time it may be reclaimed",
+        "progress": "0 to 1, from the last heartbeat",
+        "current_step": "what the worker is doing, from the last heartbeat",
+        "cancel_requested_at": "set to cancel a running generation; the next heartbeat tells the worker",
+        "batch_id": "name shared by generations that were requested together",
+        "parent_id": "generation of which this is a variation",
+        "idempotency_key": "a repeated request with the same key returns the same row",
+        "is_favorite": "marked as a favourite",
         "parameters": "JSON object: the sampling request",
-        "version": "grows with every change: of two writers the second is refused",
+        "version": "grows with every change; detects two writers of one row",
     },
     "prompts": {
         "id": "",
         "text": "unique",
-        "used_count": "how many generations were asked for with it",
+        "used_count": "how many generations were requested with it",
         "first_used_at": "",
         "last_used_at": "",
     },
     "attempts": {
         "generation_id": "",
-        "number": "the generation's attempt",
-        "worker_id": "who had the lease",
+        "number": "`attempt` of the generation",
+        "worker_id": "worker that held the lease",
         "started_at": "",
         "finished_at": "",
         "outcome": "how it ended",
@@ -79,13 +78,50 @@ COLUMNS = {
     },
     "queue_state": {
         "id": "always 1",
-        "paused_at": "claims find nothing while this is set",
-        "reason": "what people are told",
+        "paused_at": "while this is set, nothing is claimed",
+        "reason": "text to show",
     },
 }
-KEYS_OF_POSTGRESQL = """\
-On PostgreSQL the key on `prompts.text` is a unique index on `md5(text)`, `uq_prompts_text_md5`: a b-tree there refuses
-keys over 2.7 kB. Times are `TIMESTAMP WITH TIME ZONE`, JSON is `JSONB`; everything else is the same.
+ON_POSTGRESQL = """\
+## Differences on PostgreSQL
+
+- `uq_prompts_text_md5`, a unique index on `md5(text)`, replaces `uq_prompts_text`, because PostgreSQL refuses b-tree
+  keys over 2.7 kB.
+- Times are `TIMESTAMP WITH TIME ZONE`, JSON is `JSONB`.
+- The full-text index is a column, see below.
+"""
+STORED_TIMES = """\
+## Stored times
+
+All times are in UTC. On SQLite they are text with a space, six decimals and no offset, such as
+`2026-03-01 09:30:00.250000`, so they sort and compare as text. Compare them with text of the same form: a time with a
+`T` or an offset gives a wrong result. `datetime()` of SQLite returns this form without decimals, which compares
+correctly:
+
+```sql
+SELECT count(*) FROM generations WHERE created_at >= datetime('now', '-1 day');
+```
+
+PostgreSQL compares times of any time zone:
+
+```sql
+SELECT count(*) FROM generations WHERE created_at >= now() - interval '1 day';
+```
+"""
+FULL_TEXT_ON_SQLITE = """\
+## Full-text index of prompts
+
+SQLite: `prompts_fts` is an FTS5 table that stores no copy of the text (external content). Triggers of `prompts` keep it
+up to date. Dropping or rebuilding `prompts` by hand also drops the triggers: create them again. FTS5 itself adds
+`prompts_fts_config`, `prompts_fts_data`, `prompts_fts_docsize` and `prompts_fts_idx`.
+"""
+FULL_TEXT_ON_POSTGRESQL = """\
+PostgreSQL: the column `words` of `prompts` is a tsvector that the database generates from `prompt_words(text)`, a
+function that folds case and accents as FTS5 does. The GIN index `idx_prompts_words` serves `search_prompts` and
+`search_generations`. Revision 008 has the definitions.
+
+Both have `idx_prompts_unspaced` for prompts in languages that are written without spaces. The models define none of
+these objects, because Alembic cannot compare them.
 """
 
 
@@ -127,7 +163,7 @@ def with_schema_sql(source: str, connection: sqlite3.Connection) -> str:
 
 
 def create_statements(connection: sqlite3.Connection) -> list[str]:
-    """Return what makes the schema, tables before indexes before triggers; not what SQLite makes by itself."""
+    """Return the statements of the schema, tables before indexes before triggers, without FTS5's own tables."""
     rows = connection.execute(
         "SELECT sql FROM sqlite_master WHERE sql IS NOT NULL "
         "AND name NOT IN (SELECT name FROM pragma_table_list WHERE type = 'shadow') "
@@ -137,7 +173,7 @@ def create_statements(connection: sqlite3.Connection) -> list[str]:
 
 
 def tidy(sql: str) -> str:
-    """Return a statement as one would write it: SQLite quotes the name of a renamed table."""
+    """Return a statement in our style; SQLite quotes the names of renamed tables."""
     sql = re.sub(r'^CREATE TABLE "(\w+)"', r"CREATE TABLE \1", sql)
     sql = re.sub(r"[ \t]+\n", "\n", sql).replace("\t", "    ")
     sql = re.sub(r"(CONSTRAINT \w+) (CHECK|FOREIGN KEY) ?", r"\1\n        \2 ", sql)
@@ -149,11 +185,13 @@ def describe(connection: sqlite3.Connection) -> str:
     tables = models.Base.metadata.tables
     parts = [
         "# Database schema\n",
-        f"Revision {REVISIONS[-1]}. Written by `just db-docs` from a freshly migrated database: do not edit.\n",
+        f"Revision {REVISIONS[-1]}. `just db-docs` writes this page from a new database: do not edit it.\n",
         er_diagram(connection),
         *(describe_table(connection, tables[name]) for name in COLUMNS),
-        KEYS_OF_POSTGRESQL,
-        life_of_a_generation(),
+        ON_POSTGRESQL,
+        STORED_TIMES,
+        full_text_index(connection),
+        life_cycle(),
         revisions(),
     ]
     unknown = {f"{name}.{column.name}" for name, table in tables.items() for column in table.columns} - {
@@ -206,24 +244,31 @@ def describe_table(connection: sqlite3.Connection, table: sa.Table) -> str:
 
 
 def comments_of_indexes() -> dict[str, str]:
-    """Return the comment above each index of the models: it names the queries that the index serves."""
+    """Return the comment above each index in the models, which names the queries that the index serves."""
     source = Path(models.__file__).read_text("utf-8")
     found = re.findall(r'((?:^ +#.*\n)+) +(?:partial_index|Index)\(\s*"(\w+)"', source, re.MULTILINE)
     served = {name: " ".join(line.strip(" #") for line in comment.strip().splitlines()) for comment, name in found}
-    served["idx_prompts_unspaced"] = "search_prompts, in languages written without spaces"  # only the revisions know it
+    served["idx_prompts_unspaced"] = "search_prompts in languages written without spaces"  # not in the models
     indexes = {str(index.name) for table in models.Base.metadata.tables.values() for index in table.indexes}
     unserved = ", ".join(sorted(indexes - served.keys()))
     assert not unserved, f"{models.__file__}: no comment says what {unserved} serves"
     return served
 
 
-def life_of_a_generation() -> str:
-    lines = ["## Life of a generation", "", (GenerationStatus.__doc__ or "").strip(), ""]
+def full_text_index(connection: sqlite3.Connection) -> str:
+    statements = [sql for sql in create_statements(connection) if "prompts_fts" in sql]
+    lines = [FULL_TEXT_ON_SQLITE, "```sql", *(f"{sql};" for sql in statements), "```", ""]
+    return "\n".join([*lines, FULL_TEXT_ON_POSTGRESQL])
+
+
+def life_cycle() -> str:
+    lines = ["## Life cycle of a generation", "", (GenerationStatus.__doc__ or "").strip(), ""]
     lines += ["```mermaid", "stateDiagram-v2", f"    [*] --> {GenerationStatus.PENDING}"]
     lines += [f"    {status} --> {target}" for status in GenerationStatus for target in GenerationStatus
               if target in LEGAL_MOVES[status]]  # fmt: skip
     lines += [f"    {status} --> [*]" for status in GenerationStatus if not LEGAL_MOVES[status]]
-    return "\n".join([*lines, "```", ""])
+    lines += ["```", "", "[Life cycle of a generation](docs/explanation/lifecycle.md) explains each move.", ""]
+    return "\n".join(lines)
 
 
 def revisions() -> str:

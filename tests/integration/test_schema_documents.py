@@ -1,20 +1,27 @@
-"""What is made from the schema says what the schema is: SCHEMA_SQL and database-schema.md."""
+"""SCHEMA_SQL and database-schema.md, which scripts/db_docs.py writes, describe the schema of a real database."""
 
 import re
 import shutil
 import sqlite3
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from sqlalchemy import inspect, text
 
-from services.storage import create_generation, get_session, init_db, schema
+from services.storage import Storage, create_generation, get_session, init_db, schema
 from services.storage.models import Base
 from tests.support.databases import ask, run_script, schema_of
-from tests.support.factories import a_request
+from tests.support.factories import a_generation, a_request
 
 ROOT = Path(__file__).resolve().parents[2]
+# Triggers and functions, which SQLAlchemy does not inspect.
+OTHER_OBJECTS = {
+    "sqlite": "SELECT name FROM sqlite_master WHERE type = 'trigger'",
+    "postgresql": "SELECT proname FROM pg_proc WHERE pronamespace = 'public'::regnamespace",
+}
 
 
 def run_db_docs(checkout: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -78,8 +85,8 @@ def test_a_missing_document_is_stale(checkout: Path) -> None:
 
 def test_an_index_without_a_reason_is_refused(checkout: Path) -> None:
     models = checkout / "services/storage/models.py"
-    text = models.read_text("utf-8")
-    models.write_text(re.sub(r" +# get_most_used_prompts\n", "", text), "utf-8")
+    source = models.read_text("utf-8")
+    models.write_text(re.sub(r" +# get_most_used_prompts\n", "", source), "utf-8")
     assert "no comment says what idx_prompts_used_count serves" in run_db_docs(checkout, "--check").stderr
 
 
@@ -94,6 +101,29 @@ def test_the_document_names_every_table_column_constraint_and_index() -> None:
     assert all(f"\n| {revision} | " in document for revision in schema.REVISIONS)
     assert "erDiagram" in document
     assert "stateDiagram-v2" in document
+
+
+def test_the_document_names_every_object_of_a_real_database(db: Storage) -> None:
+    words = set(re.findall(r"\w+", (ROOT / "database-schema.md").read_text("utf-8")))
+    inspector = inspect(db.engine)
+    names = {*inspector.get_table_names()} - {"alembic_version"}
+    for table in [*names]:
+        names |= {column["name"] for column in inspector.get_columns(table)} if "_fts_" not in table else set()
+        names |= {str(index["name"]) for index in inspector.get_indexes(table)}
+    with db.engine.connect() as connection:
+        names |= {*connection.execute(text(OTHER_OBJECTS[db.engine.dialect.name])).scalars()}
+    assert names - words == set()
+
+
+def test_the_document_says_how_to_compare_times(db: Storage) -> None:
+    examples = re.findall(r"^```sql\n(SELECT .*)\n```$", (ROOT / "database-schema.md").read_text(), re.MULTILINE)
+    example = dict(zip(OTHER_OBJECTS, examples, strict=True))[db.engine.dialect.name]
+    now = datetime.now(UTC)
+    with get_session() as session:
+        for hours in (1, 23, 25):
+            a_generation(session).created_at = now - timedelta(hours=hours)
+    with get_session(read_only=True) as session:
+        assert session.execute(text(example.rstrip(";"))).scalar_one() == 2
 
 
 def test_schema_sql_is_valid_without_any_extension() -> None:
