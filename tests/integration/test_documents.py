@@ -1,6 +1,6 @@
-"""What our documents say outside of Python: shell blocks are run, lists, links and diagrams are compared with the code.
+"""The documents outside of Python: shell blocks are run; lists, links and diagrams are compared with the code.
 
-The Python blocks are run by the root conftest.py.
+The root conftest.py runs the Python blocks.
 """
 
 import os
@@ -9,10 +9,12 @@ import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
 import pytest
 from sqlalchemy import create_engine, make_url
 
@@ -24,9 +26,42 @@ from services.storage.schema import FINISHED, LEGAL_MOVES
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 MANUAL = ROOT / "services" / "storage" / "README.md"
-LIFECYCLE = ROOT / "docs" / "lifecycle.md"
-DOCUMENTS = [README, MANUAL, *sorted((ROOT / "docs").rglob("*.md"))]
-SHELL_BLOCK = re.compile(r"^```(?:sh|bash|shell|console)\n(.*?)\n```$", re.DOTALL | re.MULTILINE)
+DOCS = ROOT / "docs"
+TUTORIAL = DOCS / "tutorial.md"
+LIFECYCLE = DOCS / "explanation" / "lifecycle.md"
+COMMAND_LINE = DOCS / "reference" / "command-line.md"
+RECORDS = sorted((DOCS / "explanation" / "adr").glob("0*.md"))
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), MANUAL, *sorted(DOCS.rglob("*.md"))]
+SHELL_BLOCK = re.compile(r"^( *)```(?:sh|bash|shell|console)\n(.*?)\n\1```$", re.DOTALL | re.MULTILINE)
+# A Python block that the reader saves to a file, which a shell block then runs.
+SAVED_FILE = re.compile(
+    r"[Ss]ave\s+this\s+as\s+`([\w.]+)`:\n\n<!-- skip: next -->\n\n```python\n(.*?)\n```$", re.DOTALL | re.MULTILINE
+)
+
+# The sections of the specification, which the manual keeps.
+SECTIONS = (
+    "Overview, Key Features, Quick Start, Initialize Database, Create a Generation, Query Generations, Update Status, "
+    "Module Structure, API Reference, Database Management, Generation CRUD, Prompt Tracking, Models, Generation, "
+    "Prompt, Status Constants, Database Schema, Tables, Migrations, Run Migrations, Create a Migration, Rollback, "
+    "Testing, Unit Tests, Integration Tests, Coverage, Examples, Complete Workflow, Batch Operations, Analytics, "
+    "Error Handling, Configuration, Database URL, Connection Options, Performance Tips, Troubleshooting, "
+    "Database locked, Migration errors, Schema mismatch, Future Enhancements, References"
+).split(", ")
+# What the tutorial says that its last attempts.py shows.
+TUTORIAL_RESULT = """\
+slow drone completed None
+    1 lost None
+    2 completed None
+silence failed silence cannot be rendered
+    1 failed silence cannot be rendered
+flaky piano completed None
+    1 failed RuntimeError: the model was not ready
+    2 completed None
+trap beat completed None
+    1 completed None
+lofi rain completed None
+    1 completed None
+"""
 
 # Every other shell block is run as it stands.
 NOT_RUN = {
@@ -43,12 +78,13 @@ STAND_INS = {
     "python3": 'exec "$REAL_PYTHON" "$@"',
     "alembic": 'exec "$REAL_PYTHON" -m alembic "$@"',
     "pytest": 'exec "$REAL_PYTHON" -m pytest "$@"',
+    "ruff": 'exec "$REAL_PYTHON" -m ruff "$@"',
     "dgx-storage": 'exec "$REAL_PYTHON" -m services.storage "$@"',
 }
 
 
 def shell_blocks(document: Path) -> list[str]:
-    return SHELL_BLOCK.findall(document.read_text())
+    return [textwrap.dedent(block) for _, block in SHELL_BLOCK.findall(document.read_text())]
 
 
 @dataclass(frozen=True)
@@ -113,6 +149,10 @@ def postgresql_url(postgresql_server: str) -> Iterator[str]:
 def test_the_shell_blocks_of_a_document_run_in_order(
     document: Path, checkout: Checkout, request: pytest.FixtureRequest
 ) -> None:
+    present = {path.name for path in checkout.path.iterdir()}
+    for name, text in SAVED_FILE.findall(document.read_text()):
+        (checkout.path / name).write_text(text)
+    printed = ""
     for block in shell_blocks(document):
         if block in NOT_RUN:
             continue
@@ -126,6 +166,10 @@ def test_the_shell_blocks_of_a_document_run_in_order(
             script = block.replace(POSTGRESQL_URL, shlex.quote(request.getfixturevalue("postgresql_url")))
         done = checkout.run(script, **variables)
         assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
+        printed += done.stdout
+    if document == TUTORIAL:
+        assert TUTORIAL_RESULT in printed, printed
+        assert {path.name for path in checkout.path.iterdir()} == present
 
 
 def postgresql_programs() -> Path:
@@ -139,9 +183,30 @@ def test_every_block_that_is_not_run_still_stands_in_a_document() -> None:
     assert NOT_RUN.keys() <= {block for document in DOCUMENTS for block in shell_blocks(document)}
 
 
-def test_the_manual_names_everything_that_is_public() -> None:
-    words = set(re.findall(r"\w+", MANUAL.read_text()))
-    assert [name for name in storage.__all__ if name not in words] == []
+@pytest.mark.parametrize("name", storage.__all__)
+def test_the_reference_describes_everything_that_is_public(name: str) -> None:
+    pages = "".join(page.read_text() for page in DOCS.glob("reference/*.md"))
+    assert re.search(rf"`{name}\b", pages)
+
+
+def test_the_manual_keeps_every_section_of_the_specification() -> None:
+    headings = re.findall(r"^#+ (.+)$", MANUAL.read_text(), re.MULTILINE)
+    assert [heading for heading in headings if heading in SECTIONS] == SECTIONS
+
+
+def test_the_index_links_every_document() -> None:
+    index = DOCS / "README.md"
+    linked = {(DOCS / target).resolve() for target in re.findall(r"\]\(([^)#]+)", index.read_text())}
+    assert {*DOCUMENTS} - {index, *RECORDS} <= linked
+
+
+def test_decision_records_have_one_form_and_no_gaps_in_their_numbers() -> None:
+    index = (DOCS / "explanation/adr/README.md").read_text()
+    for number, record in enumerate(RECORDS, start=1):
+        title, *sections = re.findall(r"^#+ (.+)$", record.read_text(), re.MULTILINE)
+        assert record.name.startswith(f"{number:04}-")
+        assert sections == ["Context", "Decision", "Consequences"], record.name
+        assert f"| {number} | [{title.removeprefix(f'{number}. ')}]({record.name}) |" in index
 
 
 def test_the_module_structure_of_the_manual_is_the_packages() -> None:
@@ -152,7 +217,9 @@ def test_the_module_structure_of_the_manual_is_the_packages() -> None:
     assert listed == present
 
 
-@pytest.mark.parametrize("document", [README, MANUAL, LIFECYCLE], ids=["README.md", "manual", "lifecycle"])
+@pytest.mark.parametrize(
+    "document", [README, LIFECYCLE, ROOT / "database-schema.md"], ids=lambda document: document.name
+)
 def test_the_diagram_shows_every_legal_move_and_no_other(document: Path) -> None:
     arrows = re.findall(r"^    (\S+) --> (\S+)", document.read_text(), re.MULTILINE)
     moves = {(current, target) for current, target in arrows if "[*]" not in (current, target)}
@@ -166,6 +233,17 @@ def test_the_diagram_shows_every_legal_move_and_no_other(document: Path) -> None
 
 def test_the_readme_lists_every_verb_of_the_command_line() -> None:
     assert set(re.findall(r"^\| `dgx-storage (\w+)`", README.read_text(), re.MULTILINE)) == set(commands.commands)
+
+
+def test_the_command_line_reference_lists_every_verb_and_option() -> None:
+    sections = re.split(r"^## dgx-storage ", COMMAND_LINE.read_text(), flags=re.MULTILINE)[1:]
+    documented = {
+        section.split("\n")[0]: set(re.findall(r"^\| `(--[\w-]+)", section, re.MULTILINE)) for section in sections
+    }
+    assert documented == {
+        name: {option for parameter in verb.params if isinstance(parameter, click.Option) for option in parameter.opts}
+        for name, verb in commands.commands.items()
+    }
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: str(document.relative_to(ROOT)))
