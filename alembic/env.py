@@ -1,4 +1,7 @@
-"""What Alembic runs: on the connection services.storage hands over, or, as a command, on one to DATABASE_URL."""
+"""Alembic's environment: use the connection that services.storage passes or, on the command line, DATABASE_URL.
+
+`-x url=…` replaces DATABASE_URL. See ADR 1.
+"""
 
 import logging
 
@@ -11,14 +14,14 @@ from services.storage.engine import Storage
 from services.storage.errors import NotInitializedError, StorageError
 from services.storage.models import Base
 
-WRITING = (command.upgrade, command.downgrade, command.stamp)
+WRITING_COMMANDS = (command.upgrade, command.downgrade, command.stamp)
 
 
 def run(connection: Connection, *, writing: bool = True) -> None:
     context.configure(
         connection=connection,
         target_metadata=Base.metadata,
-        dont_mutate=not writing,  # else check and --autogenerate make an alembic_version table, in whatever database
+        dont_mutate=not writing,  # without it, check and --autogenerate create the table alembic_version
         **migrations.options(connection),
     )
     with context.begin_transaction(), migrations.reflection():
@@ -34,7 +37,7 @@ def run_as_command() -> None:
         storage.backend.create_database(storage.url)
     elif not storage.backend.is_present(storage.url):
         raise NotInitializedError
-    if operation not in WRITING:
+    if operation not in WRITING_COMMANDS:
         with migrations.connect(storage) as connection:
             run(connection, writing=False)
         return
@@ -45,7 +48,9 @@ def run_as_command() -> None:
 
 
 if context.is_offline_mode():
-    raise CommandError("--sql is not supported: adoption and the rebuilds look at the database they change")
+    raise CommandError(
+        "--sql is not supported, because the revisions read the database that they change: run without --sql"
+    )
 if (connection := context.config.attributes.get("connection")) is not None:
     run(connection)
 else:

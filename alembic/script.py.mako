@@ -3,15 +3,16 @@
 Revision ID: ${up_revision}
 Revises: ${down_revision or "none"}
 
-Downgrade loses: nothing (or name every column and row it does).
+Downgrade loses: nothing (or name every column and row that it deletes).
 """
 
-# Imports nothing from the models: they move on, and this revision must still do what it does today.
-# On PostgreSQL others go on working meanwhile, so that, on a large table:
-# - a new column is nullable, or has a constant server_default: else the table is rewritten under an exclusive lock;
-# - a new CHECK or foreign key is added NOT VALID and validated by a later revision;
-# - rows are filled in batches by their key, never by one UPDATE;
-# - no column is renamed or retyped: add one, fill it, read it, and drop the old one in a later release.
+# Import nothing from the models: they will change, but this revision must always do the same.
+# On PostgreSQL other processes use the tables during the migration. So for a large table:
+# - make a new column nullable or give it a constant server_default; otherwise PostgreSQL rewrites the table under an
+#   exclusive lock;
+# - add a CHECK or foreign key as NOT VALID, and validate it in a later revision;
+# - fill columns in batches by primary key, not in one UPDATE;
+# - do not rename a column or change its type: add a new one, fill it, read it, and drop the old one in a later release.
 
 import sqlalchemy as sa
 from alembic import op

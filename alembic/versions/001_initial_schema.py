@@ -1,9 +1,9 @@
-"""Create generations and prompts: the schema of the specification.
+"""Create generations and prompts, the tables of the specification.
 
 Revision ID: 001
 Revises: none
 
-Downgrade drops both tables with every row.
+Downgrade drops both tables and all rows.
 """
 
 import sqlalchemy as sa
@@ -59,7 +59,7 @@ def upgrade() -> None:
     if sqlite:
         op.create_index("idx_prompts_text", "prompts", ["text"])
     else:
-        # A b-tree refuses keys over 2.7 kB, and a prompt may have 10,000 characters.
+        # The md5, because a b-tree refuses keys over 2.7 kB and a prompt may have 10,000 characters. See ADR 7.
         op.create_index("uq_prompts_text_md5", "prompts", [sa.text("md5(text)")], unique=True)
 
 

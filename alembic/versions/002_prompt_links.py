@@ -3,10 +3,10 @@
 Revision ID: 002
 Revises: 001
 
-Mends on the way what has one right answer: texts without a prompt get one, prompts stored twice become one, and on
-PostgreSQL what another program made with other types and names becomes that of revision 001.
+Also repairs rows in an adopted database: creates the missing prompts, merges prompts with the same text and, on
+PostgreSQL, gives columns and keys that another program created the types and names of revision 001.
 
-Downgrade loses the links, which the texts still tell; mended prompts stay.
+Downgrade loses the links, which the next upgrade restores from the texts. Repairs are not undone.
 """
 
 import sqlalchemy as sa
@@ -18,13 +18,13 @@ down_revision: str | None = "001"
 branch_labels: str | None = None
 depends_on: str | None = None
 
-# information_schema's word for the type, and how to get there from whatever is stored instead
+# By the type's name in information_schema: its SQL name, and the expression that converts a column of another type.
 POSTGRESQL_TYPES = {
     "text": ("TEXT", "{column}"),
     "bigint": ("BIGINT", "{column}"),
     "double precision": ("DOUBLE PRECISION", "{column}"),
     "timestamp with time zone": ("TIMESTAMP WITH TIME ZONE", "{column} AT TIME ZONE 'UTC'"),
-    # text that is no JSON is kept as a JSON string
+    # text that is not JSON becomes a JSON string
     "jsonb": (
         "JSONB",
         (
@@ -66,7 +66,7 @@ def upgrade() -> None:
         "WHERE NOT EXISTS (SELECT 1 FROM prompts WHERE prompts.text = generations.prompt) GROUP BY prompt"
     )
     op.add_column("generations", sa.Column("prompt_id", sa.Integer))
-    # A join: PostgreSQL has no index on the text itself, and a subquery for every row would read all prompts each time.
+    # A join, because PostgreSQL has no index on the text itself: a subquery would read all prompts for every row.
     op.execute("UPDATE generations SET prompt_id = prompts.id FROM prompts WHERE prompts.text = generations.prompt")
 
 
@@ -93,15 +93,15 @@ def convert_columns() -> None:
 
 
 def refuse_views(table: str) -> None:
-    """Raise when a view shows the table: PostgreSQL changes the type of none of its columns then."""
+    """Raise if a view selects from the table: PostgreSQL then refuses to change the types of the view's columns."""
     views = op.get_bind().exec_driver_sql(
         "SELECT DISTINCT r.ev_class::regclass::text FROM pg_depend AS d JOIN pg_rewrite AS r ON r.oid = d.objid "
         f"WHERE d.classid = 'pg_rewrite'::regclass AND d.refobjid = '{table}'::regclass ORDER BY 1"
     )
     for view in views.scalars():
         raise CommandError(
-            f"the view {view} shows columns of {table} whose types change: drop it, run `just db-migrate`, make it "
-            "again. Nothing was changed."
+            f"The view {view} selects from {table}, whose column types have to change: drop the view, run "
+            "`just db-migrate`, then create the view again. Nothing was changed."
         )
 
 
@@ -116,7 +116,7 @@ def rename_primary_keys() -> None:
 
 
 def drop_text_keys() -> None:
-    """Drop every key on the text itself: it would go on refusing prompts over 2.7 kB."""
+    """Drop every b-tree index on the text itself, because it refuses prompts over 2.7 kB. See ADR 7."""
     keys = op.get_bind().exec_driver_sql(
         "SELECT i.relname, c.conname FROM pg_index AS x JOIN pg_class AS i ON i.oid = x.indexrelid "
         "JOIN pg_attribute AS a ON a.attrelid = x.indrelid AND a.attname = 'text' AND a.attnum = ANY (x.indkey) "
@@ -134,12 +134,12 @@ def quote(name: str) -> str:
 
 
 def merge_duplicates() -> None:
-    """Make one prompt of those with the same text: only a table made without its UNIQUE constraint has any."""
+    """Merge prompts with the same text, which exist only in a table created without the UNIQUE constraint."""
     op.execute(
         "UPDATE prompts SET "
-        "used_count = (SELECT sum(twin.used_count) FROM prompts AS twin WHERE twin.text = prompts.text), "
-        "first_used_at = (SELECT min(twin.first_used_at) FROM prompts AS twin WHERE twin.text = prompts.text), "
-        "last_used_at = (SELECT max(twin.last_used_at) FROM prompts AS twin WHERE twin.text = prompts.text) "
+        "used_count = (SELECT sum(same.used_count) FROM prompts AS same WHERE same.text = prompts.text), "
+        "first_used_at = (SELECT min(same.first_used_at) FROM prompts AS same WHERE same.text = prompts.text), "
+        "last_used_at = (SELECT max(same.last_used_at) FROM prompts AS same WHERE same.text = prompts.text) "
         "WHERE text IN (SELECT text FROM prompts GROUP BY text HAVING count(*) > 1)"
     )
     op.execute("DELETE FROM prompts WHERE id NOT IN (SELECT min(id) FROM prompts GROUP BY text)")

@@ -1,9 +1,9 @@
-"""Add what a request may say beyond the specification: batch, parent, idempotency key, favourite, parameters.
+"""Add the columns of a request: batch, parent, idempotency key, favorite, parameters.
 
 Revision ID: 003
 Revises: 002
 
-Downgrade loses these five columns and what they hold.
+Downgrade drops these five columns and their values.
 """
 
 import sqlalchemy as sa

@@ -1,10 +1,10 @@
-"""Add what the queue keeps in a generation: priority, schedule, attempts, lease, progress, version.
+"""Add the columns of the queue to generations: priority, schedule, attempts, lease, progress, version.
 
 Revision ID: 004
 Revises: 003
 
-Downgrade loses these columns and what they hold; a cancelled generation, a word the older release does not know,
-becomes a failed one.
+Downgrade drops these columns and their values. It sets cancelled generations to failed, because the older release does
+not know the status cancelled.
 """
 
 from typing import Any

@@ -1,9 +1,9 @@
-"""Create attempts, the history of what workers did, and queue_state, the one row that says whether claims are paused.
+"""Create attempts, the history of finished attempts, and queue_state, the row that stores whether claims are paused.
 
 Revision ID: 005
 Revises: 004
 
-Downgrade loses that history and a pause.
+Downgrade loses the history, and resumes a paused queue.
 """
 
 import sqlalchemy as sa

@@ -1,13 +1,14 @@
-"""Let the database itself enforce the life of a generation: CHECK constraints, foreign keys, NOT NULL.
+"""Add CHECK constraints, foreign keys and NOT NULL, so that the database enforces the lifecycle of generations.
 
 Revision ID: 006
 Revises: 005
 
-Finished generations without completed_at, which the original wrote, get their created_at. Any other row that breaks a
-constraint is kept as it is: SQLite copies it unchecked, PostgreSQL leaves that constraint NOT VALID.
+Finished generations without completed_at, which the first release wrote, get their created_at. Any other row that
+violates a constraint stays unchanged: SQLite copies it without checks, PostgreSQL leaves the constraint NOT VALID.
+See ADR 12.
 
-SQLite cannot add a constraint to a table, so both tables are made anew there; columns, indexes and triggers of others
-come along. Downgrade drops the constraints and loses no row.
+SQLite cannot add a constraint to a table, so both tables are rebuilt there, with the columns, indexes and triggers that
+other programs added. Downgrade drops the constraints and loses no row.
 """
 
 import re
@@ -85,7 +86,7 @@ SQLITE_COLUMNS = {
         "version": "INTEGER NOT NULL",
     },
 }
-# What revision 004 gave its columns and a downgrade has to give back.
+# The defaults that revisions 001, 003 and 004 set; a downgrade restores them.
 SQLITE_DEFAULTS = {
     "used_count": "1",
     "priority": "0",
@@ -94,7 +95,7 @@ SQLITE_DEFAULTS = {
     "is_favorite": "0",
     "version": "1",
 }
-# A quoted name or text, a comment, or one character: enough SQL to find the commas of a CREATE TABLE.
+# TOKEN matches a name, a string, a comment or any single character: enough to split a CREATE TABLE at its commas.
 NAME = r'"(?:[^"]|"")*"|`[^`]*`|\[[^\]]*\]|\w+'
 TOKEN = rf"{NAME}|'(?:[^']|'')*'|--[^\n]*|/\*.*?\*/|."
 NOT_NULL = {"generations": ("scheduled_at",)}
@@ -149,8 +150,8 @@ def constrain_postgresql() -> None:
         for name, rule in (rules | (FOREIGN_KEYS if table == "generations" else {})).items():
             op.execute(f"ALTER TABLE {table} ADD CONSTRAINT {name} {rule} NOT VALID")
             validate(table, name)
-    # When ANALYZE has seen only pending rows, the planner takes a history index and walks every finished row; without
-    # statistics on status it takes the queue's (4.3 times the throughput of four workers).
+    # If ANALYZE ran while all rows were pending, the planner claims through an index of the history and reads every
+    # finished row. Without statistics on status it uses the queue's index: 4.3 times the throughput of four workers.
     op.execute("ALTER TABLE generations ALTER COLUMN status SET STATISTICS 0")
 
 
@@ -165,15 +166,16 @@ def validate(table: str, name: str) -> None:
 
 
 def rebuild(table: str, columns: dict[str, str], constraints: list[str]) -> None:
-    """Make `table` anew with the given shape, every row copied unchecked, and what others added to it kept.
+    """Rebuild `table` with these columns and constraints; keep all rows and whatever other programs added to the table.
 
-    The procedure of https://sqlite.org/lang_altertable.html, section 7; foreign keys are off on this connection.
+    Follows https://sqlite.org/lang_altertable.html, section 7. CHECK constraints are not applied to the copied rows,
+    and foreign keys are off on this connection.
     """
     connection = op.get_bind()
     keys = [f"CONSTRAINT pk_{table} PRIMARY KEY (id)"]
     if table == "prompts":
         keys.append("CONSTRAINT uq_prompts_text UNIQUE (text)")
-    others = [
+    added_columns = [
         row for row in connection.exec_driver_sql(f"PRAGMA table_xinfo({table})") if row.name.lower() not in columns
     ]
     sql = sa.text("SELECT sql FROM sqlite_master WHERE name = :table")
@@ -181,12 +183,12 @@ def rebuild(table: str, columns: dict[str, str], constraints: list[str]) -> None
     body = ",\n\t".join(
         [
             *(f"{name} {kind}" for name, kind in columns.items()),
-            *(definitions[row.name.lower()] for row in others),
+            *(definitions[row.name.lower()] for row in added_columns),
             *keys,
             *constraints,
         ]
     )
-    attached = (
+    indexes_and_triggers = (
         connection.execute(
             sa.text("SELECT sql FROM sqlite_master WHERE tbl_name = :table AND type <> 'table' AND sql IS NOT NULL"),
             {"table": table},
@@ -194,8 +196,8 @@ def rebuild(table: str, columns: dict[str, str], constraints: list[str]) -> None
         .scalars()
         .all()
     )
-    # a generated column (hidden 2 or 3) fills itself
-    names = ", ".join([*columns, *(quote(row.name) for row in others if not row.hidden)])
+    # generated columns (hidden 2 or 3) cannot be inserted into
+    names = ", ".join([*columns, *(quote(row.name) for row in added_columns if not row.hidden)])
 
     for pragma in ("ignore_check_constraints", "legacy_alter_table"):
         connection.exec_driver_sql(f"PRAGMA {pragma} = ON")
@@ -203,14 +205,14 @@ def rebuild(table: str, columns: dict[str, str], constraints: list[str]) -> None
     connection.exec_driver_sql(f"INSERT INTO {table}_new ({names}) SELECT {names} FROM {table}")
     connection.exec_driver_sql(f"DROP TABLE {table}")
     connection.exec_driver_sql(f"ALTER TABLE {table}_new RENAME TO {table}")
-    for statement in attached:
+    for statement in indexes_and_triggers:
         connection.exec_driver_sql(statement)
     for pragma in ("ignore_check_constraints", "legacy_alter_table"):
         connection.exec_driver_sql(f"PRAGMA {pragma} = OFF")
 
 
 def column_definitions(sql: str) -> dict[str, str]:
-    """Return the parts of a CREATE TABLE between its commas, by their first word in lower case, without comments."""
+    """Return the column definitions of a CREATE TABLE, without comments, by the name of the column in lower case."""
     parts, depth, part = [], 0, ""
     for token in re.findall(TOKEN, sql, re.DOTALL):
         depth += {"(": 1, ")": -1}.get(token, 0)

@@ -1,9 +1,9 @@
-"""Give every query its index, partial where only some rows are asked for.
+"""Create an index for every query, a partial one if the query reads only some rows.
 
 Revision ID: 007
 Revises: 006
 
-Downgrade puts the four indexes of revision 001 back; it loses no row.
+Downgrade restores the four indexes of revision 001 and loses no row.
 """
 
 from alembic import op
@@ -17,26 +17,27 @@ NEWEST = "created_at DESC, id DESC"
 DUE = "priority DESC, scheduled_at, id"
 
 INDEXES = {
-    # counting by status
+    # counts by status
     "idx_generations_status": "generations (status)",
-    # histories, newest first: all, of one status, of one model, of one prompt, of one batch, of the favourites
+    # lists, newest first: all generations, those of one status, model, prompt or batch, and the favorites
     "idx_generations_created_at": f"generations ({NEWEST})",
     "idx_generations_status_created_at": f"generations (status, {NEWEST}) WHERE status <> 'completed'",
     "idx_generations_model_name": f"generations (model_name, {NEWEST})",
     "idx_generations_prompt_id": f"generations (prompt_id, {NEWEST})",
     "idx_generations_batch_id": f"generations (batch_id, {NEWEST}) WHERE batch_id IS NOT NULL",
     "idx_generations_favorite": f"generations ({NEWEST}) WHERE is_favorite",
-    # what finished lately
+    # recently finished generations
     "idx_generations_completed_at": "generations (completed_at) WHERE completed_at IS NOT NULL",
-    # claim, and claim of one model; led by status, or SQLite without statistics takes the first index and sorts
+    # claims, of any model and of some models (ADR 16); status is the first column because SQLite without statistics
+    # otherwise uses another index and sorts
     "idx_generations_due": f"generations (status, {DUE}) WHERE status = 'pending'",
     "idx_generations_due_model": f"generations (status, model_name, {DUE}) WHERE status = 'pending'",
-    # reclaim; led by status, too
+    # reclaims; status comes first for the same reason
     "idx_generations_lease": "generations (status, lease_expires_at) WHERE status = 'processing'",
-    # variations of a generation that is deleted
+    # the ON DELETE SET NULL of parent_id
     "idx_generations_parent_id": "generations (parent_id) WHERE parent_id IS NOT NULL",
     "uq_generations_idempotency_key": "generations (idempotency_key) WHERE idempotency_key IS NOT NULL",
-    # who worked lately
+    # workers with recent attempts
     "idx_attempts_finished_at": "attempts (finished_at)",
     # the most used prompts
     "idx_prompts_used_count": "prompts (used_count DESC, id)",

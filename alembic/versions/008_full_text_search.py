@@ -1,13 +1,14 @@
-"""Index the words of prompts for search.
+"""Create the full-text search index of prompts.
 
 Revision ID: 008
 Revises: 007
 
-SQLite: an FTS5 table over prompts that triggers keep; its content= stands in double quotes, or datasette and
-sqlite-utils do not see it. PostgreSQL: a generated tsvector with a GIN index, of words that prompt_words() makes the
-way FTS5's unicode61 does. Both: an index of the prompts in languages written without spaces: those are looked through.
+SQLite: an FTS5 table over prompts, kept up to date by triggers. Its content= is in double quotes because datasette and
+sqlite-utils detect only those. PostgreSQL: a generated tsvector column with a GIN index; prompt_words() splits text as
+FTS5's tokenizer unicode61 does. Both: an index of the prompts in languages written without spaces, which searches scan.
+See ADR 41.
 
-Downgrade drops the index; no row is lost.
+Downgrade drops the index and loses no row.
 """
 
 from alembic import op
@@ -17,7 +18,8 @@ down_revision: str | None = "007"
 branch_labels: str | None = None
 depends_on: str | None = None
 
-# Thai to Khmer, kana, Han, Hangul. A literal, because a revision never changes; a test compares it with the library's.
+# Thai to Khmer, kana, Han, Hangul. Not imported, because a revision must not change; a test compares it with
+# search_query.UNSPACED.
 UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
     "\uf900-\ufaff\uff66-\uff9f\U00020000-\U0002ffff"
@@ -39,7 +41,7 @@ CREATE TRIGGER prompts_fts_delete AFTER DELETE ON prompts BEGIN
     INSERT INTO prompts_fts (prompts_fts, rowid, text) VALUES ('delete', old.id, old.text);
 END
 """,
-    # OF: without it, every re-use of a prompt, which counts in its row, costs 3.3 times as much.
+    # UPDATE OF: without it, the update of used_count at each reuse of a prompt takes 3.3 times as long.
     """
 CREATE TRIGGER prompts_fts_update AFTER UPDATE OF id, text ON prompts BEGIN
     INSERT INTO prompts_fts (prompts_fts, rowid, text) VALUES ('delete', old.id, old.text);
@@ -50,12 +52,13 @@ END
     f"CREATE INDEX idx_prompts_unspaced ON prompts (id) WHERE text GLOB '*[{UNSPACED}]*'",
 )
 
-# What lower() leaves alone in a database of locale C: Greek, Cyrillic, and the Latin letters that are not an accent
-# away from an ASCII one. The last is sigma as it ends a word.
+# Letters that lower() does not change in a database with locale C: Greek, Cyrillic, and Latin letters that do not
+# decompose into an ASCII letter and an accent. The last one is the final form of sigma, which maps to sigma.
 UPPER = "ÆÐÞØŒŁĐŊΑΒΓΔΕΖΗΘΙΚΛΜΝΞΟΠΡΣΤΥΦΧΨΩАБВГДЕЖЗИЙКЛМНОПРСТУФХЦЧШЩЪЫЬЭЮЯЁЄІЇҐς"
 LOWER = UPPER[:-1].lower() + "\N{GREEK SMALL LETTER SIGMA}"
 
-# Everything but letters and digits, by number: what the classes of a regular expression hold depends on the locale.
+# All characters but letters and digits, as code points: the character classes of regular expressions depend on the
+# locale.
 SEPARATORS = (
     r"\u0001-\u002F\u003A-\u0040\u005B-\u0060\u007B-\u00A9\u00AB-\u00B1\u00B4\u00B6-\u00B8\u00BB\u00BF\u00D7\u00F7"
     r"\u2000-\u206F\u20A0-\u20CF\u2190-\u245F\u2500-\u2775\u2794-\u2BFF\u2E00-\u2E7F\u3000-\u3004\u3008-\u3020\u3030"
@@ -63,9 +66,9 @@ SEPARATORS = (
 )
 
 POSTGRESQL = (
-    # Its own text search configuration would fold no accents, and read 'lo-fi', 'C#m/E' or '4/4' as hyphenated words,
-    # files and hosts. Accents go from Latin letters only, as in FTS5. The first 10,000 characters, all that a prompt
-    # may have: a tsvector holds 1 MB.
+    # PostgreSQL's own parser keeps accents, and reads 'lo-fi', 'C#m/E' and '4/4' as hyphenated words, files and hosts.
+    # As in FTS5, accents are removed from Latin letters only. Only the first 10,000 characters are indexed, the longest
+    # prompt that the library accepts, because a tsvector is limited to 1 MB.
     rf"""
 CREATE OR REPLACE FUNCTION prompt_words(prompt text) RETURNS text
 LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
