@@ -317,7 +317,7 @@ def impatient(database_url: str) -> Iterator[Storage]:
 
 
 class TestTrouble:
-    @pytest.mark.parametrize("when", ["storing", "looking for work", "no heartbeat"])
+    @pytest.mark.parametrize("when", ["storing", "polling for work", "heartbeat failed"])
     def test_a_database_that_others_lock_is_waited_for(self, impatient: Storage, when: str) -> None:
         blocker = impatient.engine.connect()
         unlocked = threading.Event()
@@ -330,16 +330,16 @@ class TestTrouble:
             unlocked.set()
 
         def render(job: Job) -> Result:
-            if when != "looking for work":
+            if when != "polling for work":
                 lock()
-            if when == "no heartbeat":
+            if when == "heartbeat failed":
                 assert unlocked.wait()
             return Result(1)
 
         warning = _OnWarning(when, unlock)
         logging.getLogger("services.storage.worker").addHandler(warning)
         try:
-            if when == "looking for work":
+            if when == "polling for work":
                 if (
                     impatient.backend.name == "postgresql"
                 ):  # claims pass over locked rows there, but not over a lock on all

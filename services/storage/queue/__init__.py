@@ -1,4 +1,4 @@
-"""The queue: how generations are stored, claimed, finished and controlled. SQL only: no threads, no sleeping."""
+"""The queue: enqueue, claim, finish and control generations. SQL only: no threads, no sleeps."""
 
 from .claims import claim_generation, claim_generations, has_due, new_worker_id
 from .control import (

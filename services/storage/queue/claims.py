@@ -1,6 +1,6 @@
-"""Claims: which due generation a worker gets next. SQL only; never commits.
+"""Claims: choose the next due generation and give it to a worker. SQL only; never commits.
 
-A claim gives a lease, see leases.py; commit it before the work begins. ADR 16 explains the statement.
+A claim creates a lease, see leases.py. Commit the claim before the work begins. ADR 16 explains the statement.
 """
 
 import os
@@ -20,8 +20,8 @@ from ..limits import INTEGER_LIMIT, LEASE_SECONDS
 from ..models import Generation
 from ..validation import validate_count, validate_name, validate_seconds
 
-LOOK_AHEAD = 50  # rows, in claim order, among which a warm model is looked for
-PATIENCE_SECONDS = 300.0  # after which the head of the queue goes first, whatever model is warm
+LOOK_AHEAD = 50  # how many rows, in claim order, are searched for the preferred model
+PATIENCE_SECONDS = 300.0  # once the head of the queue has waited this long, it is claimed whatever its model
 
 
 def claim_generation(
@@ -32,12 +32,13 @@ def claim_generation(
     prefer_model: str | None = None,
     lease_seconds: float = LEASE_SECONDS,
 ) -> Generation | None:
-    """Take the next due generation: highest priority, then oldest. None when there is none or the queue is paused.
+    """Claim the next due generation: highest priority, then oldest. Returns None if none is due or the queue is paused.
 
-    `worker_id` None makes up a new one (host:pid:random); `generation.lease` is what finishing it takes. Only
-    `model_names` are taken when given. The first of `prefer_model`, the model in memory, goes ahead of up to 49 others,
-    unless the head of the queue has waited for five minutes. After `lease_seconds` without a heartbeat anybody may
-    reclaim it. Raises ValueError or TypeError for a bad argument.
+    Without a `worker_id` a new one is generated (host:pid:random). Pass `generation.lease` to the functions that finish
+    the generation. With `model_names`, only generations of these models are claimed. A generation of `prefer_model`
+    (the model in memory) is claimed ahead of up to 49 others, unless the head of the queue has waited for five minutes.
+    After `lease_seconds` without a heartbeat the generation may be reclaimed. Raises ValueError or TypeError for a bad
+    argument.
     """
     claimed = claim_generations(
         session, 1, worker_id, model_names=model_names, prefer_model=prefer_model, lease_seconds=lease_seconds
@@ -54,7 +55,7 @@ def claim_generations(
     prefer_model: str | None = None,
     lease_seconds: float = LEASE_SECONDS,
 ) -> list[Generation]:
-    """Take up to `limit` due generations at once and return them in claim order; see claim_generation()."""
+    """Claim up to `limit` due generations in one statement and return them in claim order; see claim_generation()."""
     limit = min(validate_count("limit", limit), INTEGER_LIMIT)
     worker_id = new_worker_id() if worker_id is None else validate_name("worker_id", worker_id)
     lease_seconds = validate_seconds("lease_seconds", lease_seconds)
@@ -68,7 +69,10 @@ def claim_generations(
 
 
 def has_due(session: Session, model_names: Iterable[str] | None = None) -> bool:
-    """Tell whether there is anything to claim, also where another claim is just taking it; never when paused."""
+    """Return whether any generation is due. False while the queue is paused.
+
+    A generation that another transaction is claiming counts as due until that transaction commits.
+    """
     backend = backend_for(session)
     found = (
         exists(backend.select_due(_waiting(model), [Generation.id], 1, locked=False))
@@ -78,16 +82,16 @@ def has_due(session: Session, model_names: Iterable[str] | None = None) -> bool:
 
 
 def new_worker_id() -> str:
-    """Return a name that no other worker has: host:pid:random."""
+    """Return a new, unique worker id: host:pid:random."""
     return f"{socket.gethostname()[:128]}:{os.getpid()}:{secrets.token_hex(4)}"
 
 
 def _validate_models(model_names: Iterable[str] | None) -> tuple[str | None, ...]:
-    """Return the different names, or None alone for whatever model."""
+    """Return the distinct names, sorted; (None,) means any model."""
     if model_names is None:
         return (None,)
     if isinstance(model_names, str):
-        raise TypeError("model_names must be several names, not text: put the one name into a list")
+        raise TypeError("model_names must be a list of names, not text: put a single name into a list")
     return (*sorted({validate_name("model_names", name) for name in model_names}),)
 
 
@@ -95,7 +99,7 @@ def _waiting(model: str | None) -> list[ColumnElement[bool]]:
     return [PENDING] if model is None else [PENDING, Generation.model_name == model]
 
 
-@lru_cache(maxsize=128)  # building it takes longer than executing it, and a worker asks the same again and again
+@lru_cache(maxsize=128)  # building the statement takes longer than executing it, and a worker repeats its arguments
 def _claim(
     backend: Backend, limit: int, models: tuple[str | None, ...], preferred: str | None, lease_seconds: float
 ) -> Any:
@@ -117,10 +121,10 @@ def _claim(
 
 
 def _choose(backend: Backend, limit: int, models: tuple[str | None, ...], preferred: str | None) -> Select[Any]:
-    """Return the query for the ids of the rows to claim, locked where the database knows row locks."""
+    """Return the query for the ids of the rows to claim; it locks them where the database has row locks."""
     if len(models) == 1 and (preferred is None or models != (None,)):
         return backend.select_due(_waiting(models[0]), [Generation.id], limit)
-    # Each model has its own place in the index; the first rows of every one, merged, begin with the first rows of all.
+    # One index seek for each model; merging the first rows of every model gives the first rows of all of them.
     size = limit + LOOK_AHEAD - 1
     columns = [Generation.id, Generation.model_name, Generation.priority, Generation.scheduled_at]
     firsts = [backend.select_due(_waiting(model), columns, size, locked=False).subquery() for model in models]

@@ -1,4 +1,4 @@
-"""What people do to the queue: cancel, retry, pause, resume, and ask for a position. SQL only; never commits."""
+"""Control of the queue by its users: cancel, retry, pause, resume, queue position. SQL only; never commits."""
 
 from sqlalchemy import ColumnElement, case, func, select, true, tuple_, update
 from sqlalchemy.orm import Session, aliased
@@ -12,10 +12,10 @@ from ..validation import is_storable, validate_name
 
 
 def cancel_generation(session: Session, generation_id: str) -> Generation | None:
-    """Cancel a pending generation, or ask the worker of a processing one to stop: its next heartbeat tells it.
+    """Cancel a pending generation, or request the cancellation of a processing one.
 
-    A cancelled one stays as it is. Returns None for an unknown id. Raises IllegalTransitionError when it was completed
-    or has failed.
+    The worker of a processing generation learns of the request at its next heartbeat. A cancelled generation is
+    returned unchanged. Returns None for an unknown id. Raises IllegalTransitionError for a completed or failed one.
     """
     if not is_storable("generation_id", generation_id):
         return None
@@ -24,15 +24,15 @@ def cancel_generation(session: Session, generation_id: str) -> Generation | None
 
 
 def cancel_batch(session: Session, batch_id: str) -> int:
-    """Cancel whatever of a batch is not finished, as cancel_generation() does; return how many those were."""
+    """Cancel every unfinished generation of a batch, as cancel_generation() does, and return their number."""
     return len(_cancel(session, Generation.batch_id == batch_id)) if is_storable("batch_id", batch_id) else 0
 
 
 def retry_generation(session: Session, generation_id: str) -> Generation | None:
-    """Make a failed or cancelled generation pending again by hand: due now, with at least one attempt left.
+    """Make a failed or cancelled generation pending again: due now, with at least one attempt left.
 
-    A pending one stays as it is. Returns None for an unknown id. Raises IllegalTransitionError when it is processing or
-    completed.
+    A pending generation is returned unchanged. Returns None for an unknown id. Raises IllegalTransitionError for a
+    processing or completed one.
     """
     if not is_storable("generation_id", generation_id):
         return None
@@ -52,9 +52,9 @@ def retry_generation(session: Session, generation_id: str) -> Generation | None:
 
 
 def pause_queue(session: Session, reason: str | None = None) -> None:
-    """Make every claim of every worker come back empty until resume_queue(); what is running goes on.
+    """Stop all claims until resume_queue() is called. Generations being processed continue.
 
-    A queue that is paused already stays so since then; `reason` replaces the one before.
+    If the queue is already paused, `paused_at` stays and `reason` replaces the earlier reason.
     """
     reason = None if reason is None else validate_name("reason", reason)
     backend = backend_for(session)
@@ -64,32 +64,33 @@ def pause_queue(session: Session, reason: str | None = None) -> None:
 
 
 def resume_queue(session: Session) -> None:
-    """Let claims be served again; does nothing to a queue that is not paused."""
+    """Allow claims again. Does nothing if the queue is not paused."""
     session.execute(update(QueueState).values(paused_at=None, reason=None))
 
 
 def get_queue_position(session: Session, generation_id: str) -> int | None:
-    """Return the place of a pending generation in claim order, 1 for the next; None when it is unknown or not pending.
+    """Return the position of a pending generation in claim order, from 1; None if it is unknown or not pending.
 
-    Ahead of it is what has a higher priority, or the same and an earlier schedule, and will be due when it is.
+    A generation is ahead if it has a higher priority, or the same priority and an earlier `scheduled_at`, and is due no
+    later than this one.
     """
     if not is_storable("generation_id", generation_id):
         return None
-    me = aliased(Generation)
+    target = aliased(Generation)
     now = select(backend_for(session).now()).scalar_subquery()
     levels = distinct_priorities([PENDING], true())
-    higher_levels = select(levels.c.priority).where(levels.c.priority > me.priority).correlate(me)
-    ahead = select(func.count()).select_from(Generation).where(PENDING).correlate(me)
+    higher_levels = select(levels.c.priority).where(levels.c.priority > target.priority).correlate(target)
+    ahead = select(func.count()).select_from(Generation).where(PENDING).correlate(target)
     older = ahead.where(
-        Generation.priority == me.priority,
-        tuple_(Generation.scheduled_at, Generation.id) < tuple_(me.scheduled_at, me.id),
+        Generation.priority == target.priority,
+        tuple_(Generation.scheduled_at, Generation.id) < tuple_(target.scheduled_at, target.id),
     )
     higher = ahead.where(
         Generation.priority.in_(higher_levels),
-        Generation.scheduled_at <= case((me.scheduled_at > now, me.scheduled_at), else_=now),
+        Generation.scheduled_at <= case((target.scheduled_at > now, target.scheduled_at), else_=now),
     )
     place = older.scalar_subquery() + higher.scalar_subquery() + 1
-    mine = select(place).where(me.id == generation_id, me.status == GenerationStatus.PENDING.value)
+    mine = select(place).where(target.id == generation_id, target.status == GenerationStatus.PENDING.value)
     return session.scalar(mine)
 
 
@@ -111,7 +112,10 @@ def _cancel(session: Session, condition: ColumnElement[bool]) -> list[Generation
 
 
 def _unchanged(session: Session, generation_id: str, target: GenerationStatus) -> Generation | None:
-    """Return the row that a change did not fit because it is as wanted already, or None for an unknown id."""
+    """Return the row if it already has the status `target`, None for an unknown id.
+
+    Raises IllegalTransitionError if it has another status.
+    """
     generation = session.get(Generation, generation_id, populate_existing=True)
     if generation is not None and generation.status != target:
         raise IllegalTransitionError(generation.status, target.value)

@@ -1,6 +1,7 @@
-"""How requests are stored: each prompt's uses counted by the database, the same request once, whole rows at once.
+"""Enqueue: insert generations and count the uses of their prompts, with idempotency keys.
 
-Past the unit of work, which has nothing to add to rows that are whole already; see ADR 9.
+Rows are inserted with Core statements, not with the ORM's unit of work: it is slower and adds nothing to rows that are
+already complete. See ADR 9.
 """
 
 from collections import Counter
@@ -19,9 +20,9 @@ from ..models import Base, Generation, Prompt
 from ..types import utcnow
 from ..validation import GENERATION_RULES
 
-# What makes two requests the same; a repeated idempotency key with another one of these is a mistake.
+# Two requests with the same idempotency key must agree in these fields.
 REQUEST = ("prompt", "model_name", "model_version", "duration_seconds", "sample_rate", "channels", "parameters")
-# The arguments of create_generation() without the session; a test compares them with its signature.
+# The arguments of create_generation() except the session; a test compares them with its signature.
 REQUIRED = frozenset({"prompt", "model_name", "duration_seconds", "sample_rate", "channels", "file_path"})
 WITH_DEFAULT = frozenset({"priority", "max_attempts"})
 OPTIONAL = frozenset(
@@ -31,14 +32,14 @@ INSERT_GENERATIONS = insert(Base.metadata.tables["generations"])
 
 
 def build_generation(request: Mapping[str, Any]) -> Generation:
-    """Return the unsaved generation for the arguments of create_generation(), given as a mapping.
+    """Return an unsaved generation built from a mapping of the arguments of create_generation().
 
     Raises TypeError for an unknown or missing argument, ValueError or TypeError naming the field for a bad value.
     """
     if unknown := request.keys() - REQUIRED - WITH_DEFAULT - OPTIONAL:
         raise TypeError(f"{min(unknown)} is not an argument of create_generation()")
     if missing := REQUIRED - request.keys():
-        raise TypeError(f"{min(missing)} is missing of create_generation()")
+        raise TypeError(f"create_generation() needs the argument {min(missing)}")
     given = {name: value for name, value in request.items() if value is not None or name not in OPTIONAL}
     if "generation_id" in given:
         given["id"] = GENERATION_RULES["id"]("generation_id", given.pop("generation_id"))
@@ -46,10 +47,14 @@ def build_generation(request: Mapping[str, Any]) -> Generation:
 
 
 def insert_once(session: Session, generations: list[Generation]) -> list[Generation]:
-    """Insert all or none, but return the stored row for an idempotency key that is known."""
+    """Insert the generations, all or none; where an idempotency key is already stored, return the stored row instead.
+
+    Raises ConflictError for a stored id or for an idempotency key that was used for another request, ConstraintError
+    for an unknown parent_id.
+    """
     for last_try in (False, True):
         try:
-            # A savepoint is a write: on SQLite nobody can store the same key between the look and the insert.
+            # On SQLite a savepoint takes the write lock, so nobody can insert the same key between SELECT and INSERT.
             with session.begin_nested():
                 first = _find_by_key(session, generations)
                 new = []
@@ -68,22 +73,22 @@ def insert_once(session: Session, generations: list[Generation]) -> list[Generat
         except ConflictError as error:
             if any(name in str(error) for name in ("generations.id)", "pk_generations")):
                 raise ConflictError(
-                    "generation_id is stored already: take a new one, or an idempotency_key to repeat a request",
+                    "generation_id is already stored: use a new one, or an idempotency_key to repeat a request",
                     orig=error.orig,
                 ) from error
-            # On PostgreSQL another transaction may have stored the key meanwhile; then the second look finds it.
+            # On PostgreSQL another transaction may have inserted the key meanwhile; the second SELECT finds it.
             if last_try or error.orig is None:
                 raise
     raise AssertionError("the loop returns or raises")
 
 
 def insert_all(session: Session, generations: list[Generation]) -> list[Generation]:
-    """Count the prompts' uses and insert the rows: two statements, whatever their number. The objects become stored."""
+    """Count the uses of the prompts and insert the rows, in two statements. The objects become persistent."""
     if not generations:
         return []
     session.flush()
     uses = _uses(generation.prompt for generation in generations)
-    connection = session.connection()  # below the ORM, which has nothing to add to rows that are whole already
+    connection = session.connection()  # Core, not the ORM: see the module's docstring
     counted = connection.execute(_count_uses_for_ids(backend_for(session)), uses)
     ids = {row.text: row.id for row in counted}
     for prompt_id in ids.values():
@@ -96,16 +101,16 @@ def insert_all(session: Session, generations: list[Generation]) -> list[Generati
     connection.execute(INSERT_GENERATIONS, rows)
     transaction: Any = session.get_nested_transaction() or session.get_transaction()
     for generation in generations:
-        # The unit of work would do the same for 115 µs more a row.
+        # The unit of work would do the same but takes 115 µs longer per row.
         make_transient_to_detached(generation)
         session.add(generation)
-        # As after a flush: should this be rolled back, the object is unsaved again, and still readable.
+        # As after a flush: a rollback makes the object unsaved again and keeps its values readable.
         transaction._new[inspect(generation)] = True
     return generations
 
 
 def count_use(session: Session, text: str) -> Prompt:
-    """Count one use of a prompt, new or known, and return it as it is stored now."""
+    """Count one use of a prompt, inserting it if it is new, and return the stored row."""
     session.flush()
     upsert = _count_uses(backend_for(session)).returning(Prompt)
     prompt: Prompt = session.scalars(upsert, _uses([text]), execution_options={"populate_existing": True}).one()
@@ -128,7 +133,7 @@ def _require_same_request(stored: Generation, repeated: Generation) -> None:
     for field in REQUEST:
         if getattr(stored, field) != getattr(repeated, field):
             raise ConflictError(
-                f"idempotency_key was used before with another {field}: repeat the request exactly or take a new key"
+                f"idempotency_key was used before with another {field}: repeat the request exactly or use a new key"
             )
 
 
@@ -155,7 +160,7 @@ def _count_uses(backend: Backend) -> Any:
 
 
 def _uses(texts: Iterable[str]) -> list[dict[str, Any]]:
-    """Return the rows to count: one a text, and sorted, so that two transactions lock them in the same order."""
+    """Return one row for each distinct text, sorted so that concurrent transactions lock them in the same order."""
     now = utcnow()
     return [
         {"text": text, "used_count": count, "first_used_at": now, "last_used_at": now}

@@ -1,7 +1,7 @@
-"""How an attempt at a generation goes on and ends, above all under a lease. SQL only: no threads, no sleeping.
+"""Leases: extend them, and complete, fail, release or reclaim the attempts they protect. SQL only; never commits.
 
-Only the holder of the lease may end its attempt, so a result is recorded exactly once, while work is done at least
-once. Each ended attempt leaves one row of history; the plain functions without a lease leave none. Nothing commits.
+Only the holder of the lease may end its attempt, so a result is recorded exactly once while the work is done at least
+once. Each attempt that ends under a lease adds one row to `attempts`; calls without a lease add none.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,9 +29,8 @@ from ..validation import (
 )
 
 ATTEMPTS = Base.metadata.tables["attempts"]
-
 CANCEL_REQUESTED = Generation.cancel_requested_at.is_not(None)
-# What reclaim says of a generation that lost its worker once too often, such as "worker lost in attempt 3 of 3".
+# The error message of a generation whose last attempt was lost, such as "worker lost in attempt 3 of 3".
 WORKER_LOST = (
     literal("worker lost in attempt ") + cast(Generation.attempt, Text) + " of " + cast(Generation.max_attempts, Text)
 )
@@ -45,10 +44,10 @@ def heartbeat_generation(
     current_step: str | None = None,
     lease_seconds: float = LEASE_SECONDS,
 ) -> Generation:
-    """Hold the lease for `lease_seconds` from now, and say how far the work is (a fraction of 1) and at what step.
+    """Extend the lease to `lease_seconds` from now, and store the progress (0 to 1) and the current step.
 
-    None leaves what was said before. Look at `cancel_requested_at` of the row it returns. Raises LeaseLostError when
-    the lease is no longer held, ValueError or TypeError for a bad argument.
+    None keeps the stored value. Check `cancel_requested_at` of the returned row: if it is set, a user asked to cancel.
+    Raises LeaseLostError if the lease is no longer held, ValueError or TypeError for a bad argument.
     """
     lease_seconds = validate_seconds("lease_seconds", lease_seconds)
     values: dict[str, Any] = {"lease_expires_at": backend_for(session).now(lease_seconds)}
@@ -56,7 +55,8 @@ def heartbeat_generation(
         values["progress"] = validate_generation_field("progress", progress)
     if current_step is not None:
         values["current_step"] = validate_generation_field("current_step", current_step)
-    # The version stays: no plain path writes these columns, and a heartbeat is no reason for one to start again.
+    # `version` is not increased: nothing but a heartbeat writes these columns of a leased row, and a larger version
+    # would make concurrent ORM updates of the row fail.
     beat = update(Generation).where(*_lease_held(lease)).values(values).returning(Generation)
     generation = session.scalars(beat, execution_options=REFRESH).one_or_none()
     if generation is None:
@@ -73,13 +73,13 @@ def complete_generation(
     *,
     lease: Lease | None = None,
 ) -> Generation | None:
-    """Say that the track is there: `generation_time` in seconds, its size, and metadata laid over what is stored.
+    """Complete a generation: `generation_time` in seconds, the size of its file, and metadata merged into the stored.
 
-    Returns None for an unknown id. Raises IllegalTransitionError when the generation is finished already, ConflictError
-    when another writer changed it meanwhile, ValueError or TypeError for a bad value; then nothing is changed.
+    Returns None for an unknown id. Raises IllegalTransitionError if the generation is already finished, ConflictError
+    if another writer changed it meanwhile, ValueError or TypeError for a bad value; then nothing is changed.
 
-    Under a `lease`: raises LeaseLostError when it is no longer held; the same call again returns the stored row; and a
-    generation whose cancellation was asked for ends as cancelled, without the result.
+    With a `lease`: raises LeaseLostError if it is no longer held. Repeating the call returns the stored row. If a user
+    asked to cancel the generation, it ends as cancelled and the result is not stored.
     """
     if lease is not None:
         _require_lease_of(generation_id, lease)
@@ -107,11 +107,11 @@ def fail_generation(
     retry: bool | None = None,
     retry_policy: RetryPolicy = DEFAULT_RETRY_POLICY,
 ) -> Generation | None:
-    """Say that it went wrong: failed, or with `retry` pending again after a wait, as long as it has attempts left.
+    """Fail a generation, or make it pending again after a backoff if `retry` is true and it has attempts left.
 
-    `retry` None means yes with a lease and no without. The message is cleaned and cut to 8,192 characters, never
-    refused. Returns None for an unknown id. Raises IllegalTransitionError when the generation is finished already;
-    under a `lease` it behaves as complete_generation() does.
+    `retry` None means true with a lease and false without. Any message is accepted; it is cleaned and cut to 8,192
+    characters. Returns None for an unknown id. Raises IllegalTransitionError if the generation is already finished.
+    With a `lease` it behaves as complete_generation() does.
     """
     message = clean_error_message(error_message)
     if lease is not None:
@@ -131,10 +131,10 @@ def fail_generation(
 
 
 def release_generation(session: Session, lease: Lease) -> Generation:
-    """Give a claimed generation back unfinished: pending at its old place, and the attempt is not held against it.
+    """Make a claimed generation pending again, at its old position. The attempt does not count against `max_attempts`.
 
-    Raises LeaseLostError when the lease is no longer held; the same call again returns the stored row. One whose
-    cancellation was asked for ends as cancelled.
+    Raises LeaseLostError if the lease is no longer held. Repeating the call returns the stored row. If a user asked to
+    cancel the generation, it ends as cancelled.
     """
     done = _end_attempt(session, lease, AttemptOutcome.RELEASED)
     if done is not None:
@@ -144,10 +144,10 @@ def release_generation(session: Session, lease: Lease) -> Generation:
 
 
 def reclaim_generations(session: Session, limit: int = 100) -> list[Generation]:
-    """Take up to `limit` generations back whose lease has run out by the database's clock, and return them.
+    """Reclaim up to `limit` generations whose lease has expired by the database's clock, and return them.
 
-    They become pending again, failed when they have no attempt left, or cancelled where that was asked for. Those made
-    processing without a lease are left alone.
+    Each becomes pending again, failed if it has no attempt left, or cancelled if a user asked for that. Generations
+    that are processing without a lease are not touched.
     """
     limit = validate_count("limit", limit)
     reclaimed: list[Generation] = []
@@ -170,7 +170,10 @@ def reclaim_generations(session: Session, limit: int = 100) -> list[Generation]:
 
 
 def get_attempts(session: Session, generation_id: str) -> list[Attempt]:
-    """Return the ended attempts at a generation under a lease, the first one first; [] for an unknown id."""
+    """Return the ended attempts at a generation, the first one first; [] for an unknown id.
+
+    Only attempts under a lease are recorded.
+    """
     if not is_storable("generation_id", generation_id):
         return []
     history = select(Attempt).where(Attempt.generation_id == generation_id).order_by(Attempt.number)
@@ -180,12 +183,12 @@ def get_attempts(session: Session, generation_id: str) -> list[Attempt]:
 def _require_lease_of(generation_id: str, lease: Lease) -> None:
     _require_lease(lease)
     if lease.generation_id != generation_id:
-        raise ValueError("lease belongs to another generation than the one that generation_id names")
+        raise ValueError("lease belongs to another generation than generation_id")
 
 
 def _require_lease(lease: Lease) -> None:
     if not isinstance(lease, Lease):
-        raise TypeError(f"lease must be a Lease, as generation.lease gives it, not {type(lease).__name__}")
+        raise TypeError(f"lease must be a Lease, such as generation.lease, not {type(lease).__name__}")
 
 
 def _complete_under_lease(
@@ -202,7 +205,8 @@ def _complete_under_lease(
     if merge_metadata(None, metadata) is None:
         done = _end_attempt(session, lease, AttemptOutcome.COMPLETED)
         return done or _transition(session, [lease.generation_id], GenerationStatus.COMPLETED, result)[0]
-    # What is stored may refuse to be merged with, and is certain only once the row is locked: then undo the history.
+    # The stored metadata is known only once the row is locked. If the merge then raises, the savepoint removes the
+    # attempt's row again.
     with session.begin_nested():
         done = _end_attempt(session, lease, AttemptOutcome.COMPLETED)
         if done is not None:
@@ -234,14 +238,14 @@ def _find_unfinished(session: Session, generation_id: str, target: GenerationSta
 def _end_attempt(
     session: Session, lease: Lease, outcome: AttemptOutcome, message: str | None = None
 ) -> Generation | None:
-    """Record how the attempt ends and keep the row locked; or return the row, when nothing is left to do.
+    """Record the outcome of the attempt and lock its generation; return the generation if nothing is left to do.
 
-    That is so when the same call came before, and when the generation's cancellation was asked for. Raises
-    LeaseLostError when the lease is no longer held.
+    Nothing is left to do if the same call was made before, or if a user asked to cancel the generation. Raises
+    LeaseLostError if the lease is no longer held.
     """
-    held = select(Generation).where(*_lease_held(lease)).with_for_update()
+    leased = select(Generation).where(*_lease_held(lease)).with_for_update()
     recorded = _insert_attempt(
-        session, held, case((CANCEL_REQUESTED, AttemptOutcome.CANCELLED.value), else_=outcome.value), message
+        session, leased, case((CANCEL_REQUESTED, AttemptOutcome.CANCELLED.value), else_=outcome.value), message
     )
     if recorded and recorded[0].outcome == outcome:
         return None
@@ -255,12 +259,12 @@ def _end_attempt(
         or before.outcome not in (outcome, AttemptOutcome.CANCELLED)
     ):
         raise LeaseLostError
-    assert generation is not None, "the history goes with its generation"
+    assert generation is not None, "deleting a generation deletes its attempts"
     return generation
 
 
 def _lease_held(lease: Lease) -> list[ColumnElement[bool]]:
-    """Return the conditions under which `lease` is held. Raises LeaseLostError for one that nobody can have given."""
+    """Return the conditions under which `lease` is held. Raises LeaseLostError for ids that cannot be stored."""
     _require_lease(lease)
     if not (is_storable("generation_id", lease.generation_id) and is_storable("worker_id", lease.worker_id)):
         raise LeaseLostError
@@ -275,7 +279,10 @@ def _lease_held(lease: Lease) -> list[ColumnElement[bool]]:
 def _insert_attempt(
     session: Session, leased: Select[Any], outcome: ColumnElement[str], message: str | None
 ) -> Sequence[Row[Any]]:
-    """Write the history of the attempts at the rows `leased` selects. Comes first: its locks decide who ends them."""
+    """Insert a row of history for each generation that `leased` selects.
+
+    Call it before the generations are updated: the row locks it takes decide which caller ends each attempt.
+    """
     session.flush()
     history: dict[str, Any] = {
         "generation_id": Generation.id,
@@ -297,10 +304,10 @@ def _transition(
     values: Mapping[str, Any],
     *conditions: ColumnElement[bool],
 ) -> list[Generation]:
-    """Move the rows among `ids` that are still processing and meet `conditions` to `target`."""
+    """Change the status of those `ids` that are still processing and meet `conditions` to `target`; return the rows."""
     moved = transition_values(GenerationStatus.PROCESSING, target)
     if "completed_at" in moved:
         moved["completed_at"] = backend_for(session).now()
     moved |= {"status": target.value, "version": Generation.version + 1} | dict(values)
-    leave = update(Generation).where(Generation.id.in_(ids), PROCESSING, *conditions).values(moved)
-    return list(session.scalars(leave.returning(Generation), execution_options=REFRESH))
+    move = update(Generation).where(Generation.id.in_(ids), PROCESSING, *conditions).values(moved)
+    return list(session.scalars(move.returning(Generation), execution_options=REFRESH))

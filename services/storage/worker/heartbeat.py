@@ -1,6 +1,6 @@
-"""The thread beside a running handler: it keeps the lease, writes progress, and ends the job at the deadline.
+"""The thread that runs beside a handler: it extends the lease, stores progress, and ends the job at the deadline.
 
-It has sessions of its own, so a handler that computes for minutes keeps its lease. See ADR 18.
+It uses its own sessions, so a handler that computes for minutes keeps its lease. See ADR 18.
 """
 
 import logging
@@ -20,16 +20,16 @@ from ..models import Generation, Lease
 from ..queue import heartbeat_generation, release_generation
 from .job import Job
 
-REPORT_SECONDS: Final = 1.0  # between two heartbeats that only bring progress
+REPORT_SECONDS: Final = 1.0  # between two heartbeats that only store progress
 TRANSIENT_ERRORS: Final = (StorageError, SQLAlchemyError, OSError)  # the database may be back soon: try again
 
 log = logging.getLogger(__name__)
 
 
 class HeartbeatThread(threading.Thread):
-    """Extends the lease of one job until it is closed; at the deadline it releases the job and interrupts the handler.
+    """Extends the lease of one job until closed; at the deadline it releases the job and interrupts the handler.
 
-    `lease_seconds` is what a heartbeat extends the lease to, `interval` the seconds between two heartbeats.
+    Each heartbeat extends the lease to `lease_seconds` from then; heartbeats are `interval` seconds apart.
     """
 
     def __init__(
@@ -56,12 +56,12 @@ class HeartbeatThread(threading.Thread):
         self._wakeup: SimpleQueue[None] = SimpleQueue()
 
     def set_deadline(self, deadline: float) -> None:
-        """End the job at `deadline` (of the monotonic clock). From any thread, and from a signal handler."""
+        """End the job at `deadline`, a time of the monotonic clock. Safe in any thread and in signal handlers."""
         self._deadline = deadline
         self._wake()
 
     def report(self, fraction: float, step: str | None) -> None:
-        """Keep the progress for the next heartbeat; the first report sends one at once."""
+        """Store the progress with the next heartbeat; the first report sends a heartbeat at once."""
         first = self._reported is None
         self._reported = (fraction, step)
         if first:
@@ -108,7 +108,7 @@ class HeartbeatThread(threading.Thread):
             self.job.cancel()
             self._beat_at = self._report_at = math.inf
         except TRANSIENT_ERRORS as error:
-            log.warning("generation %s: no heartbeat (%s)", self.job.lease.generation_id, error)
+            log.warning("generation %s: heartbeat failed (%s)", self.job.lease.generation_id, error)
             self._reported = self._reported or reported
             self._beat_at = now + min(self._interval, REPORT_SECONDS)
         else:
@@ -117,7 +117,7 @@ class HeartbeatThread(threading.Thread):
                 self.job.cancel()
 
     def _end(self) -> None:
-        """Release the job while its handler still runs, so that others may have it at once; then interrupt it."""
+        """Release the job while its handler still runs, so that others can claim it at once; then interrupt it."""
         with suppress(*TRANSIENT_ERRORS):
             self._storage.run_in_transaction(lambda session: release_generation(session, self.job.lease), attempts=1)
         self.job.cancel()

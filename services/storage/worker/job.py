@@ -1,4 +1,4 @@
-"""What a handler gets and gives: a Job, a Result, and DoNotRetry."""
+"""The interface of a handler: it receives a Job and returns a Result, or raises DoNotRetry."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -8,17 +8,17 @@ from ..models import Generation, Lease
 from ..validation import validate_generation_field
 
 
-class DoNotRetry(Exception):  # noqa: N818 - said by a handler, like StopIteration, not an error of ours
+class DoNotRetry(Exception):  # noqa: N818 - a signal from the handler, like StopIteration, not an error of this library
     """Another attempt would end the same way."""
 
 
 class WorkerInterrupted(BaseException):
-    """The worker stops and the time that its running job had is over."""
+    """Raised inside the handler when the worker stops and the grace period of its running job is over."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a handler made: the size of the file, metadata to lay over what is stored, and its own measure of time."""
+    """The result of a handler: the size of the file, metadata to merge into the stored, and the time it measured."""
 
     file_size_bytes: int | None
     metadata: Mapping[str, Any] | None = None
@@ -36,15 +36,15 @@ class Job:
 
     @property
     def cancelled(self) -> bool:
-        """Whether the result is no longer wanted: a user cancelled it or the lease was lost. The handler may return."""
+        """Whether the result will be dropped: a user cancelled the job, or its lease was lost. The handler may end."""
         return self._cancelled
 
     def cancel(self) -> None:
-        """Tell the handler that the result is no longer wanted. From any thread."""
+        """Set `cancelled`. Safe in any thread."""
         self._cancelled = True
 
     def progress(self, fraction: float, step: str | None = None) -> None:
-        """Say how far the work is (a fraction of 1) and at what step; it is written once a second at most.
+        """Report the progress (0 to 1) and the current step; they are stored at most once a second.
 
         Raises ValueError or TypeError for a bad value.
         """

@@ -1,6 +1,6 @@
-"""The loop around a handler: claim, run the handler, store the result. Holds no SQL and renders nothing.
+"""The worker's loop: claim a generation, run the handler, store the result. Contains no SQL.
 
-The handler runs in the thread that called run(); HeartbeatThread keeps the lease meanwhile. A result is stored only
+The handler runs in the thread that called run(); HeartbeatThread extends the lease meanwhile. A result is stored only
 while the lease is held. See ADR 18.
 """
 
@@ -36,20 +36,20 @@ from .heartbeat import TRANSIENT_ERRORS, HeartbeatThread
 from .job import DoNotRetry, Job, Result, WorkerInterrupted
 
 HEARTBEATS_PER_LEASE: Final = 4
-HEARTBEAT_SECONDS: Final = 15.0  # between two heartbeats, and between two looks for expired leases, at most
+HEARTBEAT_SECONDS: Final = 15.0  # at most, between two heartbeats and between two searches for expired leases
 BACKOFF: Final = RetryPolicy(base_seconds=0.5, cap_seconds=30.0)
 
 log = logging.getLogger(__name__)
 
 
 class Worker:
-    """Claims generations and has `handler(job)` render them: `Worker(handler).run()`.
+    """Claims generations and calls `handler(job)` to render each: `Worker(handler).run()`.
 
-    The handler returns a Result, or None when it does not know the size; raising fails the attempt, which is tried
-    again as `retry_policy` says, and raising DoNotRetry ends the job. Only `model_names` are claimed when given, and
-    with `prefer_warm` the model of the last job goes ahead, see claim_generation(). An idle worker looks for work every
-    `poll_seconds` or so. Told to stop, it gives a running job `grace_seconds` to finish and then releases it.
-    Raises ValueError or TypeError for a bad argument.
+    The handler returns a Result, or None if it does not know the size of the file. An exception fails the attempt,
+    which is retried as `retry_policy` says; DoNotRetry fails the job for good. With `model_names`, only generations of
+    these models are claimed; with `prefer_warm`, generations of the last job's model are preferred, see
+    claim_generation(). An idle worker polls about every `poll_seconds`. A worker that is told to stop lets the running
+    job finish within `grace_seconds` and then releases it. Raises ValueError or TypeError for a bad argument.
     """
 
     def __init__(
@@ -66,9 +66,9 @@ class Worker:
         storage: Storage | None = None,
     ) -> None:
         if not callable(handler):
-            raise TypeError("handler must be a function of a Job")
+            raise TypeError("handler must be callable: it is called with a Job")
         if isinstance(model_names, str):
-            raise TypeError("model_names must be several names, not text: put the one name into a list")
+            raise TypeError("model_names must be a list of names, not text: put a single name into a list")
         self.handler = handler
         self.worker_id = new_worker_id() if worker_id is None else validate_name("worker_id", worker_id)
         self.model_names = None if model_names is None else [validate_name("model_names", name) for name in model_names]
@@ -83,15 +83,15 @@ class Worker:
         self._stop_at: float | None = None
         self._heartbeat: HeartbeatThread | None = None
         self._may_interrupt = False
-        # A SimpleQueue, because a signal handler may put into it whatever the thread it interrupts is doing.
+        # A SimpleQueue because its put() is reentrant: a signal handler may interrupt any code and still call it.
         self._wakeup: SimpleQueue[None] = SimpleQueue()
 
     def run(self, *, max_jobs: int | None = None, until_empty: bool = False) -> int:
-        """Work until told to stop, until `max_jobs` jobs are done, or `until_empty` until nothing is due.
+        """Work until told to stop, until `max_jobs` jobs are done or, with `until_empty`, until nothing is due.
 
-        In the main thread SIGTERM and SIGINT tell it to stop; a second one interrupts the running job at once. Trouble
-        with the database is logged and waited out. Returns the number of jobs. Raises NotInitializedError,
-        SchemaOutdatedError or SchemaTooNewError when the schema is not this library's.
+        In the main thread SIGTERM and SIGINT stop the worker; a second signal interrupts the running job at once.
+        Database errors are logged and retried with a backoff. Returns the number of jobs. Raises NotInitializedError,
+        SchemaOutdatedError or SchemaTooNewError if the schema does not fit this version of the library.
         """
         if max_jobs is not None:
             max_jobs = validate_count("max_jobs", max_jobs)
@@ -104,7 +104,7 @@ class Worker:
                 self._stop_at = None
 
     def stop(self) -> None:
-        """Tell the worker to stop, as SIGTERM does: the running job has `grace_seconds` to finish. From any thread."""
+        """Stop the worker as SIGTERM does: the running job may finish within `grace_seconds`. Safe in any thread."""
         if self._stop_at is None:
             self._stop_at = monotonic() + self.grace_seconds
         self._wakeup.put(None)
@@ -113,7 +113,10 @@ class Worker:
 
     @contextmanager
     def _signals(self) -> Iterator[Callable[[], None] | None]:
-        """Listen to SIGTERM and SIGINT meanwhile; yield what interrupts the handler, if this thread can be."""
+        """Handle SIGTERM and SIGINT meanwhile; yield a function that interrupts the handler.
+
+        Outside the main thread it handles no signals and yields None.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield None
             return
@@ -133,7 +136,7 @@ class Worker:
 
     def _loop(self, storage: Storage, max_jobs: float, until_empty: bool, interrupt: Callable[[], None] | None) -> int:
         idle = RetryPolicy(base_seconds=self.poll_seconds / 4, cap_seconds=self.poll_seconds * 1.5)
-        jobs = looks = failures = 0
+        jobs = empty_polls = failures = 0
         reclaim_at = -math.inf
         while self._stop_at is None and jobs < max_jobs:
             try:
@@ -145,14 +148,14 @@ class Worker:
                     break
             except TRANSIENT_ERRORS as error:
                 failures += 1
-                self._back_off(failures, "looking for work", error)
+                self._back_off(failures, "polling for work", error)
                 continue
             failures = 0
             if generation is None:
-                looks += 1
-                self._wait(idle.delay(looks))
+                empty_polls += 1
+                self._wait(idle.delay(empty_polls))
                 continue
-            looks = 0
+            empty_polls = 0
             self._work(storage, generation, interrupt)
             jobs += 1
         return jobs
@@ -170,8 +173,8 @@ class Worker:
         return has_due(session, self.model_names)
 
     def _work(self, storage: Storage, generation: Generation, interrupt: Callable[[], None] | None) -> None:
-        """Run the handler and store how it ended, with the heart beating until that is stored."""
-        assert generation.lease is not None, "a claim gives a lease"
+        """Run the handler and store its outcome; heartbeats continue until the outcome is stored."""
+        assert generation.lease is not None, "a claimed generation has a lease"
         heartbeat = self._heartbeat = HeartbeatThread(
             storage,
             generation,
@@ -180,7 +183,7 @@ class Worker:
             interval=self.heartbeat_seconds,
             interrupt=interrupt,
         )
-        if self._stop_at is not None:  # told to stop between the claim and here
+        if self._stop_at is not None:  # stop() was called after the claim
             heartbeat.set_deadline(self._stop_at)
         heartbeat.start()
         try:
@@ -192,8 +195,8 @@ class Worker:
             self._warm_model = generation.model_name
 
     def _handle(self, storage: Storage, job: Job) -> Callable[[Session], Any]:
-        """Run the handler and return what is to be stored of it."""
-        lease, began = job.lease, monotonic()
+        """Run the handler and return the function that stores its outcome."""
+        lease, started = job.lease, monotonic()
         try:
             try:
                 self._may_interrupt = True
@@ -215,11 +218,9 @@ class Worker:
             with suppress(*TRANSIENT_ERRORS):
                 storage.run_in_transaction(lambda session: release_generation(session, lease))
             raise
-        made = result
-        seconds = monotonic() - began if made.generation_time is None else made.generation_time
-        return lambda session: complete_generation(
-            session, lease.generation_id, seconds, made.file_size_bytes, made.metadata, lease=lease
-        )
+        size, metadata = result.file_size_bytes, result.metadata
+        seconds = monotonic() - started if result.generation_time is None else result.generation_time
+        return lambda session: complete_generation(session, lease.generation_id, seconds, size, metadata, lease=lease)
 
     def _failing(self, lease: Lease, message: str, *, retry: bool) -> Callable[[Session], Any]:
         return lambda session: fail_generation(
@@ -227,29 +228,30 @@ class Worker:
         )
 
     def _finish(self, storage: Storage, job: Job, store: Callable[[Session], Any]) -> None:
-        """Store how the job ended, however long the database is in trouble, as long as the lease is held.
+        """Store the outcome of the job; retry database errors for as long as the lease is held.
 
-        Asked to stop, it tries once more when its time is over; what it cannot store then, another worker does again.
+        A stopping worker tries for the last time when its grace period is over. If that fails too, the lease expires
+        and another worker repeats the job.
         """
-        failures, failed = 0, False
+        failures, is_refused = 0, False
         while True:
-            time_is_over = self._stop_at is not None and monotonic() >= self._stop_at
+            is_last_try = self._stop_at is not None and monotonic() >= self._stop_at
             try:
                 storage.run_in_transaction(store)
                 return
             except LeaseLostError:
                 job.cancel()
-                log.warning("generation %s: the lease was lost, its result is dropped", job.lease.generation_id)
+                log.warning("generation %s: the lease was lost, the result is dropped", job.lease.generation_id)
                 return
             except (ValueError, TypeError) as error:
-                if failed:
+                if is_refused:
                     raise
-                failed = True
-                log.warning("generation %s: its result cannot be stored", job.lease.generation_id)
+                is_refused = True
+                log.warning("generation %s: the result cannot be stored", job.lease.generation_id)
                 store = self._failing(job.lease, f"{type(error).__name__}: {error}", retry=True)
             except TRANSIENT_ERRORS as error:
-                if time_is_over:
-                    log.error("generation %s: not stored, its lease will expire", job.lease.generation_id)
+                if is_last_try:
+                    log.error("generation %s: the result is not stored, the lease will expire", job.lease.generation_id)
                     return
                 failures += 1
                 self._back_off(failures, f"storing generation {job.lease.generation_id}", error)
@@ -258,10 +260,10 @@ class Worker:
         seconds = BACKOFF.delay(failures)
         if self._stop_at is not None:
             seconds = min(seconds, max(0.0, self._stop_at - monotonic()))
-        log.warning("%s: %s in %.1f s again (%s)", self.worker_id, what, seconds, error)
+        log.warning("%s: %s failed, next try in %.1f s (%s)", self.worker_id, what, seconds, error)
         self._wait(seconds)
 
     def _wait(self, seconds: float) -> None:
-        """Wait, or until told to stop."""
+        """Wait for `seconds`, or until told to stop."""
         with suppress(Empty):
             self._wakeup.get(timeout=seconds)
