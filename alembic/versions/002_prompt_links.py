@@ -100,8 +100,8 @@ def refuse_views(table: str) -> None:
     )
     for view in views.scalars():
         raise CommandError(
-            f"The view {view} selects from {table}, whose column types have to change: drop the view, run "
-            "`just db-migrate`, then create the view again. Nothing was changed."
+            f"the view {view} selects from {table}, whose column types have to change: drop it, run `just db-migrate`, "
+            "then create it again. Nothing was changed."
         )
 
 

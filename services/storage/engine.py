@@ -1,6 +1,6 @@
-"""Storage: one configured database, its engines and its sessions; and the default one, found by DATABASE_URL.
+"""Storage: one configured database with its engines and sessions; and the default Storage, at DATABASE_URL.
 
-Knows no table except Alembic's version table.
+Of the tables it uses only Alembic's version table.
 """
 
 import os
@@ -40,10 +40,10 @@ Result = TypeVar("Result")
 
 
 class StorageSession(Session):
-    """A session whose flush speaks our errors."""
+    """A session whose flush raises ConflictError instead of SQLAlchemy's StaleDataError."""
 
     def flush(self, objects: Any = None) -> None:
-        """Write pending changes. Raises ConflictError when another writer changed or deleted one of the rows first."""
+        """Write pending changes. Raises ConflictError if another writer changed or deleted one of the rows first."""
         try:
             super().flush(objects)
         except StaleDataError as error:
@@ -53,13 +53,13 @@ class StorageSession(Session):
 class Storage:
     """One database: `Storage("sqlite:///file.db")`, then `with storage.session() as session: …`.
 
-    `replica_urls` name PostgreSQL standbys, which answer read-only sessions as long as they show all that this process
-    has committed and lag by at most `replica_max_lag`; without `database_url` and `replica_urls` they come from
-    DATABASE_REPLICA_URLS, separated by commas. `options` are those of EngineOptions; one that is missing or None comes
-    from the environment, `pool_size` from DATABASE_POOL_SIZE and so on.
+    `replica_urls` name PostgreSQL standbys. One of them answers a read-only session if it shows every commit of this
+    process and lags by at most `replica_max_lag` seconds. Without `database_url` and `replica_urls`, they are read from
+    DATABASE_REPLICA_URLS, separated by commas. `options` are those of EngineOptions; an option that is missing or None
+    is read from the environment: `pool_size` from DATABASE_POOL_SIZE and so on.
 
-    Raises DatabaseURLError for a URL it cannot read, DriverMissingError without the driver, ValueError or TypeError
-    for a bad option and for replicas of SQLite. Connects to nothing yet.
+    Raises DatabaseURLError for an invalid URL, DriverMissingError if the driver is not installed, ValueError or
+    TypeError for an invalid option, and ValueError for replicas of SQLite. Does not connect yet.
     """
 
     def __init__(self, database_url: str | None = None, *, replica_urls: Iterable[str] = (), **options: Any) -> None:
@@ -81,7 +81,7 @@ class Storage:
         for engine in self.engines:
             translate_errors(engine)
             event.listen(engine, "before_cursor_execute", _refuse_writes)
-            # Python 3.13 warns of connections that are left to the garbage collector.
+            # Python 3.13 warns about connections that the garbage collector closes.
             weakref.finalize(self, engine.dispose)
         _open_storages.add(self)
         if self._anchor is not None:
@@ -89,11 +89,11 @@ class Storage:
 
     @property
     def is_memory(self) -> bool:
-        """Whether the database lives in this process alone and ends with it."""
+        """Whether the database is in the memory of this process and is lost when the process ends."""
         return self._anchor is not None
 
     def is_same(self, other: "Storage") -> bool:
-        """Tell whether `other` was configured alike."""
+        """Return whether `other` has the same URLs and options."""
         mine, theirs = (
             (
                 storage.given_url if storage.is_memory else storage.url,
@@ -113,13 +113,14 @@ class Storage:
     def session(self, *, read_only: bool = False) -> Generator[Session]:
         """Open a session: commit at the end of the block, roll back when it raises.
 
-        A `read_only` one sees the database at one moment and raises ReadOnlyError instead of writing; a replica that is
-        up to date answers it, else the primary. Raises NotInitializedError, SchemaOutdatedError or SchemaTooNewError
-        when the schema is not this library's.
+        A `read_only` session reads one snapshot and raises ReadOnlyError for a write; an up-to-date replica answers it
+        if there is one, else the primary. Raises NotInitializedError, SchemaOutdatedError or SchemaTooNewError if the
+        schema is not at this library's revision.
         """
         self.require_schema()
         bind = self._open_reader() if read_only else self.engine
-        # close_resets_only: a session used after its block would begin a transaction that nobody commits
+        # close_resets_only=False: a session used after its block raises an error; otherwise it would begin a
+        # transaction that is never committed.
         session = StorageSession(bind, expire_on_commit=False, close_resets_only=False)
         try:
             yield session
@@ -128,7 +129,7 @@ class Storage:
             session.rollback()
             raise PoolTimeoutError(orig=error) from error
         except BaseException:
-            session.expunge_all()  # a rollback empties what it holds, and a log line about the failure may want its id
+            session.expunge_all()  # rollback() expires the objects, and error handlers may need their ids
             session.rollback()
             raise
         finally:
@@ -141,8 +142,8 @@ class Storage:
     ) -> Result:
         """Return what `fn(session)` returns, once its transaction is committed.
 
-        Runs the whole of `fn` again, after a short random wait, when the database undid it (RetryableError), at most
-        `attempts` times; so `fn` should do nothing that cannot be done twice.
+        If the database rolled the transaction back (RetryableError), runs `fn` again after a short random delay, up to
+        `attempts` times in all. So `fn` must have no effects outside the database that must not happen twice.
         """
         if attempts < 1:
             raise ValueError("attempts must be at least 1")
@@ -158,7 +159,7 @@ class Storage:
                 attempt += 1
 
     def read_revision(self) -> str | None:
-        """Return the revision the database says it is at, or None when it says nothing; one small query."""
+        """Return the revision stored in the database, or None if there is none. Executes one query."""
         if not self.backend.is_present(self.url):
             return None
         try:
@@ -170,9 +171,9 @@ class Storage:
             raise PoolTimeoutError(orig=error) from error
 
     def require_schema(self, *, refresh: bool = False) -> None:
-        """Raise NotInitializedError, SchemaOutdatedError or SchemaTooNewError unless the schema is this library's.
+        """Raise NotInitializedError, SchemaOutdatedError or SchemaTooNewError unless the schema is at the head.
 
-        Asks the database once, or again when `refresh` is set; a schema that was right once is not checked again.
+        Queries the database until the check has succeeded once; with `refresh`, every time.
         """
         if self._schema_checked and not refresh:
             return
@@ -186,15 +187,15 @@ class Storage:
         self._schema_checked = True
 
     def dispose(self, *, close: bool = True) -> None:
-        """Close every idle connection; a memory database is gone with the Storage itself, not with this.
+        """Close every idle connection; a memory database keeps its data until the Storage itself is deleted.
 
-        With `close=False` they are only forgotten: after a fork they are the parent's.
+        With `close=False` the pools drop the connections without closing them: after a fork they belong to the parent.
         """
         for engine in self.engines:
             engine.dispose(close=close)
 
     def _open_reader(self) -> Engine | Connection:
-        """Return what a read-only session reads from: a connection to a replica, or the primary's engine."""
+        """Return the bind of a read-only session: a connection to a replica, or the engine of the primary."""
         try:
             return (self.replicas.connect() if self.replicas else None) or self._read_only_engine
         except TimeoutError as error:
@@ -205,30 +206,33 @@ class Storage:
 
 
 def translate_errors(engine: Engine) -> None:
-    """Make every driver error that leaves `engine` one of ours: chained, with `orig`, without secrets or prompts."""
+    """Turn the driver errors that `engine` raises into StorageErrors: chained, with `orig`, no passwords or prompts.
+
+    See ADR 14.
+    """
     backend = backend_for(engine)
 
     @event.listens_for(engine, "handle_error")
     def translate(context: ExceptionContext) -> BaseException | None:
         if context.is_pre_ping:
-            return None  # the pool sees that the connection is dead and takes another
+            return None  # the pool handles it: it replaces the broken connection
         error = backend.translate(
             context.original_exception,
             is_disconnect=context.is_disconnect,
             is_connecting=context.connection is None,
         )
         if isinstance(error, (CorruptError, UnreachableError)):
-            error.args = (f"{error} ({mask_url(engine.url)})",)  # it may be one of several: a copy's, a replica's
+            error.args = (f"{error} ({mask_url(engine.url)})",)  # names the database: a copy and replicas use several
         return error
 
 
 def get_default() -> Storage | None:
-    """Return the default Storage if there is one yet."""
+    """Return the default Storage, or None if none has been opened yet."""
     return _default
 
 
 def get_storage() -> Storage:
-    """Return the default Storage: the one init_db() opened last, else the one at DATABASE_URL, read now."""
+    """Return the default Storage: the one that init_db() opened last, or else a new one at DATABASE_URL."""
     global _default
     with _default_lock:
         if _default is None:
@@ -237,12 +241,12 @@ def get_storage() -> Storage:
 
 
 def set_storage(storage: Storage) -> Storage:
-    """Make `storage` the default one and close the idle connections of the one before; return it."""
+    """Make `storage` the default and close the idle connections of the previous default; return `storage`."""
     global _default
     with _default_lock:
         previous, _default = _default, storage
     if previous is not None and previous is not storage:
-        previous.engine.pool.dispose()  # not the engine's: a session still open there has a pool to go back to
+        previous.engine.pool.dispose()  # unlike engine.dispose(), keeps the pool for open sessions
     return storage
 
 
@@ -250,25 +254,25 @@ def _refuse_writes(
     connection: Connection, cursor: Any, statement: str, parameters: Any, context: Any, many: bool
 ) -> None:
     if connection.get_execution_options().get("read_only", False) and is_refused_when_reading(statement, context):
-        raise ReadOnlyError("This session is read-only: write in a session opened without read_only=True.")
+        raise ReadOnlyError("This session is read-only: open one without read_only=True to write.")
 
 
 def _close_idle_connections() -> None:
-    """Leave a fork nothing to inherit but what is in use.
+    """Close idle connections before a fork, so that the child inherits only those in use.
 
-    SQLite in the child would take the parent's file locks for its own, and once the parent closes its last connection
-    the child's commits go to a WAL that was deleted (https://sqlite.org/howtocorrupt.html, 2.6).
+    SQLite in the child would assume that it holds the parent's file locks, and after the parent has closed its last
+    connection, the child's commits would go to a deleted WAL (https://sqlite.org/howtocorrupt.html, section 2.6).
     """
     for storage in list(_open_storages):
-        # The pool's dispose(), not the engine's: a connection in use still has a pool to go back to.
+        # Unlike engine.dispose(), pool.dispose() keeps the pool, to which connections in use return.
         for engine in storage.engines:
             engine.pool.dispose()
 
 
 def _forget_connections() -> None:
-    """Give a forked child connections of its own; those in use at the fork stay open and are the parent's."""
+    """Drop all connections in a forked child without closing them: they belong to the parent."""
     global _default_lock
-    _default_lock = Lock()  # another thread of the parent may have held it
+    _default_lock = Lock()  # a thread of the parent may have held it during the fork
     for storage in list(_open_storages):
         storage.dispose(close=False)
 

@@ -1,7 +1,7 @@
-"""Alembic from Python: the only way the schema is made, changed, adopted, checked and reset.
+"""Create, upgrade, adopt, check and reset the schema with Alembic. See ADR 1.
 
-The only importer of Alembic, and itself imported only where a schema may have to change. Every change is one
-transaction under one lock, so many processes may start at once and a kill leaves the old schema or the new one.
+No other module imports Alembic, and this one is imported only where the schema may have to change. Every change is one
+transaction under one lock: many processes may start at once, and a killed process leaves the old schema or the new one.
 """
 
 import warnings
@@ -26,7 +26,7 @@ from .schema import REVISIONS
 
 BASELINE = REVISIONS[0]
 
-# What a database made without Alembic must have to be taken for ours: the tables and columns of the first revision.
+# The tables and columns of the first revision: a database without a version must have them to be adopted.
 BASELINE_COLUMNS = {
     "generations": frozenset(
         [
@@ -58,13 +58,13 @@ BASELINE_INDEXES = {
 
 
 def upgrade(storage: Storage, revision: str = "head") -> None:
-    """Bring the database to `revision`: make an empty one, adopt one without a version, upgrade an older one.
+    """Upgrade the database to `revision`; first create one that is missing, and adopt one that has no version.
 
-    Raises ForeignDatabaseError or SchemaTooNewError, with nothing changed, for a database that is not ours to upgrade,
-    and ValueError for an unknown revision.
+    Raises ForeignDatabaseError or SchemaTooNewError, with nothing changed, for a database that this library cannot
+    upgrade, and ValueError for an unknown revision.
     """
     if not revision:
-        raise ValueError("revision must be a revision of this library, or head")
+        raise ValueError("revision must be one of " + ", ".join(REVISIONS) + " or head")
     storage.backend.create_database(storage.url)
     with exclusive(storage) as connection:
         adopt(connection)
@@ -72,7 +72,7 @@ def upgrade(storage: Storage, revision: str = "head") -> None:
 
 
 def downgrade(storage: Storage, revision: str) -> None:
-    """Take the database back to `revision` ("-1" for one step). What that loses stands in each revision's docstring.
+    """Downgrade the database to `revision` ("-1" for one step). Each revision's docstring says what that loses.
 
     Raises NotInitializedError for a database without a version and ValueError for an unknown revision.
     """
@@ -85,9 +85,9 @@ def downgrade(storage: Storage, revision: str) -> None:
 
 
 def reset(storage: Storage) -> None:
-    """Drop every table of ours and make them again, in one transaction: all data is lost, or nothing has happened."""
+    """Drop this library's tables and create them again, in one transaction: all data is lost, or nothing is changed."""
     storage.backend.create_database(storage.url)
-    with exclusive(storage, any_of_ours=True) as connection:
+    with exclusive(storage, accept_partial=True) as connection:
         present = set(sa.inspect(connection).get_table_names())
         for table in (*reversed(Base.metadata.sorted_tables), sa.Table("alembic_version", sa.MetaData())):
             if table.name in present:
@@ -97,7 +97,7 @@ def reset(storage: Storage) -> None:
 
 
 def check(storage: Storage) -> list[Any]:
-    """Return how the tables differ from the models, in Alembic's terms; [] where they agree."""
+    """Return the differences between the tables and the models, as Alembic's operations; [] if there are none."""
     if not storage.backend.is_present(storage.url):
         raise NotInitializedError
     with connect(storage) as connection:
@@ -116,18 +116,18 @@ def connect(storage: Storage) -> Iterator[Connection]:
 
 
 @contextmanager
-def exclusive(storage: Storage, *, any_of_ours: bool = False) -> Iterator[Connection]:
-    """Open a connection in a transaction that no other migration can be in; commit at the end of the block.
+def exclusive(storage: Storage, *, accept_partial: bool = False) -> Iterator[Connection]:
+    """Open a connection in a transaction that holds the migration lock; commit at the end of the block.
 
-    Raises ForeignDatabaseError or SchemaTooNewError before anything is written; `any_of_ours` lets
-    pass whatever still has one of our tables, at whatever revision: its name alone is not enough.
+    Raises ForeignDatabaseError or SchemaTooNewError before anything is written. `accept_partial` accepts any database
+    that has at least one of the library's tables, with the columns of the first revision, at any revision.
     """
     with connect(storage) as connection:
         for prepare in (storage.backend.prepare_file, None):
             storage.backend.lock_migrations(connection)
-            _refuse_foreign(connection, any_of_ours)
+            _refuse_foreign(connection, accept_partial)
             if prepare:
-                # Outside the transaction, and only once it is certain that the file is ours to change.
+                # Outside the transaction, and only after the check that the file may be changed.
                 connection.rollback()
                 prepare(connection)
         yield connection
@@ -135,29 +135,29 @@ def exclusive(storage: Storage, *, any_of_ours: bool = False) -> Iterator[Connec
 
 
 def adopt(connection: Connection) -> None:
-    """Stamp a database of ours that has no version as the first revision, with the indexes that one has.
+    """Create the indexes of the first revision in a database without a version, and stamp it with that revision.
 
-    Does nothing to an empty database or one with a version. The rows are mended by the revisions that follow.
+    Changes nothing in an empty database or one with a version. The later revisions repair invalid rows.
     """
     inspector = sa.inspect(connection)
     if _read_revision(connection) is not None or not inspector.has_table("generations"):
         return
-    _refuse_namesakes(inspector)
+    _refuse_name_conflicts(inspector)
     for name, target in BASELINE_INDEXES.items():
         connection.exec_driver_sql(f"CREATE INDEX IF NOT EXISTS {name} ON {target}")
     MigrationContext.configure(connection).stamp(ScriptDirectory.from_config(_config()), BASELINE)
 
 
 def options(connection: Connection) -> dict[str, Any]:
-    """Return the options of an Alembic context: one transaction, and silence about what is not ours to manage."""
+    """Return the options of an Alembic context: one transaction, and no reports about foreign objects (ADR 13)."""
     dialect = connection.dialect.name
     for index in (index for table in Base.metadata.tables.values() for index in table.indexes if "where" in index.info):
         index.dialect_kwargs[f"{dialect}_where"] = sa.text(index.info["where"])
 
     def include_object(item: Any, name: str | None, kind: str, reflected: bool, counterpart: Any) -> bool:
         if reflected:
-            # An operator's own table, column or index beside ours stays, and so does what only the revisions know of:
-            # an index of one database system alone.
+            # Never drop what the models lack: an operator's own tables, columns and indexes, or an index that the
+            # revisions create on one database system only.
             return counterpart is not None
         return bool(item.info.get("only_on", dialect) == dialect)
 
@@ -171,22 +171,22 @@ def options(connection: Connection) -> dict[str, Any]:
 
 @contextmanager
 def reflection() -> Iterator[None]:
-    """Keep SQLAlchemy from warning about what it reflects itself: a constraint that PostgreSQL holds as NOT VALID."""
+    """Suppress a warning that SQLAlchemy emits when it reflects a NOT VALID constraint of PostgreSQL."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Can't validate argument 'dialect_options'")
         yield
 
 
 def script_location() -> Path:
-    """Return the folder of the migrations: inside the installed package, or beside it in a checkout."""
+    """Return the folder of the migrations: in the installed package, or in a checkout the folder alembic/."""
     package = Path(__file__).resolve().parent
-    shipped = package / "_alembic"
-    return shipped if shipped.is_dir() else package.parents[1] / "alembic"
+    installed = package / "_alembic"
+    return installed if installed.is_dir() else package.parents[1] / "alembic"
 
 
 def _config() -> Config:
     config = Config()
-    # The value goes through configparser: a folder with a % in its name would be an interpolation.
+    # configparser interpolates %, which a folder name may contain.
     config.set_main_option("script_location", str(script_location()).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
     return config
@@ -198,7 +198,7 @@ def _run(operation: Any, connection: Connection, revision: str) -> None:
     try:
         operation(config, revision)
     except CommandError as error:
-        raise ValueError(f"revision {revision!r} cannot be reached: {error}") from error
+        raise ValueError(f"cannot migrate to revision {revision!r}: {error}") from error
 
 
 def _read_revision(connection: Connection) -> str | None:
@@ -207,37 +207,37 @@ def _read_revision(connection: Connection) -> str | None:
     return connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
 
 
-def _refuse_namesakes(inspector: sa.Inspector) -> None:
-    """Raise when a database without a version already has a table or column that the coming revisions make."""
+def _refuse_name_conflicts(inspector: sa.Inspector) -> None:
+    """Raise if a database without a version already has a table or column that a later revision creates."""
     for table in Base.metadata.sorted_tables:
         baseline = BASELINE_COLUMNS.get(table.name)
         if baseline is None:
-            taken = [table.name] if inspector.has_table(table.name) else []
+            conflicts = [table.name] if inspector.has_table(table.name) else []
         else:
             present = {column["name"] for column in inspector.get_columns(table.name)}
             new = present.intersection(table.columns.keys()) - baseline
-            taken = [f"{table.name}.{column}" for column in sorted(new)]
-        if taken:
+            conflicts = [f"{table.name}.{column}" for column in sorted(new)]
+        if conflicts:
             raise ForeignDatabaseError(
-                f"The database has no version, yet already has {taken[0]}: rename that if it is yours, or run `alembic "
-                "stamp` if the version was lost. Nothing was changed."
+                f"The database has no version, yet already has {conflicts[0]}: rename it if it is your own, or run "
+                "`alembic stamp REVISION` if the version was lost. Nothing was changed."
             )
 
 
-def _refuse_foreign(connection: Connection, any_of_ours: bool) -> None:
-    """Raise unless the database is empty, or ours at a revision this library knows, or ours without one."""
+def _refuse_foreign(connection: Connection, accept_partial: bool) -> None:
+    """Raise unless the database is empty, or has this library's tables and a known revision or none."""
     inspector = sa.inspect(connection)
     tables = set(inspector.get_table_names()) - {"alembic_version"}
     revision = _read_revision(connection)
     if not tables and revision is None:
         return
-    ours = [
+    has_table = [
         table in tables and columns <= {column["name"] for column in inspector.get_columns(table)}
         for table, columns in BASELINE_COLUMNS.items()
     ]
-    if any_of_ours and any(ours):
+    if accept_partial and any(has_table):
         return
-    if not all(ours):
+    if not all(has_table):
         raise ForeignDatabaseError
     if revision is not None and revision not in REVISIONS:
         raise SchemaTooNewError

@@ -233,7 +233,7 @@ def test_a_replica_killed_under_an_idle_pool_is_no_error_and_is_used_again_when_
         assert not is_on_replica(session)
     standby.start()
     assert storage.replicas is not None
-    storage.replicas._rest_until = [0.0]  # instead of waiting for its rest to end
+    storage.replicas._skip_until = [0.0]  # instead of waiting until it is no longer skipped
     wait_for_replica(storage)
     standby.stop()
     standby.start()  # and a restart that nobody noticed

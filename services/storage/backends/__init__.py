@@ -1,4 +1,4 @@
-"""The databases this library runs on: everything that differs between them, and nothing else."""
+"""The supported database systems: all code that differs between them. See Backend for what each provides."""
 
 from functools import cache
 
@@ -13,7 +13,7 @@ __all__ = ["Backend", "LogPosition", "Replication", "backend_for", "is_refused_w
 
 
 def backend_for(source: URL | Session | Connection | Engine) -> Backend:
-    """Return the backend of the database that `source` names. Raises DatabaseURLError for any other database system."""
+    """Return the backend for the database of `source`. Raises DatabaseURLError for an unsupported database system."""
     if isinstance(source, URL):
         return _backend(source.get_backend_name())
     return _backend((source.get_bind() if isinstance(source, Session) else source).dialect.name)
@@ -21,7 +21,7 @@ def backend_for(source: URL | Session | Connection | Engine) -> Backend:
 
 @cache
 def _backend(name: str) -> Backend:
-    # Imported on demand: each dialect costs 20 ms, which users of the other one should not pay.
+    # Imported on demand: importing a dialect takes 20 ms, which users of the other one should not wait for.
     if name == "sqlite":
         from .sqlite import SQLite
 

@@ -1,4 +1,4 @@
-"""What a backend must do, as one protocol for each kind of user: SQL modules, search, the engine, replicas."""
+"""What a backend provides, as one protocol for each kind of user: SQL modules, search, the engine, replicas."""
 
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
@@ -16,116 +16,117 @@ if TYPE_CHECKING:
 Bind = TypeVar("Bind", Engine, Connection)
 JSONKind = Literal["text", "number", "boolean", "any"]
 
-# A word that COMMON_MATCHES of the newest RECENT_PROMPTS prompts have is common: a walk through all prompts, newest
-# first, meets enough of them soon (ADR 43). Newest by id, because deleted prompts leave gaps that nobody can count.
+# A query is common when COMMON_MATCHES of the newest RECENT_PROMPTS prompts match it: scanning the prompts, newest
+# first, then finds a page of matches quickly (ADR 43). Backends decide by id which prompts are the newest.
 RECENT_PROMPTS: Final = 1_000
 COMMON_MATCHES: Final = 5
 
 
 class SQLDialect(Protocol):
-    """The expressions and statements that the two databases write differently."""
+    """The expressions and statements that differ between SQLite and PostgreSQL."""
 
     def now(self, plus_seconds: float = 0.0) -> ColumnElement[datetime]:
-        """Return the database's clock, moved by `plus_seconds`, as an SQL expression."""
+        """Return an SQL expression for the current time of the database plus `plus_seconds`."""
 
     def statement_clock(self) -> Callable[[timedelta], ColumnElement[datetime]]:
-        """Return a function of an offset that gives the time of the statement plus that offset.
+        """Return a function that maps an offset to an SQL expression for the time of the statement plus that offset.
 
-        It gives the same time throughout a statement, so unlike now() it may be compared with an indexed column.
+        The time is constant within a statement, so, unlike now(), it can bound an index scan.
         """
 
     def epoch_microseconds(self, time: Any) -> ColumnElement[int]:
-        """Return a column's time as whole microseconds since 1970, or NULL where it cannot be read."""
+        """Return a column's time as whole microseconds since 1970, or NULL if the stored value is not a time."""
 
     def select_due(
         self, waiting: Sequence[ColumnElement[bool]], columns: Sequence[Any], limit: int, *, locked: bool = True
     ) -> Select[Any]:
         """Return the query for the first `limit` due rows among `waiting`, in claim order.
 
-        It seeks the due rows of each priority in an index, so rows that are not due, or not among `waiting`, cost
-        nothing. `locked` takes row locks and skips rows that another claim has locked, where the database has them.
+        `waiting` are conditions. The query seeks the due rows of each priority in an index, so it does not read rows
+        that are not due (ADR 16). With `locked` it locks the rows, and skips those that another claim has locked, on
+        databases with row locks.
         """
 
     def lock_pending(self, ids: Select[Any], limit: int) -> Select[Any]:
-        """Return the query for the first `limit` of the rows that `ids` names, in its order, locked for a claim."""
+        """Return the query for the first `limit` ids of `ids`, in its order, with their rows locked for a claim."""
 
     def insert(self, table: Any) -> Any:
-        """Return the dialect's INSERT for `table`, which has ON CONFLICT."""
+        """Return the dialect's INSERT for `table`, which supports ON CONFLICT."""
 
     def prompt_conflict_target(self) -> list[Any]:
-        """Return the index elements by which the text of a prompt is unique."""
+        """Return the index elements of the unique index on the text of prompts, for ON CONFLICT."""
 
     def prompt_text_equals(self, text: str) -> ColumnElement[bool]:
         """Return the condition that finds the prompt with exactly this text through the unique index."""
 
     def json_member(self, document: Any, key: str, kind: JSONKind) -> ColumnElement[Any]:
-        """Return the value under `key` of a JSON object as text, number or 0 and 1; NULL unless it is of that kind.
+        """Return the value of `key` in a JSON object: text, a number, or 0 or 1; NULL if it is not of that kind.
 
-        "any" gives the name of its type, NULL when it is missing or null. A document that cannot be read has no keys.
+        "any" returns the name of its type, or NULL if it is missing or null. Invalid JSON has no keys.
         """
 
     def json_number(self, value: float) -> ColumnElement[Any]:
-        """Return a number to compare with that of json_member()."""
+        """Return `value` as an SQL expression that can be compared with a number from json_member()."""
 
     def unnest(self, numbers: Sequence[int]) -> FromClause:
-        """Return a table of one column, `value`, with a row for each of the `numbers`, sent as one bound value."""
+        """Return a table with one column, `value`, and one row per number; `numbers` is sent as one bound value."""
 
 
 class SearchDialect(Protocol):
     """Full-text search of prompts."""
 
     def select_matches(self, query: "Query", *, with_text: bool = False) -> Select[Any]:
-        """Return the query for the id, and the text, of the prompts that match, found through the search index."""
+        """Return the query for the ids, with `with_text` also the texts, of the prompts that match in the index."""
 
     def select_newest_matches(
         self, session: Session, query: "Query", limit: int, *, with_text: bool = False
     ) -> Select[Any]:
-        """Return the query for the newest `limit` of select_matches(), newest first."""
+        """Return the query for the newest `limit` rows of select_matches(), newest first."""
 
     def match_ids_if_rare(self, query: "Query", limit: int) -> Select[Any]:
-        """Return the query for a list of up to `limit` ids of select_matches(), or NULL if matches are common."""
+        """Return the query for a list of up to `limit` ids of matches, or for NULL if matches are common (ADR 43)."""
 
     def match_condition(self, query: "Query", prompt_id: Any) -> ColumnElement[bool]:
-        """Return the condition that the prompt with this id matches, for rows that are read in another order."""
+        """Return the condition that the prompt with this id matches, for queries that read rows in another order."""
 
     def check_search_index(self, session: Session) -> bool:
-        """Tell whether the search index agrees with the prompts."""
+        """Return whether the search index agrees with the prompts."""
 
     def rebuild_search_index(self, session: Session) -> None:
         """Rebuild the search index from the prompts."""
 
 
 class AnchorConnection(Protocol):
-    """A connection that keeps a memory database in existence until it is closed."""
+    """A connection that keeps a memory database alive until it is closed."""
 
     def close(self) -> None: ...
 
 
 class LogPosition(NamedTuple):
-    """A position in the log of a database, and the system identifier of that database."""
+    """A position in the write-ahead log of a database, and the system identifier of that database."""
 
     lsn: str
     system: str
 
 
 class Replication(Protocol):
-    """Replicas of a database: how they are opened, and how far they have replayed its log."""
+    """Replicas of a database: how to open them, and how far they have replayed its log."""
 
     def resolve_url(self, url: URL) -> URL:
         """Return the URL of a replica with its driver named."""
 
     def create_engine(self, url: URL, options: EngineOptions) -> Engine:
-        """Return an engine for a replica; its users call has_reached() on every connection before they use it."""
+        """Return an engine for a replica; callers must call has_reached() on a connection before they use it."""
 
     def primary_position(self, connection: Connection) -> LogPosition:
         """Return a position that covers every commit acknowledged before the call."""
 
     def has_reached(self, connection: Connection, position: LogPosition) -> bool | None:
-        """Tell whether a replica shows all commits up to `position`; None when it replicates another database."""
+        """Return whether a replica shows all commits up to `position`; None if it replicates another database."""
 
 
 class Backend(SQLDialect, SearchDialect, Protocol):
-    """One database system: its SQL, its search, and how it is opened, locked and understood when it fails."""
+    """One database system: its SQL, its search, its engines, its migration lock and its errors."""
 
     name: str
 
@@ -133,45 +134,59 @@ class Backend(SQLDialect, SearchDialect, Protocol):
 
     @property
     def replication(self) -> Replication | None:
-        """How replicas are opened and asked for their position, or None on a system without them."""
+        """How to open replicas and read their position, or None for a database system without replicas."""
 
     def resolve_url(self, url: URL) -> URL:
-        """Return `url` with its driver named and its file, if any, as an absolute path."""
+        """Return `url` with its driver named, and with an absolute path if it names a file."""
 
     def create_engine(self, url: URL, options: EngineOptions) -> Engine:
-        """Return an engine with this backend's pool, pragmas and transaction rules; connects to nothing yet."""
+        """Return an engine with this backend's pool, settings and transaction rules; do not connect yet."""
 
     def create_migration_engine(self, url: URL) -> Engine:
         """Return an engine for migrations: no pool, no statement timeout, foreign keys not enforced."""
 
     def read_only(self, bind: Bind) -> Bind:
-        """Return a view of an engine, which shares its pool, or a connection, whose transactions see one snapshot."""
+        """Return `bind` with options that make its transactions read-only and give each one snapshot.
+
+        An engine comes back as a copy that shares its pool, a connection as itself.
+        """
 
     def is_present(self, url: URL) -> bool:
-        """Tell whether there is anything to open at `url` that opening would not first create."""
+        """Return whether the database at `url` exists already, so that connecting would not create it."""
 
     def create_database(self, url: URL) -> None:
-        """Create what must exist before the first connection: the folder, and a file that only its owner may read."""
+        """Create what must exist before the first connection: the folder, and a file that only its owner can read."""
 
     def open_anchor(self, url: URL) -> AnchorConnection | None:
-        """Return the connection that a memory database needs for as long as the engine lives, or None."""
+        """Return the connection that must stay open to keep a memory database alive; None for any other database."""
 
     def prepare_file(self, connection: Connection) -> None:
-        """Set the properties that are stored in the file and cannot change inside a transaction."""
+        """Set the properties that are stored in the database file and cannot change inside a transaction."""
 
     def lock_migrations(self, connection: Connection) -> None:
-        """Begin the migration's transaction, after those of other processes."""
+        """Begin the transaction of a migration, after waiting for the migrations of other processes."""
 
     def translate(self, error: BaseException, *, is_disconnect: bool, is_connecting: bool) -> StorageError | None:
-        """Return our error for a driver's, or None where there is none better."""
+        """Return the StorageError for a driver's error, or None if there is no specific one. See ADR 14."""
 
     def advance_sequences(self, connection: Connection, table: Table) -> None:
-        """Make generated keys of `table` continue after the highest one stored."""
+        """Make the generated keys of `table` continue after the highest stored key."""
 
     def check_integrity(self, session: Session) -> list[str]:
-        """Return what is wrong with the structure of the database, in its own words; rows are not looked at."""
+        """Return the database's own messages about damage to its structure; does not check the values in rows."""
 
 
-def has_literals(text: Any, term: "Term") -> ColumnElement[bool]:
-    """Return the condition that `text` contains what `term` wants as it stands, but for case."""
+def error_of_kind(kind: type[StorageError], orig: BaseException, subject: str | None) -> StorageError:
+    """Return an error with its default message and, in parentheses, the constraint or column it is about."""
+    message = (kind.__doc__ or "").strip()
+    return kind(f"{message} ({subject})" if subject else message, orig=orig)
+
+
+def literal_conditions(query: "Query", text: Any) -> list[ColumnElement[bool]]:
+    """Return the conditions on `text` for the terms that are searched as substrings, ignoring case."""
+    wanted = [_contains(text, term) for term in query.wanted if term.literals]
+    return [*wanted, *(~_contains(text, term) for term in query.excluded if term.literals)]
+
+
+def _contains(text: Any, term: "Term") -> ColumnElement[bool]:
     return and_(*(or_(*(text.icontains(literal, autoescape=True) for literal in any_of)) for any_of in term.literals))

@@ -1,4 +1,4 @@
-"""Full-text search on SQLite: an FTS5 index that reads the texts of `prompts` and that triggers keep up to date."""
+"""Full-text search on SQLite: an FTS5 index over the texts of `prompts`, kept up to date by triggers."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -28,7 +28,7 @@ from sqlalchemy.orm import Session, aliased
 from ..errors import CorruptError
 from ..models import Prompt
 from ..search_query import UNSPACED, Query, Term
-from .base import COMMON_MATCHES, RECENT_PROMPTS, has_literals
+from .base import COMMON_MATCHES, RECENT_PROMPTS, literal_conditions
 
 INDEXED = table("prompts_fts", column("rowid", Integer), column("prompts_fts", Text), column("text", Text))
 
@@ -37,47 +37,49 @@ class FTS5Search:
     """The search dialect of SQLite; see SearchDialect."""
 
     def select_matches(self, query: Query, *, with_text: bool = False) -> Select[Any]:
-        literals = _literal_conditions(query, Prompt)
+        literals = literal_conditions(query, Prompt.text)
         if query.is_literal:
-            # Looked through, but only the prompts in such languages; the condition has to be the index's own.
+            # A scan of the prompts in languages without spaces. The condition has to be the one of the partial index
+            # idx_prompts_unspaced, so that SQLite uses that index.
             columns: list[Any] = [Prompt.id, Prompt.text] if with_text else [Prompt.id]
             return select(*columns).where(literal_column(f"prompts.text GLOB '*[{UNSPACED}]*'"), *literals)
         identity = INDEXED.c.rowid.label("id")
-        found = select(identity, INDEXED.c.text) if with_text else select(identity)
-        found = found.where(_match(query))
-        return found.join(Prompt, Prompt.id == INDEXED.c.rowid).where(*literals) if literals else found
+        matches = select(identity, INDEXED.c.text) if with_text else select(identity)
+        matches = matches.where(_match(query))
+        return matches.join(Prompt, Prompt.id == INDEXED.c.rowid).where(*literals) if literals else matches
 
     def select_newest_matches(
         self, session: Session, query: Query, limit: int, *, with_text: bool = False
     ) -> Select[Any]:
-        matching = self.select_matches(query, with_text=with_text)
-        return matching.order_by(matching.selected_columns[0].desc()).limit(limit)
+        matches = self.select_matches(query, with_text=with_text)
+        return matches.order_by(matches.selected_columns[0].desc()).limit(limit)
 
     def match_ids_if_rare(self, query: Query, limit: int) -> Select[Any]:
-        matching = self.select_matches(query)
-        recent = matching.where(
-            matching.selected_columns[0] > select(func.max(Prompt.id) - RECENT_PROMPTS).scalar_subquery()
+        matches = self.select_matches(query)
+        # Recent by id: counting the newest prompts would cost a scan, and gaps left by deleted prompts do no harm.
+        recent = matches.where(
+            matches.selected_columns[0] > select(func.max(Prompt.id) - RECENT_PROMPTS).scalar_subquery()
         )
         count = select(func.count()).select_from(recent.subquery()).scalar_subquery()
-        ids = select(func.json_group_array(matching.limit(limit).subquery().c.id, type_=JSON()))
+        ids = select(func.json_group_array(matches.limit(limit).subquery().c.id, type_=JSON()))
         return select(case((count < COMMON_MATCHES, ids.scalar_subquery())))
 
     def match_condition(self, query: Query, prompt_id: Any) -> ColumnElement[bool]:
         prompt = aliased(Prompt)
-        conditions = _literal_conditions(query, prompt)
+        conditions = literal_conditions(query, prompt.text)
         if not query.is_literal:
-            found: ColumnElement[bool] = exists().where(_match(query), INDEXED.c.rowid == prompt.id)
+            match: ColumnElement[bool] = exists().where(_match(query), INDEXED.c.rowid == prompt.id)
             if any(term.is_prefix for term in query.wanted):
-                # The words that begin so are merged for each question: ask once, for all. Plus nothing, so that no
-                # planner begins with the answers.
-                found = (prompt.id + 0).in_(select(INDEXED.c.rowid).where(_match(query)))
-            conditions = [*_known_from_text(query, prompt.text, found), *conditions]
+                # FTS5 merges the rows of all words with the prefix in every query, so query it once for all prompts.
+                # `id + 0` stops the planner from starting with these rows instead of the order of the outer query.
+                match = (prompt.id + 0).in_(select(INDEXED.c.rowid).where(_match(query)))
+            conditions = [*_conditions_from_text(query, prompt.text, match), *conditions]
         return exists().where(prompt.id == prompt_id, *conditions)
 
     def check_search_index(self, session: Session) -> bool:
         try:
             with session.begin_nested():
-                # Without the 1 the index is compared with itself only.
+                # Rank 1 compares the index with the prompts too, not only with itself (https://sqlite.org/fts5.html#the_integrity_check_command).
                 session.execute(text("INSERT INTO prompts_fts (prompts_fts, rank) VALUES ('integrity-check', 1)"))
         except CorruptError:
             return False
@@ -88,7 +90,7 @@ class FTS5Search:
 
 
 def _match(query: Query) -> ColumnElement[bool]:
-    """Return FTS5's condition for the words of a query; it reads each quoted string as text, whatever is in it."""
+    """Return the MATCH condition for the words of a query; FTS5 reads quoted strings as plain text, not as syntax."""
     expression = " AND ".join(map(_expression, query.wanted))
     unwanted = " OR ".join(_expression(term) for term in query.excluded if not term.literals)
     if unwanted:
@@ -101,16 +103,12 @@ def _expression(term: Term) -> str:
     return f"{spellings[0]} *" if term.is_prefix else f"({' OR '.join(spellings)})"
 
 
-def _literal_conditions(query: Query, prompt: Any) -> list[ColumnElement[bool]]:
-    wanted = [has_literals(prompt.text, term) for term in query.wanted if term.literals]
-    return [*wanted, *(~has_literals(prompt.text, term) for term in query.excluded if term.literals)]
+def _conditions_from_text(query: Query, text: Any, match: ColumnElement[bool]) -> Iterator[ColumnElement[bool]]:
+    """Yield conditions that are together equal to `match`, but query the index only if the text cannot decide.
 
-
-def _known_from_text(query: Query, text: Any, found: ColumnElement[bool]) -> Iterator[ColumnElement[bool]]:
-    """Yield conditions that are together the same as `found`, but ask the index only where the text leaves a doubt.
-
-    A look into the index costs 50 µs, a look at the text one. Of words in ASCII a text in ASCII tells which are not
-    there, and of single words also which are.
+    A query of the index takes 50 µs, a test of the text 1 µs (ADR 43). In an ASCII text, an ASCII word that is no
+    substring does not match; a single ASCII word matches exactly if it stands between other characters than letters
+    and digits.
     """
     is_ascii = func.length(cast(text, LargeBinary)) == func.length(text)
     folded = func.lower(text)
@@ -119,14 +117,14 @@ def _known_from_text(query: Query, text: Any, found: ColumnElement[bool]) -> Ite
         spellings = [and_(*(func.instr(folded, word) > 0 for word in words.split())) for words in term.spellings]
         yield or_(*spellings, ~is_ascii)
     if query.excluded or terms != list(query.wanted) or any(" " in words for term in terms for words in term.spellings):
-        yield found
+        yield match
     else:
         spaced = literal(" ").concat(folded).concat(" ")
         patterns = [[_pattern(word, term.is_prefix) for word in term.spellings] for term in terms]
-        alone = [or_(*(spaced.op("GLOB", is_comparison=True)(one) for one in any_of)) for any_of in patterns]
-        yield case((is_ascii, and_(*alone)), else_=found)
+        matches = [or_(*(spaced.op("GLOB", is_comparison=True)(one) for one in any_of)) for any_of in patterns]
+        yield case((is_ascii, and_(*matches)), else_=match)
 
 
 def _pattern(word: str, is_prefix: bool) -> str:
-    """Return the GLOB pattern of a text in lower case, a space on both sides, in which `word` stands alone."""
+    """Return the GLOB pattern for a whole word, or the prefix of one, in lower-case text between two spaces."""
     return f"*[^a-z0-9]{word}*" if is_prefix else f"*[^a-z0-9]{word}[^a-z0-9]*"

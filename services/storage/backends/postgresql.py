@@ -1,4 +1,4 @@
-"""PostgreSQL through psycopg 3: pool, timeouts, snapshots, advisory lock, replicas' positions, error codes."""
+"""The PostgreSQL backend, through psycopg 3: pool, timeouts, snapshots, advisory lock, error codes."""
 
 import json
 import math
@@ -40,14 +40,14 @@ from ..errors import (
 )
 from ..settings import EngineOptions
 from ..types import dump_json
-from .base import Bind
+from .base import Bind, error_of_kind
 from .postgresql_sql import PostgreSQLSQL
 from .replication import StreamingReplication, has_many_hosts
 from .tsvector import TSVectorSearch
 
-MIGRATION_LOCK = 0x6467785F6D757369  # "dgx_musi": any constant that no other program on the server uses
+MIGRATION_LOCK = 0x6467785F6D757369  # the bytes "dgx_musi": a key that no other program on the server should use
 
-# Prefixes of SQLSTATE (https://www.postgresql.org/docs/current/errcodes-appendix.html), the first that fits.
+# Prefixes of SQLSTATE (https://www.postgresql.org/docs/current/errcodes-appendix.html); the first match counts.
 ERRORS: tuple[tuple[str, type[StorageError]], ...] = (
     ("40001", SerializationError),
     ("40P01", SerializationError),
@@ -66,7 +66,7 @@ ERRORS: tuple[tuple[str, type[StorageError]], ...] = (
     ("54", ConstraintError),
     ("42P01", NotInitializedError),
     ("42501", AccessDeniedError),
-    ("0A000", ReadOnlyError),  # SQLAlchemy asks a standby for a transaction that may write
+    ("0A000", ReadOnlyError),  # a standby refuses SQLAlchemy's request for a READ WRITE transaction
     ("28", UnreachableError),
     ("3D000", UnreachableError),
     ("58", UnreachableError),
@@ -74,10 +74,10 @@ ERRORS: tuple[tuple[str, type[StorageError]], ...] = (
     ("XX002", CorruptError),
 )
 
-# What libpq is told unless the URL says otherwise (https://www.postgresql.org/docs/current/libpq-connect.html). A host
-# that vanishes without a word is noticed after a minute when idle, after half a minute when spoken to; by default
-# after two hours and a quarter of an hour.
-CONNECTION: dict[str, Any] = {
+# libpq's connection parameters unless the URL sets them (https://www.postgresql.org/docs/current/libpq-connect.html).
+# With these, a host that disappears is detected after 60 seconds on an idle connection and after 30 seconds during a
+# statement; with the system's defaults after two hours and 15 minutes.
+CONNECT_ARGUMENTS: dict[str, Any] = {
     "fallback_application_name": "dgx-storage",
     "keepalives_idle": 30,
     "keepalives_interval": 10,
@@ -85,12 +85,12 @@ CONNECTION: dict[str, Any] = {
     "tcp_user_timeout": 30_000,
 }
 
-# A JSON string, to be left alone, or a number with an exponent.
+# A JSON string, which stays as it is, or a number with an exponent.
 JSON_EXPONENT = re.compile(r'"(?:[^"\\]|\\.)*"|-?[0-9][0-9.]*[eE][-+]?[0-9]+')
 
 
 class PostgreSQL(PostgreSQLSQL, TSVectorSearch):
-    """The grown-up engine: many writers at once, one server or a primary with replicas."""
+    """PostgreSQL: many concurrent writers; one server, or a primary with replicas."""
 
     name = "postgresql"
 
@@ -99,22 +99,22 @@ class PostgreSQL(PostgreSQLSQL, TSVectorSearch):
         return StreamingReplication(self)
 
     def resolve_url(self, url: URL) -> URL:
-        # SQLAlchemy 2.0 would take psycopg2 for a bare postgresql://
+        # SQLAlchemy 2.0 uses psycopg2 for postgresql:// without a driver.
         url = url.set(drivername="postgresql+psycopg")
         if has_many_hosts(url) and "target_session_attrs" not in url.query:
-            # The first host that answers may be a standby, which refuses every write.
+            # Without it, libpq connects to the first host that answers, which may be a read-only standby.
             url = url.update_query_dict({"target_session_attrs": "read-write"})
         return url
 
     def create_engine(self, url: URL, options: EngineOptions, *, pre_ping: bool = True) -> Engine:
-        arguments = CONNECTION | {"connect_timeout": math.ceil(options.connect_timeout)}
+        arguments = CONNECT_ARGUMENTS | {"connect_timeout": math.ceil(options.connect_timeout)}
         arguments = {name: value for name, value in arguments.items() if name not in url.query}
         if options.pgbouncer:
-            # In transaction mode a server connection changes hands at every commit: it keeps no prepared statement,
-            # and PgBouncer refuses a connection that asks for `options`. The role carries the timeouts instead.
+            # In transaction mode each transaction may use another server connection, so prepared statements are lost,
+            # and PgBouncer refuses connections with `options`. Set the timeouts on the role instead (ALTER ROLE … SET).
             arguments["prepare_threshold"] = None
         else:
-            arguments["options"] = _settings(url, options)
+            arguments["options"] = _server_settings(url, options)
         engine = self._create_engine(
             url,
             echo=options.echo,
@@ -123,7 +123,7 @@ class PostgreSQL(PostgreSQLSQL, TSVectorSearch):
             pool_timeout=options.pool_timeout,
             pool_recycle=options.pool_recycle or -1,
             pool_pre_ping=pre_ping,
-            pool_use_lifo=True,  # connections that a quiet hour does not need grow old and are replaced, not kept warm
+            pool_use_lifo=True,  # in quiet hours surplus connections stay unused until pool_recycle replaces them
             json_deserializer=load_json,
             connect_args=arguments,
         )
@@ -134,7 +134,8 @@ class PostgreSQL(PostgreSQLSQL, TSVectorSearch):
 
         @event.listens_for(engine, "handle_error")
         def leave_standby(context: ExceptionContext) -> None:
-            # A server that has become a standby refuses writes (25006): the next call must find the new primary.
+            # A primary that became a standby refuses writes (25006): drop the connection so that the next one is made
+            # to the new primary.
             connection = context.connection
             if getattr(context.original_exception, "sqlstate", None) == "25006" and connection is not None:
                 context.is_disconnect = not connection.get_execution_options().get("read_only", False)
@@ -152,7 +153,7 @@ class PostgreSQL(PostgreSQLSQL, TSVectorSearch):
             if connection.info.parameter_status("server_encoding") not in (None, "UTF8"):
                 connection.close()  # SQLAlchemy 2.0 would leave it to the garbage collector
                 raise UnreachableError(
-                    "The database cannot hold every prompt: make one with createdb --encoding=UTF8 -T template0."
+                    "The encoding of the database is not UTF8: create one with createdb --encoding=UTF8 -T template0."
                 )
 
         return engine
@@ -170,7 +171,7 @@ class PostgreSQL(PostgreSQLSQL, TSVectorSearch):
         return bind.execution_options(read_only=True, isolation_level="REPEATABLE READ", postgresql_readonly=True)
 
     def create_migration_engine(self, url: URL) -> Engine:
-        # Nothing prepared, because PgBouncer may stand between.
+        # No prepared statements, because PgBouncer may be between this process and the server.
         return self._create_engine(url, poolclass=NullPool, connect_args={"prepare_threshold": None})
 
     def lock_migrations(self, connection: Connection) -> None:
@@ -180,15 +181,16 @@ class PostgreSQL(PostgreSQLSQL, TSVectorSearch):
         return None
 
     def translate(self, error: BaseException, *, is_disconnect: bool, is_connecting: bool) -> StorageError | None:
-        import psycopg  # only where a PostgreSQL error can come from is the driver there for sure
+        import psycopg  # here, because it is an extra: certainly installed only once PostgreSQL is in use
 
         if not isinstance(error, psycopg.Error):
             return None
         diagnosis = error.diag
         if diagnosis.message_primary:
-            # The detail and the context quote rows, and class 22 (bad values) even in the message; rows hold prompts.
-            quotes = (error.sqlstate or "").startswith("22")
-            error.args = (type(error).__name__ if quotes else diagnosis.message_primary,)
+            # Keep only the primary message: the detail and the context may quote a prompt. In class 22 (bad values) the
+            # primary message may do so too.
+            may_quote_values = (error.sqlstate or "").startswith("22")
+            error.args = (type(error).__name__ if may_quote_values else diagnosis.message_primary,)
         kind = next((kind for prefix, kind in ERRORS if (error.sqlstate or "").startswith(prefix)), None)
         if is_connecting and kind in (None, DisconnectedError):
             kind = UnreachableError
@@ -196,9 +198,7 @@ class PostgreSQL(PostgreSQLSQL, TSVectorSearch):
             kind = DisconnectedError
         if kind is None:
             return None
-        message = (kind.__doc__ or "").strip()
-        subject = diagnosis.constraint_name or diagnosis.column_name
-        return kind(f"{message} ({subject})" if subject else message, orig=error)
+        return error_of_kind(kind, error, diagnosis.constraint_name or diagnosis.column_name)
 
     def advance_sequences(self, connection: Connection, table: Table) -> None:
         key = table.autoincrement_column
@@ -209,27 +209,27 @@ class PostgreSQL(PostgreSQLSQL, TSVectorSearch):
         connection.execute(select(func.setval(sequence, func.coalesce(last, 1), last.is_not(None))))
 
     def check_integrity(self, session: Session) -> list[str]:
-        return []  # the server's own matter: pg_amcheck, and checksums of its pages
+        return []  # PostgreSQL has its own tools for this: pg_amcheck and data checksums
 
 
 def load_json(text: str | bytes) -> Any:
-    """Return what JSONB holds; an integer with more digits than Python reads, which others wrote, as a float."""
+    """Parse JSON from JSONB; an integer of over 4,000 digits becomes a float, because Python refuses to parse it."""
     return json.loads(text, parse_int=lambda digits: int(digits) if len(digits) <= 4_000 else float(digits))
 
 
 @cache
 def _lenient_timestamptz() -> type[Any]:
-    """Return psycopg's loader of times, made to give None for what Python has none for: infinity and years B.C."""
+    """Return a psycopg loader of times that gives None for those that Python cannot represent: infinity, years B.C."""
     import psycopg
     from psycopg.adapt import Loader
     from psycopg.pq import Format
 
-    fast: Any = psycopg.adapters.get_loader(psycopg.adapters.types["timestamptz"].oid, Format.TEXT)
+    base_loader: Any = psycopg.adapters.get_loader(psycopg.adapters.types["timestamptz"].oid, Format.TEXT)
 
     class LenientTimestamptz(Loader):
         def __init__(self, oid: int, context: Any = None) -> None:
             super().__init__(oid, context)
-            self._load = fast(oid, context).load
+            self._load = base_loader(oid, context).load
 
         def load(self, data: Any) -> Any:
             try:
@@ -241,10 +241,10 @@ def _lenient_timestamptz() -> type[Any]:
 
 
 def dump_jsonb(value: Any) -> str:
-    """Return `value` as JSON in which a float stays a float.
+    """Return `value` as JSON in which floats are written without an exponent.
 
-    JSONB holds numbers as decimals: 1e16 would come back as an integer, and 1.2345678901234567e17 as one that is not
-    even equal. What has a fraction keeps it, so 10000000000000000.0 comes back as the float it was.
+    JSONB stores numbers as decimals: 1e16 would be read back as an integer, and 1.2345678901234567e17 as an integer of
+    another value. JSONB keeps a fraction, so 10000000000000000.0 is read back as the same float.
     """
     document = dump_json(value)
     if "e+" not in document:
@@ -256,18 +256,18 @@ def _without_exponent(token: re.Match[str]) -> str:
     number = token.group()
     if number.startswith('"'):
         return number
-    plain = format(Decimal(number), "f")
-    return plain if "." in plain else f"{plain}.0"
+    digits = format(Decimal(number), "f")
+    return digits if "." in digits else f"{digits}.0"
 
 
-def _settings(url: URL, options: EngineOptions) -> str:
-    """Return the server settings a connection starts with; the URL's come last and win."""
+def _server_settings(url: URL, options: EngineOptions) -> str:
+    """Return the server settings of new connections as command-line options; those of the URL come last and win."""
     timeouts = {
         "statement_timeout": options.statement_timeout,
         "lock_timeout": options.lock_timeout,
         "idle_in_transaction_session_timeout": options.idle_transaction_timeout,
     }
-    # Rounded up: 0 means no timeout at all.
+    # Rounded up, because 0 would mean no timeout.
     settings = [f"-c {name}={math.ceil(seconds * 1000)}" for name, seconds in timeouts.items() if seconds]
-    given = url.query.get("options", ())
-    return " ".join([*settings, *([given] if isinstance(given, str) else given)])
+    url_options = url.query.get("options", ())
+    return " ".join([*settings, *([url_options] if isinstance(url_options, str) else url_options)])

@@ -1,4 +1,4 @@
-"""SQL as PostgreSQL writes it: its clock, claims, upserts, JSON members and exact times."""
+"""PostgreSQL's SQL for the clock, claims, upserts, JSON members and exact times."""
 
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
@@ -41,14 +41,14 @@ class PostgreSQLSQL:
     def select_due(
         self, waiting: Sequence[ColumnElement[bool]], columns: Sequence[Any], limit: int, *, locked: bool = True
     ) -> Select[Any]:
-        # A clock that is asked once can bound an index scan; the bare volatile function would filter row by row.
+        # A subquery is evaluated once and can bound an index scan; the volatile function alone filters row by row.
         due = Generation.scheduled_at <= select(self.now()).scalar_subquery()
         levels = distinct_priorities(waiting, due)
         rows = select(*columns).where(*waiting, Generation.priority == levels.c.priority, due)
         rows = rows.order_by(*CLAIM_ORDER[1:]).limit(literal_int(limit))
         first = (rows.with_for_update(skip_locked=True) if locked else rows).lateral()
-        # Lateral and without an order of its own: a nested loop that looks into the next priority, and locks a row,
-        # only while rows are wanted (https://www.postgresql.org/docs/current/queries-with.html, on LIMIT).
+        # LATERAL without an outer ORDER BY: the nested loop reads the next priority, and locks a row, only until LIMIT
+        # is reached (https://www.postgresql.org/docs/current/queries-with.html, on LIMIT). See ADR 16.
         return select(first).select_from(levels.join(first, true())).limit(literal_int(limit))
 
     def lock_pending(self, ids: Select[Any], limit: int) -> Select[Any]:
@@ -67,7 +67,7 @@ class PostgreSQLSQL:
         return (func.md5(Prompt.text) == func.md5(text)) & (Prompt.text == text)
 
     def statement_clock(self) -> Callable[[timedelta], ColumnElement[datetime]]:
-        # Not clock_timestamp(): it may change between two rows, so no index would be asked.
+        # Not clock_timestamp(): it is volatile, so PostgreSQL would not use an index for the comparison.
         return lambda offset: type_coerce(func.statement_timestamp() + offset, UTCDateTime())
 
     def epoch_microseconds(self, time: Any) -> ColumnElement[int]:
@@ -78,13 +78,13 @@ class PostgreSQLSQL:
         json_type = func.jsonb_typeof(value)
         if kind == "any":
             return func.nullif(json_type, "null")
-        plain = cast(value.astext, Numeric) if kind == "number" else value.astext
+        result = cast(value.astext, Numeric) if kind == "number" else value.astext
         if kind == "boolean":
-            plain = case((value.astext == "true", 1), else_=0)
-        return case((json_type == ("string" if kind == "text" else kind), plain))
+            result = case((value.astext == "true", 1), else_=0)
+        return case((json_type == ("string" if kind == "text" else kind), result))
 
     def json_number(self, value: float) -> ColumnElement[Any]:
-        # As written: a number stored as 0.1 is the numeric 0.1, not the nearest double.
+        # From its decimal text: JSONB stores 0.1 as the numeric 0.1, not as the nearest double.
         return literal(Decimal(repr(value)) if isinstance(value, float) else Decimal(value), Numeric)
 
     def unnest(self, numbers: Sequence[int]) -> FromClause:

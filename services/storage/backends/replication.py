@@ -1,4 +1,4 @@
-"""Replicas of PostgreSQL: how they are opened, and how far they have replayed the log of the primary. See ADR 30."""
+"""PostgreSQL's streaming replication: how to open replicas, and how far they have replayed the log. See ADR 30."""
 
 from dataclasses import replace
 from typing import Final, Protocol
@@ -20,7 +20,7 @@ REPLICA_POSITION = text(
 
 
 class PrimaryBackend(Protocol):
-    """What replication needs of the backend that it belongs to."""
+    """The part of the PostgreSQL backend that StreamingReplication uses."""
 
     def resolve_url(self, url: URL) -> URL: ...
 
@@ -28,7 +28,7 @@ class PrimaryBackend(Protocol):
 
 
 class StreamingReplication:
-    """PostgreSQL's streaming replication: one log, and positions in it."""
+    """The replication protocol for PostgreSQL; see Replication."""
 
     def __init__(self, backend: PrimaryBackend) -> None:
         self._backend = backend
@@ -39,22 +39,22 @@ class StreamingReplication:
         return self._backend.resolve_url(url)
 
     def create_engine(self, url: URL, options: EngineOptions) -> Engine:
-        # No ping: has_reached() is asked of every connection anyway. The primary is there to fall back on, so no
-        # reader waits for long.
-        patience = min(options.connect_timeout, REPLICA_CONNECT_SECONDS)
-        return self._backend.create_engine(url, replace(options, connect_timeout=patience), pre_ping=False)
+        # No ping: has_reached() queries every connection anyway. The timeout is short because a reader can use the
+        # primary instead.
+        connect_timeout = min(options.connect_timeout, REPLICA_CONNECT_SECONDS)
+        return self._backend.create_engine(url, replace(options, connect_timeout=connect_timeout), pre_ping=False)
 
     def primary_position(self, connection: Connection) -> LogPosition:
-        # What is inserted, not what is flushed: with synchronous_commit=off a commit is flushed later.
+        # The insert position, not the flush position: with synchronous_commit=off a commit is flushed later.
         lsn, system = connection.execute(PRIMARY_POSITION).one()
         return LogPosition(lsn, system)
 
     def has_reached(self, connection: Connection, position: LogPosition) -> bool | None:
-        same, reached = connection.execute(REPLICA_POSITION, {"lsn": position.lsn, "system": position.system}).one()
-        return bool(reached) if same else None
+        is_same_system, reached = connection.execute(REPLICA_POSITION, position._asdict()).one()
+        return bool(reached) if is_same_system else None
 
 
 def has_many_hosts(url: URL) -> bool:
-    """Tell whether a URL names more than one host."""
+    """Return whether a URL names more than one host."""
     hosts = url.query.get("host", "")
     return "," in hosts if isinstance(hosts, str) else len(hosts) > 1

@@ -1,4 +1,4 @@
-"""SQLite: lazy BEGIN IMMEDIATE, WAL, private files, memory databases that threads can share."""
+"""The SQLite backend: BEGIN IMMEDIATE before the first write, WAL, private files, shared memory databases."""
 
 import contextlib
 import os
@@ -36,18 +36,18 @@ from ..errors import (
 )
 from ..limits import INTEGER_LIMIT
 from ..settings import EngineOptions
-from .base import Bind
+from .base import Bind, error_of_kind
 from .fts5 import FTS5Search
 from .sqlite_sql import SQLiteSQL
 from .statements import is_write
 
-MIGRATION_PATIENCE_SECONDS = 600.0  # a rebuild of millions of rows by another process is waited for
+MIGRATION_BUSY_TIMEOUT_SECONDS = 600.0  # long enough for another process to rebuild a table of millions of rows
 CHECKPOINT_BYTES = 4 * 1024 * 1024
 MEMORY_VFS = "memdb"
-# What integrity_check says of rows and of the search index; both are looked at by others, who know more.
-NOT_OF_THE_FILE = re.compile(r"CHECK constraint failed in |[\w-]+ value in |.*prompts_fts")
+# Messages of integrity_check about rows and the search index: check_database() checks both in more detail.
+CHECKED_ELSEWHERE = re.compile(r"CHECK constraint failed in |[\w-]+ value in |.*prompts_fts")
 
-# Prefixes of sqlite3's error names (https://sqlite.org/rescode.html), the first that fits.
+# Prefixes of SQLite's error names (https://sqlite.org/rescode.html); the first match counts.
 ERRORS: tuple[tuple[str, type[StorageError]], ...] = (
     ("SQLITE_BUSY", BusyError),
     ("SQLITE_LOCKED", BusyError),
@@ -66,13 +66,12 @@ ERRORS: tuple[tuple[str, type[StorageError]], ...] = (
     ("SQLITE_TOOBIG", ConstraintError),
 )
 
-
-# What a URL may set without being an SQLite URI (https://docs.python.org/3/library/sqlite3.html#sqlite3.connect).
+# The query parameters that a URL may have without being an SQLite URI (https://docs.python.org/3/library/sqlite3.html#sqlite3.connect).
 DRIVER_ARGUMENTS = {"timeout", "isolation_level", "detect_types", "check_same_thread", "cached_statements", "uri"}
 
 
 class SQLite(SQLiteSQL, FTS5Search):
-    """The embedded database: one file, many readers, one writer at a time."""
+    """SQLite through Python's sqlite3: one file, many readers, one writer at a time."""
 
     name = "sqlite"
     replication = None
@@ -81,16 +80,18 @@ class SQLite(SQLiteSQL, FTS5Search):
         url = url.set(drivername="sqlite")
         name = url.database or ":memory:"
         if name == ":memory:" or name.startswith("file::memory:") or url.query.get("mode") == "memory":
-            # Shared by the threads of this process. The other ways lose rows or show rolled-back ones to other threads.
+            # Shared by the threads of this process. With a plain :memory: each connection has its own database, and one
+            # shared connection shows uncommitted rows to other threads. See ADR 10.
             return url.set(database=f"file:/dgx-{uuid4()}", query={"vfs": MEMORY_VFS, "uri": "true"})
         if is_memory(url):
             return url
         if name.startswith("file:"):
             return url.update_query_dict({"uri": "true"})
-        if stray := url.query.keys() - DRIVER_ARGUMENTS:
-            # SQLAlchemy would leave it out: a file to be opened with mode=ro could be written.
-            raise DatabaseURLError(f"For {min(stray)} the database URL has to be sqlite:///file:PATH?{min(stray)}=….")
-        # A later chdir() must not make new pool connections open another file.
+        if unknown := url.query.keys() - DRIVER_ARGUMENTS:
+            # SQLAlchemy would ignore such a parameter: mode=ro would open the file for writing.
+            name = min(unknown)
+            raise DatabaseURLError(f"To set {name}, write the database URL as sqlite:///file:PATH?{name}=….")
+        # Absolute, because after a chdir() new connections of the pool would open another file.
         return url.set(database=os.path.abspath(name))
 
     def create_engine(self, url: URL, options: EngineOptions) -> Engine:
@@ -109,8 +110,8 @@ class SQLite(SQLiteSQL, FTS5Search):
         return engine
 
     def _set_pragmas(self, engine: Engine, url: URL, options: EngineOptions) -> None:
-        """Configure each new connection, and checkpoint ourselves where SQLite's own checkpoints are unsafe (ADR 3)."""
-        checkpointed = not is_memory(url) and has_wal_reset_bug(sqlite3.sqlite_version_info)
+        """Configure each new connection, and replace automatic checkpoints where SQLite's are unsafe (ADR 3)."""
+        replaces_checkpoints = not is_memory(url) and has_wal_reset_bug(sqlite3.sqlite_version_info)
 
         @event.listens_for(engine, "connect")
         def configure(connection: sqlite3.Connection, record: Any) -> None:
@@ -118,21 +119,22 @@ class SQLite(SQLiteSQL, FTS5Search):
                 connection.isolation_level = None  # _begin_transactions() emits BEGIN
                 connection.text_factory = _decode
                 connection.execute("PRAGMA foreign_keys = ON")
-                # trusted_schema stays ON: FTS5 counts as unsafe in triggers (3.40.1), and they keep the search index.
+                # trusted_schema stays ON: when OFF, SQLite before 3.43 refuses FTS5 in triggers, which keep the search
+                # index up to date. See ADR 19.
                 connection.execute(f"PRAGMA synchronous = {options.synchronous}")
                 connection.execute("PRAGMA temp_store = MEMORY")
                 connection.execute("PRAGMA cache_size = -65536")
-                if checkpointed:
+                if replaces_checkpoints:
                     connection.execute("PRAGMA wal_autocheckpoint = 0")
-                    # SQLite's own name of the file: the URL may name a link to it, or be a file: URI.
+                    # The path as SQLite resolved it: the URL may name a symbolic link or be a file: URI.
                     record.info["wal"] = Path(connection.execute("PRAGMA database_list").fetchone()[2] + "-wal")
 
         @event.listens_for(engine, "checkout")
-        def own_transactions(connection: sqlite3.Connection, record: Any, proxy: Any) -> None:
-            # SQLAlchemy turns the driver's own BEGIN on again after somebody has used AUTOCOMMIT.
+        def disable_driver_begin(connection: sqlite3.Connection, record: Any, proxy: Any) -> None:
+            # SQLAlchemy turns the driver's BEGIN on again when a connection that used AUTOCOMMIT is returned.
             connection.isolation_level = None
 
-        if checkpointed:
+        if replaces_checkpoints:
 
             @event.listens_for(engine, "checkin")
             def checkpoint(connection: sqlite3.Connection | None, record: Any) -> None:
@@ -154,8 +156,8 @@ class SQLite(SQLiteSQL, FTS5Search):
             if read_only and not is_memory(url) and not statement.startswith("PRAGMA"):
                 driver.execute("BEGIN")
             elif is_write(statement, context):
-                # Before the first write, not before the first read: a reader never takes the writer's place, and a
-                # transaction that reads first can never fail with SQLITE_BUSY_SNAPSHOT (292 of 400 did with BEGIN).
+                # Not before the first read: a session that only reads must not take the write lock. Not a plain BEGIN:
+                # of 400 transactions that read before they wrote, 292 failed with SQLITE_BUSY_SNAPSHOT.
                 try:
                     driver.execute("BEGIN IMMEDIATE")
                 except sqlite3.Error as error:
@@ -181,7 +183,7 @@ class SQLite(SQLiteSQL, FTS5Search):
             ) from error
 
     def open_anchor(self, url: URL) -> sqlite3.Connection | None:
-        """Return a connection that keeps a memory database in existence, or None for a file."""
+        """Return a connection that keeps a memory database alive, or None for a file."""
         if not is_memory(url):
             return None
         return sqlite3.connect(f"{url.database}?vfs={MEMORY_VFS}", uri=True, check_same_thread=False)
@@ -194,7 +196,7 @@ class SQLite(SQLiteSQL, FTS5Search):
             url,
             hide_parameters=True,
             poolclass=NullPool,
-            connect_args={"timeout": MIGRATION_PATIENCE_SECONDS, "check_same_thread": False},
+            connect_args={"timeout": MIGRATION_BUSY_TIMEOUT_SECONDS, "check_same_thread": False},
         )
 
         @event.listens_for(engine, "connect")
@@ -217,9 +219,9 @@ class SQLite(SQLiteSQL, FTS5Search):
         while connection.exec_driver_sql("PRAGMA journal_mode").scalar() != "wal":
             try:
                 connection.exec_driver_sql("PRAGMA journal_mode = WAL")
-                return  # also where there can be no WAL, as on a file system without shared memory
+                return  # even if the mode is still not WAL: some file systems do not support it
             except BusyError:
-                # The switch ignores the busy timeout; an exclusive lock honours it, so wait with that.
+                # Changing the journal mode ignores the busy timeout; BEGIN EXCLUSIVE waits for it.
                 connection.exec_driver_sql("BEGIN EXCLUSIVE")
                 connection.rollback()
 
@@ -231,32 +233,31 @@ class SQLite(SQLiteSQL, FTS5Search):
             return NotInitializedError(orig=error)
         for prefix, kind in ERRORS:
             if code.startswith(prefix):
-                message = (kind.__doc__ or "").strip()
-                # SQLite names the constraint and its columns here, never a value.
-                subject = str(error).partition("constraint failed: ")[2]
-                return kind(f"{message} ({subject})" if subject else message, orig=error)
+                # This part of the message names the constraint and its columns, never a value.
+                return error_of_kind(kind, error, str(error).partition("constraint failed: ")[2])
         return None
 
     def advance_sequences(self, connection: Connection, table: Table) -> None:
-        return None  # without AUTOINCREMENT the next key follows the highest one by itself
+        return None  # without AUTOINCREMENT, SQLite generates the highest key plus one
 
     def check_integrity(self, session: Session) -> list[str]:
         try:
-            found = session.scalars(text(f"PRAGMA integrity_check({INTEGER_LIMIT})")).all()
+            messages = session.scalars(text(f"PRAGMA integrity_check({INTEGER_LIMIT})")).all()
         except CorruptError:
-            return ["the file is damaged beyond reading"]
-        return [line for line in found if line != "ok" and not NOT_OF_THE_FILE.match(line)]
+            return ["the file is too damaged for an integrity check"]
+        return [line for line in messages if line != "ok" and not CHECKED_ELSEWHERE.match(line)]
 
 
 def is_memory(url: URL) -> bool:
-    """Tell whether `url` is a resolved memory database."""
+    """Return whether `url`, as returned by resolve_url(), is that of a memory database."""
     return url.query.get("vfs") == MEMORY_VFS
 
 
 def has_wal_reset_bug(version: tuple[int, ...]) -> bool:
-    """Tell whether this SQLite may corrupt a file when a checkpoint meets a commit (https://sqlite.org/wal.html).
+    """Return whether this SQLite may corrupt a file when a checkpoint coincides with a commit (ADR 3).
 
-    Versions 3.7.0 to 3.51.2 do, but not 3.44.6 and 3.50.7 and what followed on those branches.
+    Source: https://sqlite.org/wal.html, "the WAL-reset bug". Versions 3.7.0 to 3.51.2 have it, except 3.44.6, 3.50.7
+    and later releases of those two branches.
     """
     if version[:2] == (3, 44):
         return version < (3, 44, 6)
@@ -266,13 +267,13 @@ def has_wal_reset_bug(version: tuple[int, ...]) -> bool:
 
 
 def _decode(text: bytes) -> str:
-    """Read what others wrote in another encoding with marks for it: the driver would refuse the row, and quote it."""
+    """Decode UTF-8, with U+FFFD for invalid bytes: the driver would raise an error that quotes the value, a prompt."""
     return text.decode("utf-8", "replace")
 
 
 @contextlib.contextmanager
 def _closed_on_error(connection: sqlite3.Connection) -> Iterator[None]:
-    """Close a connection that cannot be set up: SQLAlchemy 2.0 would leave it to the garbage collector."""
+    """Close the connection if its setup fails: SQLAlchemy 2.0 leaves that to the garbage collector."""
     try:
         yield
     except sqlite3.Error:
@@ -285,10 +286,10 @@ def _is_uri(url: URL) -> bool:
 
 
 def _checkpoint(connection: sqlite3.Connection, wal: Path, busy_timeout: float) -> None:
-    """Empty a large WAL while holding the writer's lock, which is what automatic checkpoints lack on these versions.
+    """Truncate a WAL larger than CHECKPOINT_BYTES while holding the write lock, so that no commit can coincide with it.
 
-    Best effort: a reader may be in the way, and then the next commit tries again; a WAL four times too large waits for
-    its turn. A connection that is still in a transaction is about to be rolled back by the pool.
+    Best effort: if a reader blocks it, the next connection returned to the pool tries again. From four times that size
+    it waits for up to the busy timeout. Skips a connection in a transaction, which the pool is about to roll back.
     """
     try:
         size = wal.stat().st_size
@@ -296,8 +297,8 @@ def _checkpoint(connection: sqlite3.Connection, wal: Path, busy_timeout: float) 
         return
     if size <= CHECKPOINT_BYTES or connection.in_transaction:
         return
-    patience = 0 if size <= 4 * CHECKPOINT_BYTES else int(busy_timeout * 1000)
+    timeout_ms = 0 if size <= 4 * CHECKPOINT_BYTES else int(busy_timeout * 1000)
     with contextlib.suppress(sqlite3.Error):
-        connection.execute(f"PRAGMA busy_timeout = {patience}")
+        connection.execute(f"PRAGMA busy_timeout = {timeout_ms}")
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         connection.execute(f"PRAGMA busy_timeout = {int(busy_timeout * 1000)}")

@@ -1,4 +1,4 @@
-"""SQL as SQLite writes it: its clock, claims, upserts, JSON members and exact times."""
+"""SQLite's SQL for the clock, claims, upserts, JSON members and exact times."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -40,21 +40,22 @@ class SQLiteSQL:
     """The SQL dialect of SQLite; see SQLDialect."""
 
     def now(self, plus_seconds: float = 0.0) -> ColumnElement[datetime]:
-        # One host, one clock: SQLite's own has milliseconds only. Asked at each execution, so statements can be kept.
-        moved = timedelta(seconds=plus_seconds)
-        return bindparam(None, callable_=lambda: utcnow() + moved, type_=UTCDateTime())
+        # Python's clock, because SQLite's has only milliseconds; all processes are on one host. `callable_` reads it at
+        # each execution, so a statement can be built once and reused.
+        offset = timedelta(seconds=plus_seconds)
+        return bindparam(None, callable_=lambda: utcnow() + offset, type_=UTCDateTime())
 
     def select_due(
         self, waiting: Sequence[ColumnElement[bool]], columns: Sequence[Any], limit: int, *, locked: bool = True
     ) -> Select[Any]:
         due = Generation.scheduled_at <= self.now()
         levels = distinct_priorities(waiting, due, enough=limit)
-        # SQLite visits the values of IN in the order of the index, so there is nothing left to sort.
+        # SQLite reads the values of IN in the order of the index, so it does not sort. See ADR 16.
         first = select(*columns).where(*waiting, Generation.priority.in_(select(levels.c.priority)), due)
         return first.order_by(*CLAIM_ORDER).limit(literal_int(limit))
 
     def lock_pending(self, ids: Select[Any], limit: int) -> Select[Any]:
-        return ids.limit(literal_int(limit))  # the one writer needs no locks
+        return ids.limit(literal_int(limit))  # SQLite has one writer at a time, so no row locks are needed
 
     def insert(self, table: Any) -> Any:
         return sqlite_insert(table)
@@ -70,7 +71,7 @@ class SQLiteSQL:
         return lambda offset: literal(now + offset, UTCDateTime())
 
     def epoch_microseconds(self, time: Any) -> ColumnElement[int]:
-        # strftime('%f') rounds to milliseconds; the stored text has six digits after its point.
+        # strftime('%f') rounds to milliseconds, but the stored text has six digits after the decimal point.
         seconds = cast(func.strftime("%s", func.substr(time, 1, 19)), Integer)
         point = func.substr(time, 20, 7, type_=String)
         fraction = cast(func.substr(point.concat("000000"), 2, 6), Integer)
@@ -79,10 +80,10 @@ class SQLiteSQL:
     def json_member(self, document: Any, key: str, kind: JSONKind) -> ColumnElement[Any]:
         readable = case((func.json_valid(document) == 1, type_coerce(document, Text)))
         members = func.json_each(readable).table_valued("key", "value", "type", "id")
-        found = select(members.c.type if kind == "any" else members.c.value)
-        found = found.where(members.c.key == key, members.c.type.in_(JSON_KINDS[kind]))
-        # The last of two members of one name counts, as in Python.
-        return found.order_by(members.c.id.desc()).limit(1).scalar_subquery()
+        value = select(members.c.type if kind == "any" else members.c.value)
+        value = value.where(members.c.key == key, members.c.type.in_(JSON_KINDS[kind]))
+        # As in Python, the last of several members with the same name counts.
+        return value.order_by(members.c.id.desc()).limit(1).scalar_subquery()
 
     def json_number(self, value: float) -> ColumnElement[Any]:
         return literal(value)

@@ -1,4 +1,4 @@
-"""Which statements write: decides when a transaction begins, and what a read-only session refuses."""
+"""Classify SQL statements: which ones write, and which ones a read-only session refuses."""
 
 from typing import Any, Final
 
@@ -9,20 +9,20 @@ TRANSACTION_CONTROL: Final = ("BEGIN", "COMMIT", "ROLLBACK", "RELEASE", "VACUUM"
 
 
 def is_write(statement: str, context: ExecutionContext | None) -> bool:
-    """Tell whether a statement changes the database. In doubt it does: a comment before SELECT counts as a write."""
-    word = statement.lstrip()[:10].upper()
-    if word.startswith((*READING, *TRANSACTION_CONTROL)):
+    """Return whether a statement may change the database; true for any it does not recognize, as `/* … */ SELECT`."""
+    keyword = statement.lstrip()[:10].upper()
+    if keyword.startswith((*READING, *TRANSACTION_CONTROL)):
         return False
-    if word.startswith("WITH"):
+    if keyword.startswith("WITH"):
         compiled: Any = getattr(context, "compiled", None)
-        # Text may lead to DELETE, and SQLAlchemy cannot see it there.
+        # text() may contain WITH … DELETE, which SQLAlchemy does not parse, so only its own SELECT counts as reading.
         is_select = isinstance(getattr(compiled, "statement", None), (Select, CompoundSelect))
         return not is_select or bool(compiled.isinsert or compiled.isupdate or compiled.isdelete)
     return True
 
 
 def is_refused_when_reading(statement: str, context: ExecutionContext | None) -> bool:
-    """Tell whether a read-only session must not run a statement: it writes, or changes the file or the connection."""
-    word = statement.lstrip()[:10].upper()
-    setting = word.startswith("PRAGMA") and "=" in statement
-    return setting or word.startswith(("VACUUM", "ATTACH", "DETACH")) or is_write(statement, context)
+    """Return whether a read-only session must not run a statement: it may change the data, the file or a setting."""
+    keyword = statement.lstrip()[:10].upper()
+    sets_pragma = keyword.startswith("PRAGMA") and "=" in statement
+    return sets_pragma or keyword.startswith(("VACUUM", "ATTACH", "DETACH")) or is_write(statement, context)

@@ -28,12 +28,13 @@ from sqlalchemy.orm import Session
 
 from ..conditions import literal_int
 from ..search_query import UNSPACED, Query, Term
-from .base import COMMON_MATCHES, RECENT_PROMPTS, has_literals
+from .base import COMMON_MATCHES, RECENT_PROMPTS, literal_conditions
 
-# The models do not have the generated column: there is none on SQLite.
+# The models lack the generated column `words`, because SQLite has none.
 PROMPTS = table("prompts", column("id", Integer), column("text", Text), column("words", TSVECTOR))
-# Looking through so many prompts costs about what gathering the others' words in the index does: 40 ms, of a million.
-WALKED = 150_000
+# Scanning this many prompts takes as long as collecting all matches of a common query among a million prompts from the
+# index: 40 ms (ADR 43).
+SCAN_BREAK_EVEN = 150_000
 SIMPLE: ColumnElement[Any] = literal_column("'simple'::regconfig")
 
 
@@ -41,15 +42,16 @@ class TSVectorSearch:
     """The search dialect of PostgreSQL; see SearchDialect."""
 
     def select_matches(self, query: Query, *, with_text: bool = False) -> Select[Any]:
-        # Fenced in: of a rare word the planner knows nothing, and with an order or a limit it reads the whole table.
-        found = _prompts(with_text).where(*_conditions(query, PROMPTS)).cte().prefix_with("MATERIALIZED")
-        return select(found)
+        # MATERIALIZED: the planner has no statistics of rare words, and with ORDER BY or LIMIT it would read the whole
+        # table instead of the index.
+        matches = _prompts(with_text).where(*_conditions(query, PROMPTS)).cte().prefix_with("MATERIALIZED")
+        return select(matches)
 
     def select_newest_matches(
         self, session: Session, query: Query, limit: int, *, with_text: bool = False
     ) -> Select[Any]:
         recent = session.scalars(select(_count_recent(query))).one()
-        if recent < COMMON_MATCHES or recent * WALKED < limit * RECENT_PROMPTS:
+        if recent < COMMON_MATCHES or recent * SCAN_BREAK_EVEN < limit * RECENT_PROMPTS:
             newest = self.select_matches(query, with_text=with_text)
         else:
             newest = _prompts(with_text).where(_unindexed(query, PROMPTS))
@@ -78,18 +80,18 @@ def _prompts(with_text: bool) -> Select[Any]:
 
 
 def _conditions(query: Query, prompts: FromClause) -> list[ColumnElement[bool]]:
-    conditions = [has_literals(prompts.c.text, term) for term in query.wanted if term.literals]
-    conditions += [~has_literals(prompts.c.text, term) for term in query.excluded if term.literals]
+    conditions = literal_conditions(query, prompts.c.text)
     wanted = [_expression(term) for term in query.wanted if term.spellings]
     unwanted: list[ColumnElement[Any]] = [
         func.tsquery_not(_expression(term), type_=TSQUERY) for term in query.excluded if not term.literals
     ]
     if not query.is_literal:
         every = reduce(lambda left, right: func.tsquery_and(left, right, type_=TSQUERY), wanted + unwanted)
-        # Asked for on its own, so that it is made once: in a plan kept for any words it would be made for every row.
+        # In a subquery, so that PostgreSQL builds the tsquery once: a generic plan would build it for every row.
         conditions.append(prompts.c.words.op("@@", is_comparison=True)(select(every).scalar_subquery()))
     else:
-        # Looked through, but only the prompts in such languages; the condition has to be the index's own.
+        # A scan of the prompts in languages without spaces. The condition has to be the one of the partial index
+        # idx_prompts_unspaced, so that PostgreSQL uses that index.
         conditions.append(prompts.c.text.op("~", is_comparison=True)(literal_column(f"'[{UNSPACED}]'")))
     return conditions
 
@@ -100,14 +102,14 @@ def _count_recent(query: Query) -> ScalarSelect[int]:
 
 
 def _unindexed(query: Query, prompts: FromClause) -> ColumnElement[bool]:
-    """Return the conditions for rows met in another order, so that no planner looks for them in an index."""
+    """Return the conditions inside coalesce(), which stops the planner from using an index for them."""
     return func.coalesce(and_(*_conditions(query, prompts)), false())
 
 
 def _expression(term: Term) -> ColumnElement[Any]:
     spellings = [func.phraseto_tsquery(SIMPLE, func.prompt_words(one), type_=TSQUERY) for one in term.spellings]
     if term.is_prefix:
-        # Of no words at all there is no beginning: NULL, which finds nothing.
+        # Text without any word gives an empty tsquery, which has no prefix form: NULL matches nothing.
         return cast(func.nullif(cast(spellings[0], Text), "").concat(":*"), TSQUERY)
     return reduce(lambda left, right: func.tsquery_or(left, right, type_=TSQUERY), spellings)
 
