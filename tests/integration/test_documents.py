@@ -21,6 +21,7 @@ from sqlalchemy import create_engine, make_url
 from services import storage
 from services.storage import GenerationStatus
 from services.storage.cli import commands
+from services.storage.demo.prompts import OWN_PROMPTS
 from services.storage.schema import FINISHED, LEGAL_MOVES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,6 +29,7 @@ README = ROOT / "README.md"
 MANUAL = ROOT / "services" / "storage" / "README.md"
 DOCS = ROOT / "docs"
 TUTORIAL = DOCS / "tutorial.md"
+ARCHITECTURE = DOCS / "explanation" / "architecture.md"
 LIFECYCLE = DOCS / "explanation" / "lifecycle.md"
 COMMAND_LINE = DOCS / "reference" / "command-line.md"
 RECORDS = sorted((DOCS / "explanation" / "adr").glob("0*.md"))
@@ -209,12 +211,25 @@ def test_decision_records_have_one_form_and_no_gaps_in_their_numbers() -> None:
         assert f"| {number} | [{title.removeprefix(f'{number}. ')}]({record.name}) |" in index
 
 
-def test_the_module_structure_of_the_manual_is_the_packages() -> None:
-    listed = set(re.findall(r"^[├└]── ([\w./]+)", MANUAL.read_text(), re.MULTILINE))
+def test_the_readme_says_how_many_prompts_the_demo_submits() -> None:
+    assert f"It submits {len(OWN_PROMPTS)} prompts." in README.read_text()
+
+
+def test_the_architecture_page_lists_every_module() -> None:
     package = MANUAL.parent
     present = {path.name for path in package.iterdir() if path.suffix in (".py", ".typed")} | {"README.md"}
     present |= {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
-    assert listed == present
+    assert modules_listed_in(ARCHITECTURE) == present
+    assert modules_listed_in(MANUAL) <= present
+
+
+def modules_listed_in(document: Path) -> set[str]:
+    return set(re.findall(r"^[├└]── ([\w./]+)", document.read_text(), re.MULTILINE))
+
+
+def test_the_architecture_page_names_files_that_exist() -> None:
+    section = ARCHITECTURE.read_text().partition("## Where a change belongs")[2]
+    assert [path for path in re.findall(r"`([\w/]+(?:\.py|/))`", section) if not (MANUAL.parent / path).exists()] == []
 
 
 @pytest.mark.parametrize(
