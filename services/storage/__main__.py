@@ -1,10 +1,10 @@
-"""Start the command line: `python -m services.storage` and `dgx-storage` both enter here."""
+"""Start the command line: the entry point of `python -m services.storage` and of `dgx-storage`."""
 
 from importlib.util import find_spec
 
 
 def main() -> None:
-    """Run the command line, or say what it needs: click and rich are an extra, the library works without them."""
+    """Run the command line. Exit with a message if click or rich, which only the command line needs, are missing."""
     missing = [name for name in ("click", "rich") if find_spec(name) is None]
     if missing:
         raise SystemExit(f"The command line needs {' and '.join(missing)}: pip install 'dgx-music-storage[cli]'")

@@ -191,9 +191,9 @@ def test_the_worker_renders_what_is_pending_to_where_its_row_says(sqlite_url: st
     done = process("--database-url", sqlite_url, "worker", "--until-empty", "--outputs", "my music", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "")
     assert len(done.stderr.splitlines()) == 5  # hello, three jobs, goodbye
-    assert "cannot be rendered: cannot play at 0 BPM" in done.stderr
+    assert "cannot be rendered: cannot render a tempo of 0 BPM" in done.stderr
     assert "\x1b" not in done.stderr
-    assert done.stderr.endswith("has ended after 3 jobs\n")
+    assert done.stderr.endswith("stopped after 3 jobs\n")
     assert counts(sqlite_url) | {"completed_generations": 2, "failed_generations": 1} == counts(sqlite_url)
     assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.wav")} == {
         "my music/new folder/rain.wav",
@@ -243,7 +243,7 @@ def test_a_worker_told_to_stop_finishes_its_job_and_ends_well(
         working.send_signal(number)
         rest = working.stderr.read()
     assert working.returncode == 0
-    assert " has ended after " in rest
+    assert " stopped after " in rest
     assert counts(sqlite_url)["processing_generations"] == 0
     assert counts(sqlite_url)["completed_generations"] >= 1
 
@@ -269,7 +269,7 @@ def test_copy_prints_counts_and_checksums_that_are_the_same_again(sqlite_url: st
         "queue_state": 0,
     }
     assert "copy generations: 3 rows\n" in first.stderr
-    assert first.stderr.endswith("Copied 5 rows; both databases hold the same.\n")
+    assert first.stderr.endswith("Copied 5 rows; both databases have the same contents.\n")
 
 
 def test_copy_shows_a_bar_and_a_table_on_a_terminal(sqlite_url: str, tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_a_narrow_terminal_has_room_for_the_prompt(history: str) -> None:
 
 def test_an_empty_list_says_so(sqlite_url: str) -> None:
     result = run("list", url=sqlite_url)
-    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "There are none.\n")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "No generations.\n")
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_search_marks_what_matches(history: str) -> None:
 
 def test_search_without_an_answer_says_so_and_is_no_failure(history: str) -> None:
     result = run("search", "polka", url=history)
-    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "No prompt answers that.\n")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "No matching prompts.\n")
     assert run("search", url=history).exit_code == 2
 
 
@@ -131,7 +131,7 @@ def test_stats_on_a_terminal_are_a_picture(history: str) -> None:
     bars = {line.split()[0]: line.count("█") for line in upper}
     assert bars["pending"] == 4 * bars["completed"] > 0
     assert bars["failed"] == 0
-    assert "queue: 4 due" in screen
+    assert "queue: backlog 4" in screen
     assert "last 30 days" in screen
     assert "2.50 s" in screen
     assert "most used prompts" in screen
@@ -140,7 +140,7 @@ def test_stats_on_a_terminal_are_a_picture(history: str) -> None:
 def test_stats_of_an_empty_database_are_a_picture_too(sqlite_url: str) -> None:
     code, screen = on_a_terminal("--database-url", sqlite_url, "stats")
     assert code == 0
-    assert "queue: 0 due" in screen
+    assert "queue: backlog 0" in screen
 
 
 def test_stats_as_json_hold_the_queue_the_days_and_the_models(history: str) -> None:
@@ -162,9 +162,11 @@ def test_why_tells_what_a_generation_waits_for_and_until_when(history: str) -> N
         assert claim_generation(session, "worker") is not None
     storage.dispose()
     at_work, behind = run("why", "g0", url=history).stdout.splitlines(), run("why", "g1", url=history).stdout
-    assert at_work[0] == "worker is at it, attempt 1."
-    assert re.fullmatch(r"It should be finished between \S+ \S+ and \S+ \S+ UTC, going by a single one\.", at_work[1])
-    assert behind.startswith("It is the next to be claimed.\nIt should be finished between ")
+    assert at_work[0] == "worker is working on it, attempt 1."
+    assert re.fullmatch(
+        r"It should finish between \S+ \S+ and \S+ \S+ UTC, estimated from one generation of its model\.", at_work[1]
+    )
+    assert behind.startswith("It is the next to be claimed.\nIt should finish between ")
     answer = json.loads(run("why", "g2", "--json", url=history).stdout)
     assert (answer["reason"], answer["ahead"], answer["estimate"]["jobs_ahead"]) == ("behind", 1, 1)
     assert json.loads(run("why", "g4", "--json", url=history).stdout)["estimate"] is None
@@ -174,7 +176,7 @@ def test_why_tells_what_a_generation_waits_for_and_until_when(history: str) -> N
 
 def test_check_of_a_sound_database_prints_nothing_to_stdout(history: str) -> None:
     result = run("check", url=history)
-    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "Nothing is wrong.\n")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "No problems found.\n")
 
 
 def test_check_mends_the_search_index_and_is_content(history: str) -> None:

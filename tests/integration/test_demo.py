@@ -97,8 +97,8 @@ def test_the_demo_plays_in_a_scratch_database_and_leaves_the_users_own_alone(tmp
     assert not mine.exists()
     (folder,) = tmp_path.iterdir()
     assert len(list(folder.glob("*.wav"))) == 25
-    assert f"The music is in {folder}\n" in done.stderr
-    assert "failed: cannot play at 0 BPM" in done.stderr
+    assert f"The WAV files are in {folder}\n" in done.stderr
+    assert "failed: cannot render a tempo of 0 BPM" in done.stderr
 
 
 def test_the_demos_scratch_database_can_be_looked_at_afterwards(tmp_path: Path) -> None:

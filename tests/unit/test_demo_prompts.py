@@ -53,14 +53,14 @@ def test_json_lines_hold_an_object_each(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "complaint"),
     [
-        ("prompts.txt", " \n\n", "prompts.txt holds no prompts"),
-        ("prompts.csv", "", "prompts.csv holds no prompts"),
+        ("prompts.txt", " \n\n", "prompts.txt contains no prompts"),
+        ("prompts.csv", "", "prompts.csv contains no prompts"),
         ("prompts.csv", "id,stars\n1,5\n", "found none of prompt, .* among id, stars"),
         ("prompts.json", "[1, 2]", "every row"),
         ("prompts.json", '["funk", {"prompt": "soul"}]', "every row"),
         ("prompts.json", '"funk"', "expected a list"),
         ("prompts.json", "{", "prompts.json cannot be read as JSON"),
-        ("prompts.json", "[]", "prompts.json holds no prompts"),
+        ("prompts.json", "[]", "prompts.json contains no prompts"),
     ],
 )
 def test_a_file_without_prompts_is_refused_with_the_reason(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from services.storage.demo.prompts import FAILING_PROMPT, OWN_PROMPTS
+from services.storage.demo.prompts import BUILT_IN_PROMPTS, FAILING_PROMPT
 from services.storage.demo.synthesis import CHANNELS, SAMPLE_RATE, read_style, render
 
 
@@ -106,8 +106,8 @@ def test_an_existing_file_is_replaced_whole(tmp_path: Path) -> None:
 
 
 def test_of_the_demos_own_prompts_exactly_one_fails_and_some_come_back() -> None:
-    assert [prompt for prompt in OWN_PROMPTS if read_style(prompt).bpm == 0] == [FAILING_PROMPT]
-    assert len(set(OWN_PROMPTS)) < len(OWN_PROMPTS)
+    assert [prompt for prompt in BUILT_IN_PROMPTS if read_style(prompt).bpm == 0] == [FAILING_PROMPT]
+    assert len(set(BUILT_IN_PROMPTS)) < len(BUILT_IN_PROMPTS)
 
 
 WINDOWS_PER_SECOND = 200

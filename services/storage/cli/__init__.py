@@ -1,6 +1,6 @@
-"""The command line, the only place that prints or exits: results go to stdout, messages to stderr.
+"""The command line. Only this package prints or exits: results go to stdout, messages to stderr.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted. Alembic, rich and the demo load when they are used.
+Exit codes: 0 success, 1 failure, 2 wrong usage, 130 interrupted. Alembic, rich and the demo are imported when used.
 """
 
 from . import database, history, run

@@ -1,4 +1,4 @@
-"""The group that every verb belongs to: its options, and how it ends."""
+"""The click group of all verbs: its options, and the messages and exit codes for errors."""
 
 from typing import Any
 
@@ -10,10 +10,10 @@ from .output import echo_err, sanitize
 
 
 class Commands(click.Group):
-    """A group of verbs that ends with a message and an exit code, never with a traceback of ours."""
+    """A click group that turns errors into a message and an exit code, without a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the verb, and turn what can go wrong into what click prints to stderr."""
+        """Run the verb; turn storage errors, OS errors and interrupts into messages and exit codes."""
         try:
             return super().invoke(ctx)
         except StorageError as error:
@@ -39,5 +39,5 @@ class Commands(click.Group):
 )
 @click.pass_context
 def commands(ctx: click.Context, database_url: str | None) -> None:
-    """Keep the generations and prompts of DGX Music."""
+    """Manage the generations and prompts of DGX Music."""
     ctx.obj = database_url or None

@@ -1,4 +1,4 @@
-"""The verbs for whoever keeps a database: init, migrate, reset, copy, check."""
+"""The verbs that administer a database: init, migrate, reset, copy, check."""
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -17,10 +17,10 @@ from .output import echo_err, open_storage, progress_bar, sanitize
 @commands.command()
 @click.pass_obj
 def init(database_url: str | None) -> None:
-    """Make the database, or bring an older one up to date."""
+    """Create the database, or upgrade an older one."""
     init_db(database_url)
     storage = get_storage()
-    _say_ready(storage)
+    _echo_ready(storage)
     storage.dispose()
 
 
@@ -28,7 +28,7 @@ def init(database_url: str | None) -> None:
 @click.argument("revision", default="head")
 @click.pass_obj
 def migrate(database_url: str | None, revision: str) -> None:
-    """Bring the schema up to REVISION, else the newest."""
+    """Upgrade the schema to REVISION, or to the newest one."""
     from ..migrations import upgrade
 
     with open_storage(database_url) as storage:
@@ -36,34 +36,34 @@ def migrate(database_url: str | None, revision: str) -> None:
             upgrade(storage, revision)
         except ValueError as error:
             raise click.ClickException(sanitize(str(error))) from error
-        _say_ready(storage)
+        _echo_ready(storage)
 
 
 @commands.command()
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @click.pass_obj
 def reset(database_url: str | None, yes: bool) -> None:
-    """Drop every table and start again. ALL DATA IS LOST."""
-    from ..migrations import reset as make_again
+    """Drop and create every table. ALL DATA IS LOST."""
+    from ..migrations import reset as reset_schema
 
     with open_storage(database_url) as storage:
         if not yes and not sys.stdin.isatty():
-            raise click.ClickException("reset deletes everything, and nobody is there to ask: pass --yes to mean it")
+            raise click.ClickException("reset deletes everything and cannot ask without a terminal: pass --yes")
         question = f"This deletes every generation and prompt in {sanitize(storage.display_url)}. Really reset it?"
         if not yes and not click.confirm(question, err=True):
             raise click.ClickException("not confirmed; nothing was changed")
-        make_again(storage)
-        _say_ready(storage)
+        reset_schema(storage)
+        _echo_ready(storage)
 
 
 @commands.command()
 @click.argument("source")
 @click.argument("target")
 def copy(source: str, target: str) -> None:
-    """Copy the database at URL SOURCE into the empty one at URL TARGET, and compare them.
+    """Copy the database at the URL SOURCE into the empty database at the URL TARGET, and compare them.
 
-    Killed and run again it goes on where it stopped. Nothing may write to either meanwhile. Rows that the target would
-    refuse are listed before anything is written.
+    Stop every writer of both databases first. If the copy is interrupted, run it again: it continues where it stopped.
+    Rows that the target would refuse are listed before anything is written.
     """
     from ..maintenance import copy_database
 
@@ -79,8 +79,8 @@ def copy(source: str, target: str) -> None:
         _print_copied(rows)
     else:
         click.echo("\n".join(f"{name}\t{count}\t{checksum}" for name, count, checksum in rows))
-    again = " (went on where it had stopped)" if report.resumed else ""
-    echo_err(f"Copied {report.row_count:,} rows{again}; both databases hold the same.")
+    resumed = " (continued an interrupted copy)" if report.resumed else ""
+    echo_err(f"Copied {report.row_count:,} rows{resumed}; both databases have the same contents.")
 
 
 @commands.command()
@@ -88,14 +88,14 @@ def copy(source: str, target: str) -> None:
     "--outputs",
     metavar="DIR",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Look for the files too; where a relative file_path begins.",
+    help="Check also that the files exist; a relative file_path is under DIR.",
 )
 @click.pass_obj
 def check(database_url: str | None, outputs: Path | None) -> None:
-    """Look for what is wrong with the database.
+    """Check the database for errors.
 
-    Reads every row. A search index that is not what the prompts say is made anew; everything else is only shown, and
-    makes it end with exit code 1.
+    Reads every row. A search index that does not match the prompts is rebuilt. Other findings are only printed, and
+    make the exit code 1.
     """
     from ..maintenance import check_database
 
@@ -105,13 +105,13 @@ def check(database_url: str | None, outputs: Path | None) -> None:
         click.echo(sanitize(f"{finding.subject}: {finding.problem}") + (" (fixed)" if finding.fixed else ""))
     left = sum(not finding.fixed for finding in found)
     if left:
-        raise click.ClickException(f"{left:,} finding{'' if left == 1 else 's'} to mend by hand")
-    echo_err("Nothing is wrong." if not found else "Everything found has been fixed.")
+        raise click.ClickException(f"{left:,} finding{'' if left == 1 else 's'} to repair by hand")
+    echo_err("No problems found." if not found else "All problems found have been fixed.")
 
 
 @contextmanager
 def _shown_progress() -> Iterator[Callable[[str, int, int], None]]:
-    """Yield what shows how far each step of a copy is: a bar on a terminal, a line for each step elsewhere."""
+    """Yield the progress callback of a copy: it updates a bar on a terminal, and prints a line per step elsewhere."""
     if not (sys.stdout.isatty() and sys.stderr.isatty()):
         yield lambda step, done, total: echo_err(f"{step}: {total:,} rows") if 0 < total == done else None
         return
@@ -131,5 +131,5 @@ def _print_copied(rows: Sequence[tuple[str, int, str]]) -> None:
     Console().print(copied)
 
 
-def _say_ready(storage: Storage) -> None:
+def _echo_ready(storage: Storage) -> None:
     echo_err(f"Database ready: {storage.display_url} at revision {storage.read_revision()}")

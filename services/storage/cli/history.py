@@ -1,4 +1,7 @@
-"""Verbs that show what there is: list, search, why, stats. A picture on a terminal, lines or JSON elsewhere."""
+"""The verbs that show the contents of a database: list, search, why, stats.
+
+They print tables on a terminal, tab-separated lines when piped, and JSON with --json.
+"""
 
 import json
 import re
@@ -8,7 +11,7 @@ from dataclasses import asdict
 
 import click
 
-from ..analytics import estimate_completion, explain_wait, get_performance_stats, get_queue_stats, get_usage
+from ..analytics import WaitReason, estimate_completion, explain_wait, get_performance_stats, get_queue_stats, get_usage
 from ..database import get_database_stats, get_most_used_prompts
 from ..engine import Storage
 from ..generations import list_generations
@@ -17,24 +20,28 @@ from ..search import search_prompts
 from .app import commands
 from .output import echo_err, open_storage, sanitize, shorten
 
-at_most = click.option(
-    "--limit", metavar="N", default=20, show_default=True, type=click.IntRange(1, 100_000), help="At most N of them."
+limit_option = click.option(
+    "--limit", metavar="N", default=20, show_default=True, type=click.IntRange(1, 100_000), help="Show at most N."
 )
-json_instead = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
-# Nothing a prompt should hold, and if it does it only shifts what is bold.
+# Control characters that prompts normally do not contain. In a prompt that does, only the bold parts are wrong.
 MARKS = ("\x02", "\x03")
 
 
 @commands.command(name="list")
-@click.option("--status", type=click.Choice([status.value for status in GenerationStatus]), help="Only these.")
-@click.option("--model", metavar="NAME", help="Only this model's.")
-@click.option("--prompt", metavar="TEXT", help="Only those of exactly this prompt.")
-@click.option("--batch", metavar="ID", help="Only those of this batch.")
-@click.option("--favorites", is_flag=True, help="Only favourites.")
-@at_most
-@click.option("--after", metavar="CURSOR", help="Go on where the page before ended; it says how.")
-@json_instead
+@click.option(
+    "--status",
+    type=click.Choice([status.value for status in GenerationStatus]),
+    help="Only this status.",
+)
+@click.option("--model", metavar="NAME", help="Only this model.")
+@click.option("--prompt", metavar="TEXT", help="Only exactly this prompt.")
+@click.option("--batch", metavar="ID", help="Only this batch.")
+@click.option("--favorites", is_flag=True, help="Only favorites.")
+@limit_option
+@click.option("--after", metavar="CURSOR", help="Continue after the previous page, which prints its CURSOR.")
+@json_option
 @click.pass_obj
 def list_(
     database_url: str | None,
@@ -47,9 +54,9 @@ def list_(
     after: str | None,
     as_json: bool,
 ) -> None:
-    """List generations, the newest first.
+    """List generations, newest first.
 
-    Piped, each line is the id, status, time of creation, model and prompt.
+    When piped, each line has the id, status, creation time, model and prompt, separated by tabs.
     """
     with open_storage(database_url) as storage, storage.session(read_only=True) as session:
         page = list_generations(
@@ -74,9 +81,9 @@ def list_(
             fields = (row.id, row.status, row.created_at.isoformat(), row.model_name, row.prompt)
             click.echo("\t".join(map(sanitize, fields)))
     if not page.items:
-        echo_err("There are none.")
+        echo_err("No generations.")
     if page.next:
-        echo_err(f"There are more: --after {page.next}")
+        echo_err(f"More generations: --after {page.next}")
 
 
 @commands.command()
@@ -86,16 +93,16 @@ def list_(
     default="relevance",
     show_default=True,
     type=click.Choice(["relevance", "used", "newest"]),
-    help="Which come first.",
+    help="Sort by relevance, by number of uses, or newest first.",
 )
-@at_most
-@json_instead
+@limit_option
+@json_option
 @click.pass_obj
 def search(database_url: str | None, words: tuple[str, ...], order: str, limit: int, as_json: bool) -> None:
     """Search the prompts for WORDS.
 
-    All of them have to be there. '"two words"' is a phrase, lof* a beginning; after --, -word leaves prompts out.
-    Piped, each line is how often the prompt was used, and the part of it that matches in [ ].
+    A prompt matches if it contains all of them. '"two words"' is a phrase, lof* a prefix, and -word (after --) excludes
+    prompts. When piped, each line has the number of uses and the prompt's matching part, with the matches in [ ].
     """
     bold = sys.stdout.isatty() and not as_json
     with open_storage(database_url) as storage, storage.session(read_only=True) as session:
@@ -103,7 +110,7 @@ def search(database_url: str | None, words: tuple[str, ...], order: str, limit: 
             session,
             " ".join(words),
             limit,
-            order_by=order,  # type: ignore[arg-type]  # click has compared it
+            order_by=order,  # type: ignore[arg-type]  # click has validated it
             marks=MARKS if bold else ("[", "]"),
         )
     if as_json:
@@ -117,23 +124,23 @@ def search(database_url: str | None, words: tuple[str, ...], order: str, limit: 
         for match in found:
             click.echo(f"{match.prompt.used_count}\t{sanitize(match.snippet)}")
     if not found:
-        echo_err("No prompt answers that.")
+        echo_err("No matching prompts.")
 
 
 @commands.command()
 @click.argument("generation_id", metavar="ID")
-@json_instead
+@json_option
 @click.pass_obj
 def why(database_url: str | None, generation_id: str, as_json: bool) -> None:
-    """Tell why the generation ID is not finished yet, and when it should be.
+    """Explain why the generation ID is not finished, and estimate when it will be.
 
-    The times hold with 80 % likelihood, as far as the latest ones of its model tell.
+    The estimate is an interval with a probability of 80 %, from the latest generations of the same model.
     """
     with open_storage(database_url) as storage, storage.session(read_only=True) as session:
         wait = explain_wait(session, generation_id)
-        # Of the last two nobody knows whether anyone works on it.
-        is_lost = wait is None or wait.reason in ("expired", "unleased")
-        estimate = None if is_lost else estimate_completion(session, generation_id)
+        # Without a valid lease it is unknown whether a worker is processing it, so there is nothing to estimate.
+        has_estimate = wait is not None and wait.reason not in (WaitReason.EXPIRED, WaitReason.UNLEASED)
+        estimate = estimate_completion(session, generation_id) if has_estimate else None
     if wait is None:
         raise click.ClickException(f"no generation has the id {shorten(generation_id)}")
     if as_json:
@@ -143,8 +150,8 @@ def why(database_url: str | None, generation_id: str, as_json: bool) -> None:
     click.echo(sanitize(wait.explanation))
     if estimate is not None:
         soonest, latest = (f"{moment:%Y-%m-%d %H:%M:%S}" for moment in (estimate.p10_at, estimate.p90_at))
-        latest_ones = f"the latest {estimate.samples:,} of its model" if estimate.samples > 1 else "a single one"
-        click.echo(f"It should be finished between {soonest} and {latest} UTC, going by {latest_ones}.")
+        basis = f"the latest {estimate.samples:,} generations" if estimate.samples > 1 else "one generation"
+        click.echo(f"It should finish between {soonest} and {latest} UTC, estimated from {basis} of its model.")
 
 
 @commands.command()
@@ -157,16 +164,16 @@ def why(database_url: str | None, generation_id: str, as_json: bool) -> None:
     type=click.IntRange(min=0),
     help="How many of the most used prompts to show.",
 )
-@json_instead
+@json_option
 @click.pass_obj
 def stats(database_url: str | None, limit: int, as_json: bool) -> None:
-    """Show counts, the queue, the last 30 days, how models do and the most used prompts."""
+    """Show counts, the queue, the last 30 days, the performance of the models and the most used prompts."""
     with open_storage(database_url) as storage:
         print_stats(storage, limit, as_json=as_json)
 
 
 def print_stats(storage: Storage, limit: int, *, as_json: bool = False) -> None:
-    """Print what `stats` shows: a picture on a terminal, tab-separated lines elsewhere, or JSON."""
+    """Print the statistics: tables on a terminal, tab-separated lines when piped, or JSON."""
     with storage.session(read_only=True) as session:
         counts = get_database_stats(session)
         prompts = get_most_used_prompts(session, limit=limit)
@@ -174,20 +181,20 @@ def print_stats(storage: Storage, limit: int, *, as_json: bool = False) -> None:
         days = get_usage(session)
         models = get_performance_stats(session, since=days[0].start)
     if as_json:
-        everything = {
+        report = {
             **counts,
             "most_used_prompts": [prompt.to_dict() for prompt in prompts],
             "queue": asdict(queue),
             "days": [asdict(day) for day in days],
             "models": [asdict(model) for model in models],
         }
-        click.echo(json.dumps(everything, default=lambda moment: moment.isoformat()))
+        click.echo(json.dumps(report, default=lambda moment: moment.isoformat()))
         return
     used = [(prompt.used_count, sanitize(prompt.text)) for prompt in prompts]
     if sys.stdout.isatty():
-        from .tables import print_picture
+        from .tables import print_tables
 
-        print_picture(counts, queue, days, models, used)
+        print_tables(counts, queue, days, models, used)
         return
     oldest = "" if queue.oldest_seconds is None else f"{queue.oldest_seconds:.3f}"
     lines = [f"{name}\t{count}" for name, count in counts.items()]
@@ -198,6 +205,6 @@ def print_stats(storage: Storage, limit: int, *, as_json: bool = False) -> None:
 
 
 def _split(snippet: str) -> Sequence[tuple[str, bool]]:
-    """Return the parts of a snippet, and which of them match."""
+    """Return the parts of a snippet, each with whether it matches."""
     parts = re.split(f"{MARKS[0]}([^{MARKS[1]}]*){MARKS[1]}", snippet)
     return [(sanitize(part), number % 2 == 1) for number, part in enumerate(parts)]

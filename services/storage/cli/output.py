@@ -1,4 +1,4 @@
-"""What every verb says, and how: messages to stderr, and nothing in them that a terminal would obey."""
+"""Output of all verbs: messages on stderr, sanitized text, progress bars; and opening the database."""
 
 import re
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from ..engine import Storage
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-# Control characters and the marks that turn the direction of writing: a prompt must not steer the terminal.
+# Control characters, line separators and bidirectional marks: a prompt must not control the terminal.
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]+")
 
 
@@ -21,7 +21,7 @@ def open_storage(database_url: str | None) -> Iterator[Storage]:
     """Open the database for one verb."""
     try:
         storage = Storage(database_url)
-    except (TypeError, ValueError) as error:  # of a setting in the environment
+    except (TypeError, ValueError) as error:  # an invalid URL or environment variable
         raise click.ClickException(sanitize(str(error))) from error
     try:
         yield storage
@@ -35,18 +35,18 @@ def echo_err(message: str) -> None:
 
 
 def sanitize(text: str) -> str:
-    """Return `text` on one line, without anything that a terminal would obey."""
+    """Return `text` on one line, without characters that control a terminal."""
     return UNPRINTABLE.sub(" ", text)
 
 
 def shorten(prompt: str) -> str:
-    """Return a prompt as a message quotes it."""
+    """Return a prompt on one line of at most 60 characters, for use in messages."""
     prompt = sanitize(prompt)
     return prompt if len(prompt) <= 60 else f"{prompt[:59]}…"
 
 
 def progress_bar() -> "Progress":
-    """Return a bar on stderr that says what is being done."""
+    """Return a progress bar on stderr, with a description of the current step."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
     from rich.table import Column

@@ -1,4 +1,4 @@
-"""What a terminal is shown: tables, bars and the last days as a line of blocks. Texts are not read as markup."""
+"""The tables, bars and sparklines that the verbs print on a terminal. Stored texts are never parsed as markup."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,7 +12,7 @@ from ..models import Generation
 from .output import sanitize
 
 BAR_WIDTH = 32
-WIDE = 100  # columns of a terminal that has room for a generation's model and the year
+WIDE = 100  # from this terminal width on, the model and the year of creation are shown
 COLORS: Mapping[str, str] = {
     GenerationStatus.PENDING: "yellow",
     GenerationStatus.PROCESSING: "cyan",
@@ -23,14 +23,14 @@ COLORS: Mapping[str, str] = {
 BLOCKS, ASCII_BLOCKS = " ▁▂▃▄▅▆▇█", " .:-=+*%#"
 
 
-def print_picture(
+def print_tables(
     counts: Mapping[str, int],
     queue: QueueStats,
     days: Sequence[Usage],
     models: Sequence[PerformanceStats],
     used: Sequence[tuple[int, str]],
 ) -> None:
-    """Print what `stats` shows."""
+    """Print the tables of `stats`."""
     console = Console()
     blocks = ASCII_BLOCKS if console.options.ascii_only else BLOCKS
     console.print(_by_status(counts, blocks[-1]))
@@ -43,12 +43,12 @@ def print_picture(
         console.print()
         console.print(_by_model(models))
     if used:
-        popular = Table("uses", "most used prompts", box=None)
-        popular.columns[0].justify = "right"
+        prompts = Table("uses", "most used prompts", box=None)
+        prompts.columns[0].justify = "right"
         for count, text in used:
-            popular.add_row(f"{count:,}", Text(text, no_wrap=True, overflow="ellipsis"))
+            prompts.add_row(f"{count:,}", Text(text, no_wrap=True, overflow="ellipsis"))
         console.print()
-        console.print(popular)
+        console.print(prompts)
 
 
 def print_generations(rows: Sequence[Generation]) -> None:
@@ -64,12 +64,12 @@ def print_generations(rows: Sequence[Generation]) -> None:
             *([Text(sanitize(row.model_name), no_wrap=True, overflow="ellipsis")] if is_wide else []),
             Text(("★ " if row.is_favorite else "") + sanitize(row.prompt), no_wrap=True, overflow="ellipsis"),
         )
-    table.columns[0].min_width = max((len(row.id) for row in rows), default=0)  # an id is there to be copied
+    table.columns[0].min_width = max((len(row.id) for row in rows), default=0)  # ids stay whole, to be copied
     console.print(table)
 
 
 def print_matches(found: Sequence[tuple[int, Sequence[tuple[str, bool]]]]) -> None:
-    """Print one line for each prompt found: its uses, and the parts of its text, bold where they match."""
+    """Print a line for each prompt: its number of uses, and the parts of its snippet, matches in bold."""
     table = Table("uses", "prompt", box=None)
     table.columns[0].justify = "right"
     for count, parts in found:
@@ -92,19 +92,19 @@ def _by_status(counts: Mapping[str, int], block: str) -> Table:
 
 
 def _queue(queue: QueueStats) -> Text:
-    text = Text(f" queue: {queue.backlog:,} due")
+    text = Text(f" queue: backlog {queue.backlog:,}")
     if queue.oldest_seconds is not None:
-        text.append(f", the oldest for {_span(queue.oldest_seconds)}")
-    text.append(f"; {queue.scheduled:,} later; {queue.processing:,} running, workers alive: {queue.workers:,}")
+        text.append(f" (oldest {_span(queue.oldest_seconds)})")
+    text.append(f", scheduled {queue.scheduled:,}, processing {queue.processing:,}, workers {queue.workers:,}")
     if queue.expired:
-        text.append(f"; {queue.expired:,} left by a dead worker", style="red")
+        text.append(f", expired leases {queue.expired:,}", style="red")
     if queue.is_paused:
-        text.append("; paused", style="yellow")
+        text.append(", paused", style="yellow")
     return text
 
 
 def _last_days(days: Sequence[Usage], blocks: str) -> Table:
-    table = Table("", f"last {len(days)} days", "in all", box=None)
+    table = Table("", f"last {len(days)} days", "total", box=None)
     table.columns[2].justify = "right"
     for name, style in (("created", ""), ("completed", "green"), ("failed", "red")):
         values = [getattr(day, name) for day in days]
@@ -113,7 +113,7 @@ def _last_days(days: Sequence[Usage], blocks: str) -> Table:
 
 
 def _sparkline(values: Sequence[int], blocks: str) -> str:
-    """Return a block for each value: the lowest for anything above 0, the full one for the largest."""
+    """Return a block character for each value: the full block for the largest, at least the lowest block above 0."""
     most = max(values) or 1
     return "".join(blocks[-(-value * (len(blocks) - 1) // most)] for value in values)
 

@@ -1,4 +1,4 @@
-"""The story that `just demo` tells: prompts are submitted, Workers render them. Prints nothing; others watch."""
+"""What `just demo` runs: it submits prompts as a batch and renders them with Worker processes. Prints nothing."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,16 +12,16 @@ from ..worker import DoNotRetry, Job, Result
 from .synthesis import CHANNELS, SAMPLE_RATE, read_style, render
 
 MODEL_NAME = "stdlib-synthesis"
-# A worker's lease in the demo is short, so one that misses a beat on a busy machine may lose it and start again.
+# Leases in the demo are short, so a worker on a busy machine may miss a heartbeat and lose an attempt.
 MAX_ATTEMPTS = 10
 
 
-class Unwanted(Exception):  # noqa: N818 - ends a rendering early, not an error
-    """Nobody wants the music any more."""
+class RenderingCancelled(Exception):  # noqa: N818 - ends a rendering early, not an error
+    """The job was cancelled or its lease was lost, so its result would be dropped."""
 
 
 def submit(storage: Storage, prompts: Sequence[str], outputs: Path, duration_seconds: float) -> list[Generation]:
-    """Return one pending generation for each prompt, in order, of one batch; its file is going to be in `outputs`."""
+    """Create one batch with a pending generation for each prompt, in order; the `file_path`s are in `outputs`."""
     requests = [
         {
             "prompt": prompt,
@@ -39,17 +39,17 @@ def submit(storage: Storage, prompts: Sequence[str], outputs: Path, duration_sec
 
 
 def render_job(job: Job, folder: Path = Path(), at_step: Callable[[float], None] | None = None) -> Result | None:
-    """Render the job's prompt to its file, a handler for Worker; a relative `file_path` begins in `folder`.
+    """Render the job's prompt to its file; the handler of the demo's workers. A relative `file_path` is under `folder`.
 
-    Calls `at_step` with the fraction that is done. Returns None when nobody wants the music any more. Raises DoNotRetry
-    for a prompt that nobody can play, OSError when the file cannot be written.
+    Calls `at_step` with the fraction that is done. Returns None if the job was cancelled. Raises DoNotRetry if the
+    prompt cannot be rendered, OSError if the file cannot be written.
     """
     generation = job.generation
     path = folder / generation.file_path
 
     def report(fraction: float) -> None:
         if job.cancelled:
-            raise Unwanted
+            raise RenderingCancelled
         job.progress(fraction, "composing")
         if at_step is not None:
             at_step(fraction)
@@ -58,7 +58,7 @@ def render_job(job: Job, folder: Path = Path(), at_step: Callable[[float], None]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         render(generation.prompt, path, generation.duration_seconds, report)
-    except Unwanted:
+    except RenderingCancelled:
         return None
     except ValueError as error:
         raise DoNotRetry(str(error)) from error
@@ -66,5 +66,5 @@ def render_job(job: Job, folder: Path = Path(), at_step: Callable[[float], None]
 
 
 def _slug(prompt: str) -> str:
-    """Return the first words of `prompt` as part of a file name."""
+    """Return the start of `prompt` in a form that fits into a file name."""
     return sub(r"[^a-z0-9]+", "-", prompt[:48].lower()).strip("-") or "music"

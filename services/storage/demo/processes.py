@@ -1,6 +1,7 @@
-"""Worker processes for one batch, one of which is killed while it renders. The database alone says what is done.
+"""The worker processes of the demo: they render one batch, and one of them is killed. All results are in the database.
 
-A worker lives as long as its standard input: that closes when the crew is dismissed, and when whoever started it dies.
+A worker process ends when its standard input closes: the demo closes it to stop the process, and the operating system
+closes it when the demo itself dies.
 """
 
 import json
@@ -24,25 +25,28 @@ from ..worker import Job, Result, Worker, WorkerInterrupted
 from . import MODEL_NAME, render_job
 from .synthesis import read_style
 
-WORKERS = 3
-LEASE_SECONDS = 2.0  # so the job of the killed worker is another's within seconds; usually 60
-LOOK_SECONDS = 0.1  # between two looks at the database
-LEAVE_SECONDS = 10.0  # for a worker to give its job back, before it is killed
-DOOMED_STEP = "about to be killed"
-# The paths come along, so that an installed wheel, a checkout and a zip file all find this package again.
-START = (
+WORKER_COUNT = 3
+LEASE_SECONDS = 2.0  # instead of 60, so that the job of the killed worker is soon reclaimed
+POLL_SECONDS = 0.1
+STOP_SECONDS = 10.0  # a worker has this long to release its job before it is killed
+KILL_STEP = "waiting for kill -9"
+# The child gets this process's sys.path, so that it finds the package in a wheel, a checkout or a zip file.
+CHILD_CODE = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from services.storage.demo.processes import serve; serve()"
+    "from services.storage.demo.processes import run_worker_process; run_worker_process()"
 )
 
 
 class DemoError(Exception):
-    """The crew cannot do its work."""
+    """The demo cannot run to its end."""
 
 
 @dataclass(frozen=True)
 class Event:
-    """Worker number `worker` finished `generation`, or was killed rendering it; None for one outside the crew."""
+    """Worker process number `worker` finished `generation`, or was killed while rendering it.
+
+    `worker` is None when a worker outside the demo finished it.
+    """
 
     worker: int | None
     generation: Generation
@@ -50,145 +54,149 @@ class Event:
 
 
 @dataclass(frozen=True)
-class Member:
-    """One worker process."""
+class WorkerProcess:
+    """A worker process of the demo, and the number that messages call it by."""
 
     number: int
     worker_id: str
     process: "Popen[bytes]"
 
     @property
-    def orders(self) -> IO[bytes]:
-        """The pipe to its standard input."""
+    def stdin(self) -> IO[bytes]:
+        """The pipe to the standard input of the process."""
         assert self.process.stdin is not None
         return self.process.stdin
 
 
 def require_shareable(storage: Storage) -> None:
-    """Raise DemoError for a database that worker processes could not work in: in memory, or with a paused queue."""
+    """Raise DemoError if worker processes cannot use the database: it is in memory, or its queue is paused."""
     if "vfs" in storage.url.query:
         raise DemoError("several processes cannot share a database in memory: name a file")
     state = storage.run_in_transaction(lambda session: session.get(QueueState, 1), read_only=True)
     if state is not None and state.paused_at is not None:
-        raise DemoError("the queue of this database is paused: resume_queue() it first")
+        raise DemoError("the queue of this database is paused: call resume_queue() first")
 
 
-def play(storage: Storage, generations: Sequence[Generation]) -> Generator[Event]:
-    """Have worker processes render a batch, and yield what happens until all of it is finished.
+def run_batch(storage: Storage, generations: Sequence[Generation]) -> Generator[Event]:
+    """Render a batch in worker processes, and yield an Event for each kill and each finished generation.
 
-    Half way the one that renders just then is killed. No process is left when this ends, however it ends. Raises
-    DemoError when every worker has ended before.
+    Kills the worker that renders the generation in the middle of the batch. No process is left afterwards, even after
+    an exception. Raises DemoError when every worker has exited before the batch is finished.
     """
-    batch_id, doomed = generations[0].batch_id, _choose_doomed(generations)
+    batch_id, kill_id = generations[0].batch_id, _choose_kill_id(generations)
     finished: set[str] = set()
-    with _start_workers(storage, min(WORKERS, len(generations) + 1), doomed) as crew:
-        numbers = {member.worker_id: member.number for member in crew}
+    with _start_workers(storage, min(WORKER_COUNT, len(generations) + 1), kill_id) as workers:
+        numbers = {worker.worker_id: worker.number for worker in workers}
         while len(finished) < len(generations):
-            if doomed is not None:
-                killed = _kill_doomed(storage, crew, doomed)
+            if kill_id is not None:
+                killed = _kill_worker_of(storage, workers, kill_id)
                 if killed is not None:
                     yield killed
-                    doomed = None
-            for generation, worker_id in _look(storage, batch_id, finished):
+                    kill_id = None
+            for generation, worker_id in _find_finished(storage, batch_id, finished):
                 finished.add(generation.id)
                 yield Event(numbers.get(worker_id or ""), generation)
-            alive = [member.process for member in crew if member.process.poll() is None]
-            if not alive and len(finished) < len(generations):
-                raise DemoError("every worker has ended before the work was done")
+            running = [worker.process for worker in workers if worker.process.poll() is None]
+            if not running and len(finished) < len(generations):
+                raise DemoError("every worker has exited before the batch was finished")
             with suppress(TimeoutExpired):
-                alive[0].wait(LOOK_SECONDS)
+                running[0].wait(POLL_SECONDS)
 
 
-def serve() -> None:
-    """Be a worker process: orders come as one line of JSON on standard input, and its end is the end."""
-    with open(0, "rb", buffering=0) as orders:
-        told = json.loads(orders.readline())
-        storage = Storage(told["database_url"])
+def run_worker_process() -> None:
+    """Run a worker until standard input closes. The first line of standard input is its configuration, as JSON."""
+    with open(0, "rb", buffering=0) as stdin:
+        config = json.loads(stdin.readline())
+        storage = Storage(config["database_url"])
 
         def handler(job: Job) -> Result | None:
             return render_job(job, at_step=lambda fraction: at_step(job, fraction))
 
         def at_step(job: Job, fraction: float) -> None:
-            is_doomed = job.lease.attempt == 1 and job.lease.generation_id == told["doomed"] and fraction >= 0.5
-            if is_doomed:
-                # A short piece would be over before the crew could look: wait for the kill right here.
-                job.progress(fraction, DOOMED_STEP)
-            if wait_until_readable([orders], [], [], None if is_doomed else 0)[0]:
+            is_killed_here = job.lease.attempt == 1 and job.lease.generation_id == config["kill_id"] and fraction >= 0.5
+            if is_killed_here:
+                # Wait for the kill: a short piece would be finished before the demo polls the database.
+                job.progress(fraction, KILL_STEP)
+            if wait_until_readable([stdin], [], [], None if is_killed_here else 0)[0]:
                 worker.stop()
                 raise WorkerInterrupted
 
         worker = Worker(
             handler,
-            worker_id=told["worker_id"],
+            worker_id=config["worker_id"],
             model_names=[MODEL_NAME],
             lease_seconds=LEASE_SECONDS,
-            poll_seconds=LOOK_SECONDS,
+            poll_seconds=POLL_SECONDS,
             storage=storage,
         )
-        while not wait_until_readable([orders], [], [], LOOK_SECONDS)[0]:
+        while not wait_until_readable([stdin], [], [], POLL_SECONDS)[0]:
             worker.run(until_empty=True)
         storage.dispose()
 
 
-def _choose_doomed(generations: Sequence[Generation]) -> str | None:
-    """Return the id of the one in the middle, or of the next one that can be played at all."""
+def _choose_kill_id(generations: Sequence[Generation]) -> str | None:
+    """Return the id of the generation whose worker is killed; None if no prompt can be rendered.
+
+    That is the one in the middle of the batch, or the nearest one after it (else before it) that can be rendered.
+    """
     middle = len(generations) // 2
     order = [*generations[middle:], *reversed(generations[:middle])]
-    return next((one.id for one in order if read_style(one.prompt).bpm), None)
+    return next((generation.id for generation in order if read_style(generation.prompt).bpm), None)
 
 
 @contextmanager
-def _start_workers(storage: Storage, size: int, doomed: str | None) -> Iterator[list[Member]]:
-    crew: list[Member] = []
-    command = [sys.executable, "-c", START, json.dumps([str(Path(path).absolute()) for path in sys.path])]
+def _start_workers(storage: Storage, count: int, kill_id: str | None) -> Iterator[list[WorkerProcess]]:
+    workers: list[WorkerProcess] = []
+    command = [sys.executable, "-c", CHILD_CODE, json.dumps([str(Path(path).absolute()) for path in sys.path])]
     url = storage.url.render_as_string(hide_password=False)
     try:
-        for number in range(1, size + 1):
-            # A session of its own: Ctrl-C is for whoever watches, who then dismisses the crew.
+        for number in range(1, count + 1):
+            # In a session of its own: Ctrl-C reaches only the demo, which then stops the workers.
             process = Popen(command, stdin=PIPE, stdout=DEVNULL, start_new_session=True)
-            member = Member(number, f"demo:{process.pid}:{token_hex(4)}", process)
-            crew.append(member)
-            told = {"database_url": url, "worker_id": member.worker_id, "doomed": doomed}
-            with suppress(BrokenPipeError):  # it has ended already, as play() is going to notice
-                member.orders.write(json.dumps(told).encode() + b"\n")  # not as arguments: a URL may hold a password
-                member.orders.flush()
-        yield crew
+            worker = WorkerProcess(number, f"demo:{process.pid}:{token_hex(4)}", process)
+            workers.append(worker)
+            config = {"database_url": url, "worker_id": worker.worker_id, "kill_id": kill_id}
+            with suppress(BrokenPipeError):  # the process has already exited; run_batch() notices that
+                # Over the pipe, not as an argument: the URL may contain a password.
+                worker.stdin.write(json.dumps(config).encode() + b"\n")
+                worker.stdin.flush()
+        yield workers
     finally:
-        _dismiss(crew)
+        _stop_workers(workers)
 
 
-def _dismiss(crew: Sequence[Member]) -> None:
-    """Let the workers give back what they have, and end; then make sure that they did."""
+def _stop_workers(workers: Sequence[WorkerProcess]) -> None:
+    """Let the workers release their jobs and exit; kill those that do not exit in time."""
     try:
-        for member in crew:
+        for worker in workers:
             with suppress(OSError):
-                member.orders.close()
-        for member in crew:
+                worker.stdin.close()
+        for worker in workers:
             with suppress(TimeoutExpired):
-                member.process.wait(LEAVE_SECONDS)
+                worker.process.wait(STOP_SECONDS)
     finally:
-        for member in crew:
-            member.process.kill()
-            member.process.wait()
+        for worker in workers:
+            worker.process.kill()
+            worker.process.wait()
 
 
-def _kill_doomed(storage: Storage, crew: Sequence[Member], doomed: str) -> Event | None:
-    """Kill the member that holds the doomed generation, once it does."""
-    generation = storage.run_in_transaction(lambda session: session.get(Generation, doomed), read_only=True)
-    if generation is None or generation.status != GenerationStatus.PROCESSING or generation.current_step != DOOMED_STEP:
+def _kill_worker_of(storage: Storage, workers: Sequence[WorkerProcess], generation_id: str) -> Event | None:
+    """Kill the worker that waits for it while rendering the generation; return None if no worker waits yet."""
+    generation = storage.run_in_transaction(lambda session: session.get(Generation, generation_id), read_only=True)
+    if generation is None or generation.status != GenerationStatus.PROCESSING or generation.current_step != KILL_STEP:
         return None
-    member = next((member for member in crew if member.worker_id == generation.worker_id), None)
-    if member is None:
+    worker = next((worker for worker in workers if worker.worker_id == generation.worker_id), None)
+    if worker is None:
         return None
-    member.process.kill()
-    member.process.wait()
-    return Event(member.number, generation, is_kill=True)
+    worker.process.kill()
+    worker.process.wait()
+    return Event(worker.number, generation, is_kill=True)
 
 
-def _look(storage: Storage, batch_id: str | None, known: set[str]) -> list[tuple[Generation, str | None]]:
-    """Return what of the batch is finished and not yet `known`, the oldest first, each with who finished it."""
+def _find_finished(storage: Storage, batch_id: str | None, known: set[str]) -> list[tuple[Generation, str | None]]:
+    """Return the finished generations of the batch that are not in `known`, first finished first, with their worker."""
 
-    def look(session: Session) -> list[tuple[Generation, str | None]]:
+    def find(session: Session) -> list[tuple[Generation, str | None]]:
         ids = select(Generation.id).where(Generation.batch_id == batch_id, Generation.completed_at.is_not(None))
         ids = ids.order_by(Generation.completed_at)
         found: list[tuple[Generation, str | None]] = []
@@ -199,4 +207,4 @@ def _look(storage: Storage, batch_id: str | None, known: set[str]) -> list[tuple
                 found.append((generation, None if attempt is None else attempt.worker_id))
         return found
 
-    return storage.run_in_transaction(look, read_only=True)
+    return storage.run_in_transaction(find, read_only=True)

@@ -1,4 +1,4 @@
-"""The prompts of the demo: its own, or those of a file of lines, CSV or JSON."""
+"""The prompts of the demo: built-in ones, or those of a text, CSV or JSON file."""
 
 import csv
 import json
@@ -8,8 +8,8 @@ from typing import Any
 
 FAILING_PROMPT = "a doom metal riff so slow that it never starts, 0 BPM"
 
-# Several come back, as they do in life: that is what prompt statistics are for.
-OWN_PROMPTS = (
+# Some prompts repeat, as in real use, so that the prompt statistics show something.
+BUILT_IN_PROMPTS = (
     "hip hop beat at 140 BPM",
     "lofi rain on a night train, 78 BPM",
     "uplifting trance anthem at 138 BPM in F# minor",
@@ -43,8 +43,9 @@ COLUMNS = ("prompt", "overall_prompt", "caption", "text", "description")
 def read_prompts(path: Path) -> list[str]:
     """Return the prompts in the file at `path`, in order, without blank ones.
 
-    CSV and JSON are known by their extension; the column or key is the first of `COLUMNS` there is, or the only one.
-    Anything else holds a prompt a line. Raises ValueError where there is none to find, OSError for an unreadable file.
+    The extension tells CSV, TSV, JSON and JSON Lines; any other file has one prompt per line. Prompts are in the first
+    column or key of `COLUMNS` that exists, or in the only one. Raises ValueError if there are no prompts, OSError if
+    the file cannot be read.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -64,7 +65,7 @@ def read_prompts(path: Path) -> list[str]:
         raise ValueError(f"{path.name} cannot be read as {path.suffix[1:].upper()}: {error}") from None
     prompts = [prompt for prompt in prompts if prompt.strip()]
     if not prompts:
-        raise ValueError(f"{path.name} holds no prompts")
+        raise ValueError(f"{path.name} contains no prompts")
     return prompts
 
 
@@ -80,7 +81,7 @@ def _from_rows(rows: Any) -> Iterable[str]:
     if all(isinstance(row, str) for row in rows):
         return list(rows)
     if not all(isinstance(row, dict) for row in rows):
-        raise ValueError("expected every row to be a text, or every row an object")
+        raise ValueError("expected every row to be a text, or every row to be an object")
     keys = {key.lower(): key for key in rows[0] if isinstance(key, str)}
     key = next((keys[name] for name in COLUMNS if name in keys), None)
     if key is None:

@@ -1,4 +1,4 @@
-"""Music from words, with the standard library alone: enough to hear that a prompt was followed. Knows no storage."""
+"""A small synthesizer that renders a prompt to a WAV file, with the standard library alone. Uses no database."""
 
 import math
 import re
@@ -27,7 +27,7 @@ MINOR_SCALE = frozenset({0, 2, 3, 5, 7, 8, 10})
 MAJOR_PROGRESSION = (0, 7, 9, 5)
 MINOR_PROGRESSION = (0, 8, 3, 10)
 
-# Sixteen steps a bar: kick, snare, hat.
+# Sixteen steps per bar for kick, snare and hat; an x is a hit.
 BEATS: dict[str, tuple[str, str, str]] = {
     "four": ("x...x...x...x...", "....x.......x...", "..x...x...x...x."),
     "back": ("x.....x.x.......", "....x.......x...", "x.x.x.x.x.x.x.x."),
@@ -36,7 +36,7 @@ BEATS: dict[str, tuple[str, str, str]] = {
     "one": ("......x.......x.", "........x.......", "..x...x...x...x."),
     "none": ("................", "................", "................"),
 }
-# The first pattern found in the prompt decides: its tempo when the prompt names none, and its beat.
+# Pattern, tempo, beat. The first pattern found in the prompt sets the beat, and the tempo if the prompt names none.
 GENRES: tuple[tuple[str, int, str], ...] = (
     (r"drum (and|&|n) ?bass|\bdnb\b|jungle|breakbeat", 174, "break"),
     (r"ambient|drone|meditat|lullaby|requiem|choir|soundscape|\bsleep", 62, "none"),
@@ -57,12 +57,12 @@ MINOR_WORDS = r"minor|sad|dark|melanchol|eerie|horror|trap|dubstep|metal|techno|
 TEMPO = re.compile(r"(\d+(?:\.\d+)?)[\s-]*(?:bpm|beats per minute)\b", re.IGNORECASE)
 KEY = re.compile(r"\b([A-G])(#|b|♯|♭|[- ]sharp|[- ]flat)?[- ](minor|major|min|maj)\b")
 
-Sound: TypeAlias = "array[float]"  # array takes no brackets at run time before Python 3.12
+Sound: TypeAlias = "array[float]"  # a string, because array cannot be subscripted before Python 3.12
 
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """What the words of a prompt ask for; `root` is the key's semitone above C, `seed` the same for the same prompt."""
+    """The style that a prompt asks for; `root` is in semitones above C, `seed` depends only on the prompt."""
 
     bpm: int
     root: int
@@ -72,12 +72,12 @@ class Style:
 
     @property
     def key(self) -> str:
-        """The key as musicians write it: C, F#m."""
+        """The key in musical notation: C, F#m."""
         return NOTES[self.root] + ("m" if self.minor else "")
 
 
 def read_style(prompt: str) -> Style:
-    """Return the style that `prompt` asks for: "NNN BPM" and "in D minor" as written, the rest from its words."""
+    """Return the style that `prompt` asks for: the tempo and key it names, and the rest derived from its words."""
     words = prompt.lower()
     seed = zlib.crc32(prompt.encode("utf-8", "replace"))
     genre = next((genre for genre in GENRES if re.search(genre[0], words)), None)
@@ -97,14 +97,14 @@ def read_style(prompt: str) -> Style:
 def render(
     prompt: str, path: Path, duration_seconds: float, at_step: Callable[[float], None] = lambda fraction: None
 ) -> None:
-    """Write a stereo WAV of `duration_seconds` that follows `prompt` to `path`; all of it or none.
+    """Write a stereo WAV of `duration_seconds` in the style of `prompt` to `path`, completely or not at all.
 
-    Calls `at_step` with the fraction that is composed, from 0 on; what that raises ends it. Raises ValueError for a
-    tempo of 0 BPM.
+    Calls `at_step` with the fraction that is composed, from 0 to 1; an exception in it ends the rendering. Raises
+    ValueError for a tempo of 0 BPM.
     """
     style = read_style(prompt)
     if style.bpm == 0:
-        raise ValueError("cannot play at 0 BPM: the first beat would never end")
+        raise ValueError("cannot render a tempo of 0 BPM: name one above 0")
     left, right = _compose(style, max(1, round(duration_seconds * SAMPLE_RATE)), at_step)
     frames = _interleave(left, right).tobytes()
     partial = path.with_name(path.name + ".part")
@@ -148,7 +148,7 @@ def _compose(style: Style, frames: int, at_step: Callable[[float], None]) -> tup
 
 
 def _chord(style: Style, number: int) -> tuple[int, int, int]:
-    """Return the MIDI notes of the progression's chord `number`, below middle C."""
+    """Return the MIDI notes of chord `number` of the progression, rooted below middle C."""
     progression, scale = (MINOR_PROGRESSION, MINOR_SCALE) if style.minor else (MAJOR_PROGRESSION, MAJOR_SCALE)
     degree = progression[number % len(progression)]
     third = 4 if (degree + 4) % 12 in scale else 3
@@ -164,7 +164,7 @@ def _mix(at: int, sound: Sound, *tracks: Sound) -> None:
 
 
 def _interleave(left: Sound, right: Sound) -> "array[int]":
-    """Return both tracks as 16-bit frames, the loudest sample at 0.9 of full scale, the end faded out."""
+    """Return both tracks as 16-bit frames, with the loudest sample at 0.9 of full scale and a fade-out."""
     gain = 0.9 * 32_767 / max(1e-9, *(max(map(abs, track)) for track in (left, right)))
     fade = min(SAMPLE_RATE // 20, len(left))
     gains = array("d", [gain]) * (len(left) - fade) + array("d", [gain * level for level in _ramp(fade)])
@@ -184,7 +184,7 @@ def _silence(frames: int) -> Sound:
 
 @lru_cache(maxsize=64)
 def _pluck(note: int) -> Sound:
-    """Return a plucked string: Karplus and Strong's loop of noise, smoothed a little each time round."""
+    """Return a plucked string: noise in a loop that is smoothed each period (Karplus and Strong, 1983)."""
     period = round(SAMPLE_RATE / _frequency(note))
     string = [Random(note).uniform(-0.5, 0.5) for _ in range(period)]
     frames = round(SAMPLE_RATE * 0.5)
@@ -197,17 +197,17 @@ def _pluck(note: int) -> Sound:
 
 @lru_cache(maxsize=16)
 def _pad(chord: tuple[int, ...], frames: int) -> Sound:
-    """Return the chord held for `frames`, each note one cycle repeated; rounding to whole samples adds some chorus."""
+    """Return the chord held for `frames`. Each note repeats one cycle of whole samples, so it is slightly detuned."""
     sound = _silence(frames)
     for note in chord:
         period = round(SAMPLE_RATE / _frequency(note))
-        turns = [math.tau * number / period for number in range(period)]
-        cycle = array("d", [0.10 * (math.sin(turn) + math.sin(2 * turn) / 3) for turn in turns])
+        angles = [math.tau * number / period for number in range(period)]
+        cycle = array("d", [0.10 * (math.sin(angle) + math.sin(2 * angle) / 3) for angle in angles])
         _mix(0, cycle * (frames // period + 1), sound)
-    edge = min(SAMPLE_RATE // 10, frames // 2)
-    fall = _ramp(edge)
-    sound[:edge] = array("d", map(mul, sound[:edge], reversed(fall)))
-    sound[frames - edge :] = array("d", map(mul, sound[frames - edge :], fall))
+    fade = min(SAMPLE_RATE // 10, frames // 2)
+    gains = _ramp(fade)
+    sound[:fade] = array("d", map(mul, sound[:fade], reversed(gains)))
+    sound[frames - fade :] = array("d", map(mul, sound[frames - fade :], gains))
     return sound
 
 
