@@ -1,4 +1,4 @@
-"""The durable queue, history and prompt analytics of DGX Music. This page is the table of contents."""
+"""The durable queue, history and prompt analytics of DGX Music: the public API."""
 
 from .analytics import (
     Estimate,

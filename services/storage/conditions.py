@@ -1,4 +1,4 @@
-"""Conditions, orders and small expressions on generations that more than one module uses. Knows no session."""
+"""Conditions, orders and small expressions on generations that several modules use. Executes nothing."""
 
 from collections.abc import Sequence
 from typing import Any, Final
@@ -21,29 +21,29 @@ from sqlalchemy import (
 from .lifecycle import GenerationStatus
 from .models import Generation, QueueState
 
-# Literals: with a bound value neither database would use the partial indexes of the queue and of the leases.
+# Literals, because neither database uses a partial index (of the queue, of the leases) for a bound value.
 PENDING: Final = Generation.status == literal_column("'pending'")
 PROCESSING: Final = Generation.status == literal_column("'processing'")
 HAS_ATTEMPTS_LEFT: Final = Generation.attempt < Generation.max_attempts
 NOT_PAUSED: Final = select(QueueState.paused_at).scalar_subquery().is_(None)
 CLAIM_ORDER: Final = (Generation.priority.desc(), Generation.scheduled_at, Generation.id)
 
-# For UPDATE … RETURNING through a session: the returned rows replace what the session holds, so SQLAlchemy need not
-# guess beforehand which objects the statement changes.
+# Options for UPDATE … RETURNING through a session: the returned rows refresh the objects in the session, so SQLAlchemy
+# need not determine which objects the statement changes.
 REFRESH: Final = {"populate_existing": True, "synchronize_session": False}
 
 
 def newest_first(model: Any = Generation) -> tuple[Any, Any]:
-    """Return the order of histories: newest first, ties broken by id. Neither column changes in a stored row."""
+    """Return the ORDER BY of lists: newest first, then by id. Neither column changes once a row is stored."""
     return model.created_at.desc(), model.id.desc()
 
 
 def of_status(status: str, model: Any = Generation) -> ColumnElement[bool]:
-    """Return the condition for the history of one status, in the form that needs no sort on either database.
+    """Return the condition for one status, written so that newest_first() needs no sort on either database.
 
-    Completed rows are most of the table, so a walk through the history meets them soon; `status || ''` stops the
-    planner from using idx_generations_status and sorting what it finds. For the other statuses the second condition
-    makes the partial index idx_generations_status_created_at fit.
+    Most rows are completed, so a scan of idx_generations_created_at finds a page of them quickly: `status || ''` stops
+    the planner from using idx_generations_status, after which it would sort. For the other statuses, the second
+    condition lets it use the partial index idx_generations_status_created_at.
     """
     if status == GenerationStatus.COMPLETED:
         return and_(model.status.concat("") == status)
@@ -51,7 +51,7 @@ def of_status(status: str, model: Any = Generation) -> ColumnElement[bool]:
 
 
 def is_before(other: Any, job: Any) -> ColumnElement[bool]:
-    """Return the condition that `other` comes before `job` in claim order."""
+    """Return the condition that `other` precedes `job` in claim order."""
     is_older = tuple_(other.scheduled_at, other.id) < tuple_(job.scheduled_at, job.id)
     return or_(other.priority > job.priority, and_(other.priority == job.priority, is_older))
 
@@ -59,10 +59,11 @@ def is_before(other: Any, job: Any) -> ColumnElement[bool]:
 def distinct_priorities(
     waiting: Sequence[ColumnElement[bool]], due: ColumnElement[bool], enough: int | None = None
 ) -> CTE:
-    """Return the distinct priorities among `waiting`, highest first and None last, at one index seek each.
+    """Return the distinct priorities of the rows that meet `waiting`: highest first, None last, one index seek each.
 
     A loose index scan (https://wiki.postgresql.org/wiki/Loose_indexscan): a recursive query that seeks the next lower
-    priority. It stops after `enough` priorities that have a `due` row, so a million of them cost no more than one.
+    priority. It stops after `enough` priorities with a row that is `due`, so its cost does not grow with the number of
+    priorities. See ADR 16.
     """
     highest = func.max(Generation.priority).label("priority")
     seen = select(highest, literal_column("0", Integer).label("found")).where(*waiting).cte(recursive=True)
@@ -76,5 +77,5 @@ def distinct_priorities(
 
 
 def literal_int(number: int) -> ColumnElement[int]:
-    """Return `number` as part of the SQL text, not bound: planners weigh a LIMIT that they can read (ADR 43)."""
+    """Return `number` as part of the SQL text, not bound, because planners ignore a bound LIMIT (ADR 43)."""
     return bindparam(None, number, Integer, literal_execute=True)

@@ -1,7 +1,7 @@
-"""The API of the specification on the default database: init_db, sessions, and the functions that it puts here.
+"""The API of the specification on the default database: init_db, sessions, and the functions it names in this module.
 
-Every function but those defined in this module takes the session first and never commits: the block around the session
-does.
+The functions imported from other modules take a session as their first argument and never commit; the `with` block of
+the session does.
 """
 
 from collections.abc import Callable, Iterable
@@ -81,11 +81,12 @@ def init_db(
 ) -> None:
     """Make the database at `database_url` (else DATABASE_URL, else sqlite:///data/generations.db) the default one.
 
-    Creates it when missing, upgrades it when older, adopts one made without a version; at head it asks one small
-    question. `echo` logs SQL, `synchronous` FULL or NORMAL and `busy_timeout` (seconds) are SQLite's. Each call that
-    names a memory database makes a new, empty one. `replica_urls` (else DATABASE_REPLICA_URLS) answer read-only
-    sessions on PostgreSQL; pool and timeouts come from the environment, see Storage. Raises ForeignDatabaseError or
-    SchemaTooNewError, with nothing changed, for a database that is not this library's.
+    Creates a missing database, upgrades an older one, and adopts one that has this library's tables but no version; for
+    an up-to-date one it executes a single query. `echo` logs SQL; `synchronous`, FULL or NORMAL, and `busy_timeout`, in
+    seconds, are for SQLite. Each call that names a memory database creates a new, empty one. `replica_urls` (else
+    DATABASE_REPLICA_URLS) answer read-only sessions on PostgreSQL. The pool and timeouts are read from the environment,
+    see Storage. Raises ForeignDatabaseError or SchemaTooNewError, with nothing changed, for a database that this
+    library cannot upgrade.
     """
     storage = Storage(
         database_url, replica_urls=replica_urls, echo=echo, synchronous=synchronous, busy_timeout=busy_timeout
@@ -96,8 +97,14 @@ def init_db(
     try:
         try:
             storage.require_schema(refresh=True)
-        except (NotInitializedError, SchemaOutdatedError, SchemaTooNewError):  # migrations tell newer from foreign
-            from . import migrations  # Alembic doubles the import time, and a database at head needs none of it
+        except (
+            NotInitializedError,
+            SchemaOutdatedError,
+            SchemaTooNewError,
+        ):  # migrations.upgrade() tells a newer schema from a foreign one
+            from . import (
+                migrations,
+            )  # here, because Alembic doubles the import time and an up-to-date database does not need it
 
             migrations.upgrade(storage)
     except BaseException:
@@ -107,28 +114,28 @@ def init_db(
 
 
 def reset_database() -> None:
-    """Drop and create again every table of the default database, in one transaction. ALL DATA IS LOST."""
+    """Drop and recreate every table of the default database, in one transaction. ALL DATA IS LOST."""
     from . import migrations
 
     migrations.reset(get_storage())
 
 
 def get_session(*, read_only: bool = False) -> AbstractContextManager[Session]:
-    """Open a session of the default database: commits at the end of the `with` block, rolls back when it raises.
+    """Open a session of the default database: commit at the end of the `with` block, roll back if it raises.
 
-    A `read_only` one sees the database at one moment and raises ReadOnlyError instead of writing. Raises
-    NotInitializedError, SchemaOutdatedError or SchemaTooNewError when the schema is not this library's.
+    A `read_only` session reads one snapshot and raises ReadOnlyError for a write. Raises NotInitializedError,
+    SchemaOutdatedError or SchemaTooNewError if the schema is not at this library's revision.
     """
     return get_storage().session(read_only=read_only)
 
 
 def get_engine() -> Engine:
-    """Return the default database's SQLAlchemy engine; statements on it follow the same transaction rules."""
+    """Return the SQLAlchemy engine of the default database; its transactions begin as those of sessions do."""
     return get_storage().engine
 
 
 def run_in_transaction(
     fn: Callable[[Session], Result], *, attempts: int = TRANSACTION_ATTEMPTS, read_only: bool = False
 ) -> Result:
-    """Return what `fn(session)` returns, committed; see Storage.run_in_transaction()."""
+    """Run `fn(session)` in a transaction, commit it and return the result; see Storage.run_in_transaction()."""
     return get_storage().run_in_transaction(fn, attempts=attempts, read_only=read_only)

@@ -1,4 +1,4 @@
-"""What every mapped class shares: constraint names, column types, defaults at construction, and to_dict()."""
+"""The declarative base of all models: constraint names, column types, defaults at construction, to_dict()."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -12,7 +12,7 @@ from .types import UTCDateTime
 
 
 class Base(DeclarativeBase):
-    """The declarative base: a naming convention for constraints, and the column types of Python types."""
+    """The declarative base: a naming convention for constraints, and the column type of each Python type."""
 
     metadata = MetaData(
         naming_convention={
@@ -26,15 +26,15 @@ class Base(DeclarativeBase):
 
 
 def partial_index(name: str, where: str, *columns: Any, unique: bool = False) -> Index:
-    """Return an index of the rows that meet `where`.
+    """Return a partial index of the rows that meet `where`.
 
-    The condition is in `info`: SQLAlchemy's own options import the dialects they are named for, 50 ms for everybody.
+    The condition is in `info`, because SQLAlchemy's options (sqlite_where) import the dialects, which takes 50 ms.
     """
     return Index(name, *columns, unique=unique, info={"where": where})
 
 
 class SameAs:
-    """A column default that repeats another column's value, at construction and in a Core insert alike."""
+    """A column default: the value of another column. Works at construction and in a Core insert."""
 
     def __init__(self, column: str) -> None:
         self.column = column
@@ -50,10 +50,11 @@ def _defaults(model: type[Base]) -> list[tuple[str, Any]]:
 
 @event.listens_for(Base, "init", propagate=True)
 def _fill_defaults(row: Base, args: Any, values: dict[str, Any]) -> None:
-    """Give a new row its column defaults, or None, at once and not first at flush; explicit values win.
+    """Set the column defaults, or None, when a row is constructed instead of at the flush; explicit values win.
 
-    Straight into the row, as loading does: our own constants are valid, and validation is half of what a row costs.
-    Without the None, a row that was stored and whose session is closed could not be asked for that column.
+    Writes to `__dict__`, as SQLAlchemy does when it loads a row: the defaults are valid, and validation takes half of
+    the time to construct a row. Without the None, reading an unset column after the session is closed would raise
+    DetachedInstanceError.
     """
     state = row.__dict__
     for key, default in _defaults(type(row)):
@@ -69,7 +70,7 @@ def _fill_defaults(row: Base, args: Any, values: dict[str, Any]) -> None:
 
 
 class MetadataAttribute:
-    """`metadata` of a row: its JSON text. On the class it stays SQLAlchemy's MetaData, which declarative needs."""
+    """The attribute `metadata`: the JSON text on a row, SQLAlchemy's MetaData on the class. See ADR 4."""
 
     def __get__(self, row: Any, owner: type[Any]) -> Any:
         return owner.registry.metadata if row is None else row.metadata_json
@@ -79,13 +80,13 @@ class MetadataAttribute:
 
 
 class HasMetadata:
-    """Carry the descriptor on a mixin: SQLAlchemy refuses (2.0) or warns (2.1) when the mapped class itself has it."""
+    """A mixin for MetadataAttribute: SQLAlchemy 2.0 refuses it on a mapped class, and 2.1 warns. See ADR 4."""
 
     metadata = MetadataAttribute()
 
 
 def to_dict(row: Base) -> dict[str, Any]:
-    """Return every column of `row` under its name in the database; times in ISO 8601 with their offset."""
+    """Return the values of all columns by column name; times in ISO 8601 with an offset."""
     state: InstanceState[Any] = inspect(row)
     values = {attribute.columns[0].name: getattr(row, attribute.key) for attribute in state.mapper.column_attrs}
     return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in values.items()}

@@ -1,4 +1,4 @@
-"""What can go wrong, as types. A class's docstring is its default message; every message ends with what to do."""
+"""The exceptions of the library. The docstring of a class is its default message, which ends with what to do."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -33,7 +33,7 @@ class ForeignDatabaseError(StorageError):
 
 
 class CopyError(StorageError):
-    """The copy was refused: copy into an empty database, from a source whose every row is sound."""
+    """The copy was refused: the target must be empty, and every row of the source valid."""
 
     def __init__(
         self, message: str | None = None, *, refused: Sequence[Any] = (), orig: BaseException | None = None
@@ -43,11 +43,11 @@ class CopyError(StorageError):
 
 
 class IllegalTransitionError(StorageError, ValueError):
-    """A generation cannot make that change of status: read its status first."""
+    """The generation cannot change to that status: read its current status first."""
 
     def __init__(self, current: str | None = None, target: str | None = None) -> None:
         super().__init__(
-            f"status cannot go from {current!r} to {target!r}: see LEGAL_MOVES in services.storage.schema"
+            f"status cannot change from {current!r} to {target!r}: see LEGAL_MOVES in services.storage.schema"
             if current
             else None
         )
@@ -55,27 +55,27 @@ class IllegalTransitionError(StorageError, ValueError):
         self.target = target
 
     def __reduce__(self) -> tuple[type["IllegalTransitionError"], tuple[str | None, str | None]]:
-        return type(self), (self.current, self.target)  # to another process: the message is made of these
+        return type(self), (self.current, self.target)  # pickle would pass the message as `current`
 
 
 class LeaseLostError(StorageError):
-    """The lease is no longer this worker's: the generation was reclaimed, finished or deleted; drop the result."""
+    """The lease is no longer this worker's: the generation was reclaimed, finished or deleted; discard the result."""
 
 
 class ConflictError(StorageError):
-    """Another writer was there first: read the row again and decide anew."""
+    """Another writer created, changed or deleted the row first: read it again before you retry."""
 
 
 class ConstraintError(StorageError, ValueError):
-    """The database refused a value that breaks one of its constraints."""
+    """The database refused a value that violates a constraint: correct the value."""
 
 
 class InvalidCursorError(StorageError, ValueError):
-    """The cursor is not one of this query's: start again from the first page."""
+    """The cursor does not belong to this query: start again from the first page."""
 
 
 class ReadOnlyError(StorageError):
-    """The database or session is read-only: write in a session of the primary, or mend the file's permissions."""
+    """The database or session is read-only: write in a session of the primary, or correct the file's permissions."""
 
 
 class FullError(StorageError):
@@ -83,7 +83,7 @@ class FullError(StorageError):
 
 
 class CorruptError(StorageError):
-    """The file is not a sound SQLite database: restore a backup."""
+    """The database is damaged, or the file is not an SQLite database: restore a backup."""
 
 
 class UnreachableError(StorageError):
@@ -91,7 +91,7 @@ class UnreachableError(StorageError):
 
 
 class AccessDeniedError(StorageError):
-    """The database user lacks a right here: make it the owner of the database, or GRANT what it needs."""
+    """The database user lacks a privilege: make it the owner of the database, or GRANT it the privilege."""
 
 
 class DriverMissingError(StorageError, ImportError):
@@ -103,7 +103,7 @@ class PoolTimeoutError(StorageError, TimeoutError):
 
 
 class RetryableError(StorageError):
-    """The transaction was undone and may succeed when run again: use run_in_transaction()."""
+    """The transaction was rolled back and may succeed if run again: use run_in_transaction()."""
 
 
 class BusyError(RetryableError):
@@ -111,7 +111,7 @@ class BusyError(RetryableError):
 
 
 class SerializationError(RetryableError):
-    """The transaction collided with a concurrent one and was undone: use run_in_transaction()."""
+    """The transaction conflicted with a concurrent one and was rolled back: use run_in_transaction()."""
 
 
 class StatementTimeoutError(StorageError, TimeoutError):
@@ -119,4 +119,4 @@ class StatementTimeoutError(StorageError, TimeoutError):
 
 
 class DisconnectedError(RetryableError):
-    """The connection to the database was lost: whether the last commit arrived is unknown; look before repeating."""
+    """The connection to the database was lost: check whether the last commit took effect before you repeat it."""

@@ -1,6 +1,6 @@
-"""The life cycle of a generation: its statuses, the legal moves, and what a move changes in the other columns.
+"""The lifecycle of a generation: its statuses, the legal moves, and the other columns that a move changes.
 
-Knows no SQLAlchemy and no database; attributes and SQL statements both take their values from here.
+Does not use SQLAlchemy. Attributes and SQL statements take the values they set from here.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from .types import utcnow
 
 
 class GenerationStatus(StrEnum):
-    """The statuses of a generation. Members are strings: they compare, print and serialize as their word."""
+    """The statuses of a generation. Members are strings: they compare, print and serialize as their value."""
 
     PENDING = "pending"
     PROCESSING = "processing"
@@ -21,7 +21,7 @@ class GenerationStatus(StrEnum):
 
 
 class AttemptOutcome(StrEnum):
-    """How an attempt under a lease ended. Members are strings: they compare, print and serialize as their word."""
+    """How an attempt under a lease ended. Members are strings: they compare, print and serialize as their value."""
 
     COMPLETED = "completed"
     FAILED = "failed"
@@ -46,26 +46,26 @@ LEGAL_MOVES: Final[Mapping[GenerationStatus, frozenset[GenerationStatus]]] = {
 def validate_status(status: str) -> str:
     """Return `status` as a plain string.
 
-    Raises ValueError when it is not one of the values of `GenerationStatus`.
+    Raises ValueError if it is not a value of `GenerationStatus`.
     """
     try:
-        return GenerationStatus(str.__str__(status)).value  # str.__str__ also reads a member of another str enum
+        return GenerationStatus(str.__str__(status)).value  # str.__str__ also accepts members of other str enums
     except (TypeError, ValueError):
         known = ", ".join(GenerationStatus)
         raise ValueError(f"status must be one of {known}, not {str(status)[:40]!r}") from None
 
 
 def is_legal_move(current: str, target: str) -> bool:
-    """Tell whether a stored row may go from status `current` to `target`."""
+    """Return whether the status of a stored row may change from `current` to `target`."""
     if current == target or current not in list(GenerationStatus):
         return True
     return target in LEGAL_MOVES[GenerationStatus(current)]
 
 
 def transition_values(current: str | None, target: str) -> dict[str, Any]:
-    """Return the values of the other columns after a status goes from `current` to `target`.
+    """Return the new values of the other columns when a status changes from `current`, None for a new row, to `target`.
 
-    `completed_at` is the time to set where the row has none yet. See ADR 5.
+    A row that has a `completed_at` keeps it. See ADR 5.
     """
     values: dict[str, Any] = {}
     if target in FINISHED:

@@ -1,8 +1,8 @@
-"""Every limit and default of the library, each said once. Imports nothing."""
+"""The limits and defaults of the library."""
 
 from typing import Final
 
-# Longest texts, in characters.
+# Maximum length of texts, in characters.
 ID_LIMIT: Final = 64
 NAME_LIMIT: Final = 255
 PATH_LIMIT: Final = 4_096
@@ -16,7 +16,7 @@ JSON_DEPTH_LIMIT: Final = 32
 # Numbers.
 INTEGER_LIMIT: Final = 2**31 - 1
 BIG_INTEGER_LIMIT: Final = 2**63 - 1
-FLOAT_LIMIT: Final = 1e300  # the CHECK constraints use it to refuse infinities
+FLOAT_LIMIT: Final = 1e300  # CHECK constraints have the same limit, to refuse infinities
 SECONDS_LIMIT: Final = 365 * 24 * 3_600  # of a lease, a poll interval, a grace period
 
 # Defaults of the public functions.
@@ -28,5 +28,5 @@ GRACE_SECONDS: Final = 30.0
 BUSY_TIMEOUT_SECONDS: Final = 5.0
 TRANSACTION_ATTEMPTS: Final = 5
 
-# Rows that one statement names or writes.
+# Maximum number of rows that one statement reads by id or writes.
 ROWS_PER_STATEMENT: Final = 1_000

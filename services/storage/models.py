@@ -1,4 +1,4 @@
-"""The rows: what one generation, prompt or attempt knows and may do. Never sees a session, an engine or another row."""
+"""The mapped classes: Generation, Prompt, Attempt and QueueState. Uses no session, no engine and no other rows."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -22,27 +22,28 @@ from . import validation
 from .declarative import Base, HasMetadata, SameAs, partial_index, to_dict
 from .errors import IllegalTransitionError
 from .lifecycle import FINISHED, GenerationStatus, is_legal_move, transition_values, validate_status
+from .limits import MAX_ATTEMPTS
 from .types import BigInt, JSONObject, JSONText, load_json_object, utcnow, uuid7
 
 __all__ = ["Attempt", "Base", "Generation", "Lease", "Prompt", "QueueState"]
 
 
 class Lease(NamedTuple):
-    """A worker's right to finish one attempt at a generation; `attempt` is the fence against one that came back."""
+    """A worker's right to finish an attempt at a generation; `attempt` fences off one that lost its lease (ADR 17)."""
 
     generation_id: str
     worker_id: str
     attempt: int
 
 
-class _Sum(int):
-    """A count to read now; at the flush the database adds the last `added` of it to what it holds by then."""
+class _PendingCount(int):
+    """The expected use count; at the flush, the database adds only `added` to the count stored by then."""
 
     added: int = 0
 
 
 class Prompt(Base):
-    """A text people generate from, and how often they did."""
+    """A distinct text of generations, and how often it was used."""
 
     __tablename__ = "prompts"
 
@@ -54,8 +55,8 @@ class Prompt(Base):
 
     __mapper_args__ = {"eager_defaults": True}
     __table_args__ = (
-        # get_prompt_by_text and the upsert of create. PostgreSQL refuses b-tree keys over 2.7 kB, so there the
-        # revisions make a unique index on md5(text) instead, which Alembic could not compare on SQLite.
+        # get_prompt_by_text and the upsert of create. PostgreSQL refuses b-tree keys over 2.7 kB, so the revisions
+        # create a unique index on md5(text) there (ADR 7). It is not in the models, because SQLite has no md5().
         UniqueConstraint("text", info={"only_on": "sqlite"}),
         # get_most_used_prompts
         Index("idx_prompts_used_count", used_count.desc(), id),
@@ -64,22 +65,22 @@ class Prompt(Base):
 
     @validates("text", "used_count", "first_used_at", "last_used_at")
     def _validate(self, field: str, value: Any) -> Any:
-        if isinstance(value, (ColumnElement, _Sum)):
+        if isinstance(value, (ColumnElement, _PendingCount)):
             return value
         return validation.validate_prompt_field(field, value)
 
     def increment_usage(self) -> None:
-        """Count one more use now.
+        """Count one use now.
 
-        On a stored prompt the sum is made by the database at the next flush, so two sessions lose no count.
+        For a stored prompt, the database adds to its own count at the next flush, so concurrent sessions lose no use.
         """
-        count = _Sum(self.used_count + 1)
+        count = _PendingCount(self.used_count + 1)
         count.added = getattr(self.used_count, "added", 0) + 1
         self.used_count = count if inspect(self).has_identity else int(count)
         self.last_used_at = utcnow()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return every column under its name; times in ISO 8601 with their offset."""
+        """Return the values of all columns by column name; times in ISO 8601 with an offset."""
         return to_dict(self)
 
     def __repr__(self) -> str:
@@ -89,12 +90,12 @@ class Prompt(Base):
 @event.listens_for(Prompt, "before_update")
 def _add_in_sql(mapper: Any, connection: Any, prompt: Prompt) -> None:
     count: Any = prompt.__dict__.get("used_count")
-    if isinstance(count, _Sum):
+    if isinstance(count, _PendingCount):
         prompt.used_count = Prompt.used_count + count.added
 
 
 class Generation(HasMetadata, Base):
-    """A music generation job: the row that is the queue entry is the row that is the history."""
+    """A music generation job: one row is both the queue entry and the history."""
 
     __tablename__ = "generations"
 
@@ -117,7 +118,7 @@ class Generation(HasMetadata, Base):
     priority: Mapped[int] = mapped_column(default=0)
     scheduled_at: Mapped[datetime] = mapped_column(default=SameAs("created_at"))
     attempt: Mapped[int] = mapped_column(default=0)
-    max_attempts: Mapped[int] = mapped_column(default=3)
+    max_attempts: Mapped[int] = mapped_column(default=MAX_ATTEMPTS)
     started_at: Mapped[datetime | None]
     worker_id: Mapped[str | None]
     lease_expires_at: Mapped[datetime | None] = mapped_column()
@@ -133,26 +134,26 @@ class Generation(HasMetadata, Base):
 
     __mapper_args__ = {"version_id_col": version}
     __table_args__ = (
-        # count_generations, get_database_stats: narrow, so that counting reads the fewest pages
+        # count_generations, get_database_stats: the smallest index, so that counting reads few pages
         Index("idx_generations_status", status),
         # get_all_generations, list_generations: newest first
         Index("idx_generations_created_at", created_at.desc(), id.desc()),
-        # the histories of one status; completed rows are most of the table and found by the index above
+        # list_generations(status=…) except for completed, which uses the index above: most rows are completed
         partial_index(
             "idx_generations_status_created_at", "status <> 'completed'", status, created_at.desc(), id.desc()
         ),
         # list_generations(model_name=…)
         Index("idx_generations_model_name", model_name, created_at.desc(), id.desc()),
-        # throughput and durations of what finished lately, pruning
+        # throughput and durations of recently finished generations, pruning
         partial_index("idx_generations_completed_at", "completed_at IS NOT NULL", completed_at),
-        # claim, get_pending_generations, queue position; led by status, or SQLite without statistics takes the narrow
-        # index on status and sorts the whole backlog
+        # claim, get_pending_generations, queue position; status comes first because SQLite without statistics would
+        # otherwise use idx_generations_status and sort the whole backlog
         partial_index("idx_generations_due", "status = 'pending'", status, priority.desc(), scheduled_at, id),
         # claim(model_names=…)
         partial_index(
             "idx_generations_due_model", "status = 'pending'", status, model_name, priority.desc(), scheduled_at, id
         ),
-        # reclaim, running jobs; led by status for the same reason
+        # reclaim, processing generations; status comes first for the same reason
         partial_index("idx_generations_lease", "status = 'processing'", status, lease_expires_at),
         # the cascade of delete_prompt, list_generations(prompt=…)
         Index("idx_generations_prompt_id", prompt_id, created_at.desc(), id.desc()),
@@ -169,7 +170,7 @@ class Generation(HasMetadata, Base):
             "(status IN ('completed', 'failed', 'cancelled')) = (completed_at IS NOT NULL)", name="finished_has_time"
         ),
         CheckConstraint("lease_expires_at IS NULL OR status = 'processing'", name="lease_while_processing"),
-        # The upper bounds refuse infinities, NaN and, on SQLite, text: it sorts above every number there.
+        # The upper bounds refuse infinities, NaN and, on SQLite, text, which is greater than any number.
         CheckConstraint("duration_seconds > 0 AND duration_seconds <= 1e300", name="duration_positive"),
         CheckConstraint("sample_rate BETWEEN 1 AND 2147483647", name="sample_rate_positive"),
         CheckConstraint("channels IN (1, 2)", name="channels_mono_or_stereo"),
@@ -184,12 +185,14 @@ class Generation(HasMetadata, Base):
     def _validate(self, field: str, value: Any) -> Any:
         valid = validation.validate_generation_field(field, value)
         if field == "prompt" and inspect(self).has_identity and valid != self.prompt:
-            raise ValueError("prompt of a stored generation cannot change: clone_generation() makes a variation")
+            raise ValueError(
+                "prompt of a stored generation cannot change: use clone_generation() to create a variation"
+            )
         return valid
 
     @validates("status")
     def _change_status(self, field: str, value: Any) -> str:
-        """Carry what a status means into the other columns, so that assigning it is as safe as calling a method."""
+        """Set the columns that depend on the status, so that assigning a status keeps the row valid. See ADR 5."""
         target = validate_status(value)
         current = self.status
         if current is not None and not is_legal_move(current, target):
@@ -204,43 +207,43 @@ class Generation(HasMetadata, Base):
 
     @property
     def is_pending(self) -> bool:
-        """Whether it waits to be claimed."""
+        """Whether the status is pending."""
         return self.status == GenerationStatus.PENDING
 
     @property
     def is_processing(self) -> bool:
-        """Whether a worker has it."""
+        """Whether the status is processing."""
         return self.status == GenerationStatus.PROCESSING
 
     @property
     def is_complete(self) -> bool:
-        """Whether it ended with a track."""
+        """Whether the status is completed."""
         return self.status == GenerationStatus.COMPLETED
 
     @property
     def is_failed(self) -> bool:
-        """Whether it ended with an error."""
+        """Whether the status is failed."""
         return self.status == GenerationStatus.FAILED
 
     @property
     def is_cancelled(self) -> bool:
-        """Whether it ended because someone asked for that."""
+        """Whether the status is cancelled."""
         return self.status == GenerationStatus.CANCELLED
 
     @property
     def is_finished(self) -> bool:
-        """Whether it ended: completed, failed or cancelled."""
+        """Whether the status is completed, failed or cancelled."""
         return self.status in FINISHED
 
     @property
     def lease(self) -> Lease | None:
-        """The lease under which a worker has it, or None when it is not leased."""
+        """The current lease, or None without one."""
         if self.lease_expires_at is None or self.worker_id is None:
             return None
         return Lease(self.id, self.worker_id, self.attempt)
 
     def get_metadata(self) -> dict[str, Any]:
-        """Return a copy of the metadata as a dict: {} where there is none or the stored text is unreadable."""
+        """Return the metadata as a new dict; {} if there is none or the stored text is not a JSON object."""
         stored = self.metadata_json
         return {} if stored is None else load_json_object(stored) or {}
 
@@ -249,28 +252,28 @@ class Generation(HasMetadata, Base):
         self.metadata_json = metadata_dict  # type: ignore[assignment]  # validation turns it into text
 
     def mark_processing(self) -> None:
-        """Say that work has begun, outside any lease. Raises IllegalTransitionError on a finished generation."""
+        """Set the status to processing, without a lease. Raises IllegalTransitionError if it is finished."""
         self.status = GenerationStatus.PROCESSING
 
     def mark_completed(self, generation_time: float) -> None:
-        """Say that the track is there, after `generation_time` seconds of work.
+        """Set the status to completed, after `generation_time` seconds of work.
 
-        Raises IllegalTransitionError when it failed or was cancelled before, ValueError or TypeError for a bad time.
+        Raises IllegalTransitionError if it has failed or was cancelled, ValueError or TypeError for an invalid time.
         """
         generation_time = validation.validate_generation_field("generation_time_seconds", generation_time)
         self.status = GenerationStatus.COMPLETED
         self.generation_time_seconds = generation_time
 
     def mark_failed(self, error_message: str) -> None:
-        """Say that it ended with an error; the message is cleaned and cut to 8,192 characters, never refused.
+        """Set the status to failed. Any message is accepted; it is cut to 8,192 characters.
 
-        Raises IllegalTransitionError when it was completed or cancelled before.
+        Raises IllegalTransitionError if it was completed or cancelled.
         """
         self.status = GenerationStatus.FAILED
         self.error_message = error_message
 
     def to_dict(self) -> dict[str, Any]:
-        """Return every column under its name; times in ISO 8601 with their offset, JSON as dicts."""
+        """Return the values of all columns by column name; times in ISO 8601 with an offset, JSON as dicts."""
         return to_dict(self) | {"metadata": self.get_metadata()}
 
     def __repr__(self) -> str:
@@ -291,7 +294,7 @@ class Attempt(Base):
     error_message: Mapped[str | None]
 
     __table_args__ = (
-        # get_queue_stats, estimate_completion, explain_wait: workers alive
+        # get_queue_stats, estimate_completion, explain_wait: active workers
         Index("idx_attempts_finished_at", finished_at),
         CheckConstraint(
             "outcome IN ('completed', 'failed', 'lost', 'released', 'cancelled')",
@@ -300,7 +303,7 @@ class Attempt(Base):
     )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return every column under its name; times in ISO 8601 with their offset."""
+        """Return the values of all columns by column name; times in ISO 8601 with an offset."""
         return to_dict(self)
 
     def __repr__(self) -> str:
@@ -308,7 +311,7 @@ class Attempt(Base):
 
 
 class QueueState(Base):
-    """The one row that says whether claims are paused; without a row they are not."""
+    """The single row that stores whether claims are paused; without it they are not."""
 
     __tablename__ = "queue_state"
 

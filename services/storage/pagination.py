@@ -1,7 +1,7 @@
-"""Keyset pages of generations, newest first, and the opaque cursors between them. Never a growing OFFSET.
+"""Keyset pagination of generations, newest first, with opaque cursors. See ADR 40.
 
-A cursor holds the place it points at, not a row, so pages stay right while rows are added and when its own row is
-deleted; and a digest of the query it belongs to, so that it cannot be used with another.
+A cursor holds the created_at and id of the last row of a page, so it stays valid when that row is deleted, and a digest
+of its query, so that it cannot be used with another query.
 """
 
 import base64
@@ -28,21 +28,21 @@ DIGEST_BYTES = 8
 
 @dataclass(frozen=True)
 class Page(Generic[Item]):
-    """Some of the items, in order, and the cursor of the next page: None on the last one."""
+    """The items of a page, and the cursor of the next page, None on the last one."""
 
     items: list[Item]
     next: str | None
 
 
 class PagePosition(NamedTuple):
-    """A place in the history: what is stored as created_at there (its text, on SQLite), and the id."""
+    """A position in newest_first() order: created_at as stored (on SQLite the text), and the id."""
 
     created_at: str | int | float
     id: str
 
 
 def after_position(position: PagePosition | None, model: Any = Generation) -> list[ColumnElement[bool]]:
-    """Return the conditions on `model` of what follows `position` in newest_first() order."""
+    """Return the conditions for the rows of `model` that follow `position` in newest_first() order."""
     if position is None:
         return []
     stored = literal(position.created_at, TimeText())
@@ -52,7 +52,7 @@ def after_position(position: PagePosition | None, model: Any = Generation) -> li
 def fetch_page(session: Session, statement: Select[Any], *, query: Mapping[str, Any], limit: int) -> Page[Generation]:
     """Return the first `limit` generations of `statement`, which selects them in newest_first() order.
 
-    `query` is what the cursor is bound to. Raises InvalidCursorError for a position that was never in this database.
+    The cursor is valid for `query` only. Raises InvalidCursorError for a position that the database cannot compare.
     """
     statement = statement.add_columns(type_coerce(Generation.created_at, TimeText()).label("position")).limit(limit + 1)
     try:
@@ -68,7 +68,7 @@ def fetch_page(session: Session, statement: Select[Any], *, query: Mapping[str, 
 
 
 def encode_cursor(position: PagePosition, query: Mapping[str, Any]) -> str:
-    """Return `position` in the answer to `query` as text that is safe in a URL."""
+    """Return the cursor for `position` in the result of `query`, as URL-safe text."""
     payload = json.dumps(position, separators=(",", ":")).encode()
     return base64.urlsafe_b64encode(VERSION + _digest(payload, query) + payload).decode().rstrip("=")
 
@@ -76,7 +76,7 @@ def encode_cursor(position: PagePosition, query: Mapping[str, Any]) -> str:
 def decode_cursor(cursor: str | None, query: Mapping[str, Any]) -> PagePosition | None:
     """Return the position of a cursor, or None for None.
 
-    Raises InvalidCursorError for anything that encode_cursor() did not make for the same `query`.
+    Raises InvalidCursorError for anything but a result of encode_cursor() for the same `query`.
     """
     if cursor is None:
         return None
@@ -99,5 +99,5 @@ def decode_cursor(cursor: str | None, query: Mapping[str, Any]) -> PagePosition 
 
 
 def _digest(payload: bytes, query: Mapping[str, Any]) -> bytes:
-    described = json.dumps(query, sort_keys=True, default=str).encode()
-    return hashlib.sha256(VERSION + len(payload).to_bytes(8, "big") + payload + described).digest()[:DIGEST_BYTES]
+    query_text = json.dumps(query, sort_keys=True, default=str).encode()
+    return hashlib.sha256(VERSION + len(payload).to_bytes(8, "big") + payload + query_text).digest()[:DIGEST_BYTES]

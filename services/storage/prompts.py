@@ -1,4 +1,4 @@
-"""Count, read, list and delete prompts. Takes the session first; never commits."""
+"""Count, read, list and delete prompts. Functions take the session first and never commit."""
 
 from functools import cache
 from typing import Any
@@ -14,17 +14,17 @@ from .validation import is_storable, validate_count, validate_prompt_field
 
 
 def track_prompt_usage(session: Session, prompt_text: str) -> Prompt:
-    """Count one use of a prompt, new or known, and return it; the sum is made by the database.
+    """Count one use of a prompt, which is created if it is new, and return it; the database adds up the count.
 
-    create_generation() has done so already for its own. Raises ValueError or TypeError for a text that is no prompt.
+    create_generation() does this itself. Raises ValueError or TypeError for an invalid text.
     """
     return count_use(session, validate_prompt_field("text", prompt_text))
 
 
 def get_prompt(session: Session, prompt_id: int) -> Prompt | None:
     """Return the prompt with this id, or None."""
-    prompt_id = validate_count("prompt_id", prompt_id, minimum=-INTEGER_LIMIT)
-    return session.get(Prompt, prompt_id) if prompt_id <= INTEGER_LIMIT else None
+    storable = _storable_id(prompt_id)
+    return None if storable is None else session.get(Prompt, storable)
 
 
 def get_prompt_by_text(session: Session, text: str) -> Prompt | None:
@@ -35,31 +35,38 @@ def get_prompt_by_text(session: Session, text: str) -> Prompt | None:
 
 
 def get_all_prompts(session: Session, limit: int = PAGE_SIZE, offset: int = 0) -> list[Prompt]:
-    """Return prompts, most used first, ties broken by age."""
-    portion = {"limit": validate_count("limit", limit), "offset": validate_count("offset", offset)}
-    return list(session.scalars(_select_by_use(), portion))
+    """Return prompts, most used first, then by id."""
+    parameters = {"limit": validate_count("limit", limit), "offset": validate_count("offset", offset)}
+    return list(session.scalars(_select_by_use(), parameters))
 
 
 def get_most_used_prompts(session: Session, limit: int = 10) -> list[Prompt]:
-    """Return the most frequently used prompts, ties broken by age."""
+    """Return the most frequently used prompts, then by id."""
     return get_all_prompts(session, limit=limit)
 
 
 def delete_prompt(session: Session, prompt_id: int) -> bool:
-    """Delete a prompt with all its generations and their attempts; tell whether there was one."""
-    prompt_id = validate_count("prompt_id", prompt_id, minimum=-INTEGER_LIMIT)
-    if prompt_id > INTEGER_LIMIT:
+    """Delete a prompt, its generations and their attempts; return whether the prompt existed."""
+    storable = _storable_id(prompt_id)
+    if storable is None:
         return False
     session.flush()
-    deleted = session.scalars(delete(Prompt).where(Prompt.id == prompt_id).returning(Prompt.id)).one_or_none()
+    deleted = session.scalars(delete(Prompt).where(Prompt.id == storable).returning(Prompt.id)).one_or_none()
     for row in list(session.identity_map.values()):
-        # The database has deleted it too; an expired one would be looked for, and finds out by itself when it is read.
-        if isinstance(row, Generation) and row.__dict__.get("prompt_id") == prompt_id:
+        # Deleted by the database's cascade. Expired objects are skipped: reading prompt_id would query each of them,
+        # and they raise ObjectDeletedError when they are read.
+        if isinstance(row, Generation) and row.__dict__.get("prompt_id") == storable:
             session.expunge(row)
     return deleted is not None
 
 
-@cache  # building it takes as long as executing it
+def _storable_id(prompt_id: int) -> int | None:
+    """Return `prompt_id` as an int, or None if it is too large to be stored."""
+    number = validate_count("prompt_id", prompt_id, minimum=-INTEGER_LIMIT)
+    return number if number <= INTEGER_LIMIT else None
+
+
+@cache  # building the statement takes as long as executing it
 def _select_by_use() -> Select[Any]:
     ranked = select(Prompt).order_by(Prompt.used_count.desc(), Prompt.id)
     return ranked.limit(bindparam("limit", type_=BigInteger())).offset(bindparam("offset", type_=BigInteger()))

@@ -1,4 +1,4 @@
-"""The schema as the specification names it: statuses, revisions, and the SQL of a new SQLite database."""
+"""The module of the specification for the schema: statuses, revisions, and the SQL of a new SQLite database."""
 
 from typing import Final
 
@@ -15,8 +15,8 @@ __all__ = [
     "validate_status",
 ]
 
-# Oldest first. A literal, so that opening a database at head needs neither Alembic nor the scripts; a test compares
-# it with them.
+# Oldest first. Repeated here, so that opening an up-to-date database needs neither Alembic nor its scripts; a test
+# compares both.
 REVISIONS: Final = ("001", "002", "003", "004", "005", "006", "007", "008")
 
 

@@ -1,6 +1,7 @@
-"""Full-text search of prompts, and of generations through them. What a query may say stands in search_query.py.
+"""Full-text search of prompts, and of generations by their prompts. search_query.py has the query language.
 
-The database finds what matches; how relevant that is, and where it matches, is told here, alike on every database.
+The database finds the matches. Rank and snippets are computed in Python, so they are the same on both databases. See
+ADR 41.
 """
 
 from collections.abc import Sequence
@@ -22,16 +23,16 @@ from .validation import validate_count
 
 Order = Literal["relevance", "used", "newest"]
 
-# Ranking reads texts: this many take 10 ms, and of a common word nobody looks through more.
-RANKED = 2_000
-# Up to this many prompts are gathered and sorted; of more, or of what is met OFTEN, enough are met soon by walking in
-# the order wanted. At 1,000,000 rows both take some milliseconds.
-GATHERED = 3_000
+# Relevance ranks at most this many of the newest matches: reading and ranking their texts takes 10 ms.
+RANKED_LIMIT = 2_000
+# Up to this many matching prompts are collected by id and then sorted. More matches are common, so a scan in the order
+# of the result finds enough of them. At 1,000,000 rows both take a few milliseconds (ADR 43).
+COLLECTED_LIMIT = 3_000
 
 
 @dataclass(frozen=True)
 class PromptMatch:
-    """A prompt that answers a search, the part of its text that does, and how relevant it is among the others."""
+    """A prompt that matches a search, the snippet of its text around the first match, and its relevance."""
 
     prompt: Prompt
     snippet: str
@@ -46,11 +47,12 @@ def search_prompts(
     order_by: Order = "relevance",
     marks: tuple[str, str] = ("[", "]"),
 ) -> list[PromptMatch]:
-    """Return the prompts that answer `query`, at most `limit`.
+    """Return at most `limit` prompts that match `query`.
 
-    `order_by` relevance ranks the newest 2,000 of them (Query.rank has the formula), "used" puts the most used first,
-    "newest" those first used last. Each match in a snippet stands between the two `marks`. Any string is a valid query.
-    Raises ValueError or TypeError for a bad limit or order, TypeError for a query that is not text.
+    `order_by` "relevance" ranks the newest 2,000 matches (Query.rank() has the formula), "used" puts the most used
+    first, "newest" the most recently created. `marks` are inserted before and after each match in a snippet. Any string
+    is a valid query. Raises ValueError or TypeError for an invalid limit or order, TypeError for a query that is not
+    text.
     """
     limit = validate_count("limit", limit)
     if order_by not in get_args(Order):
@@ -61,8 +63,8 @@ def search_prompts(
     if order_by == "relevance":
         ranked = _rank_newest(session, parsed, limit)
         ids = select(backend_for(session).unnest([*ranked]).c.value)
-        found = {prompt.id: prompt for prompt in session.scalars(select(Prompt).where(Prompt.id.in_(ids)))}
-        prompts = [found[prompt_id] for prompt_id in ranked if prompt_id in found]
+        by_id = {prompt.id: prompt for prompt in session.scalars(select(Prompt).where(Prompt.id.in_(ids)))}
+        prompts = [by_id[prompt_id] for prompt_id in ranked if prompt_id in by_id]
     else:
         statement = _newest(session, parsed, limit) if order_by == "newest" else _most_used(session, parsed, limit)
         prompts = list(session.scalars(statement))
@@ -73,56 +75,56 @@ def search_prompts(
 def search_generations(
     session: Session, query: str, *, status: str | None = None, limit: int = 20, after: str | None = None
 ) -> Page[Generation]:
-    """Return a page of the generations whose prompts answer `query`, newest first.
+    """Return a page of the generations whose prompts match `query`, newest first.
 
-    `after` is the `next` of the page before. Raises InvalidCursorError for a cursor of another search, ValueError or
-    TypeError for a bad status, limit or query.
+    `after` is the `next` of the previous page. Raises InvalidCursorError for a cursor of another search, ValueError or
+    TypeError for an invalid status, limit or query.
     """
     limit = min(validate_count("limit", limit, minimum=1), INTEGER_LIMIT)
     status = None if status is None else validate_status(status)
-    asked = {"search": query, "status": status}
-    position = decode_cursor(after, asked)
+    filters = {"search": query, "status": status}
+    position = decode_cursor(after, filters)
     parsed = parse_query(query)
     if not parsed.wanted:
         return Page([], None)
-    few = _few_matches(session, parsed)
-    if few is None:
+    prompt_ids = _ids_if_rare(session, parsed)
+    if prompt_ids is None:
         matches = backend_for(session).match_condition(parsed, Generation.prompt_id)
-        found = [matches, *_conditions(Generation, status, position)]
+        conditions = [matches, *_conditions(Generation, status, position)]
     else:
-        found = [Generation.id.in_(_newest_of_each(session, few, status, position, limit + 1))]
-    statement = select(Generation).where(*found).order_by(*newest_first())
-    return fetch_page(session, statement, query=asked, limit=limit)
+        conditions = [Generation.id.in_(_newest_of_prompts(session, prompt_ids, status, position, limit + 1))]
+    statement = select(Generation).where(*conditions).order_by(*newest_first())
+    return fetch_page(session, statement, query=filters, limit=limit)
 
 
 def check_search_index(session: Session) -> bool:
-    """Tell whether the index is exactly what the prompts say; it reads all of them, in a session that may write."""
+    """Return whether the search index matches the prompts. Reads all of them; needs a session that can write."""
     session.flush()
     return backend_for(session).check_search_index(session)
 
 
 def rebuild_search_index(session: Session) -> None:
-    """Make the index anew from the prompts: 30 seconds for a million of them, in which nobody else can write."""
+    """Rebuild the search index from the prompts. Blocks other writers: 30 seconds for a million prompts."""
     session.flush()
     backend_for(session).rebuild_search_index(session)
 
 
-def _few_matches(session: Session, query: Query) -> list[int] | None:
-    """Return the ids of all prompts that answer, or None where so many do that walking meets them soon."""
-    ids: list[int] | None = session.scalar(backend_for(session).match_ids_if_rare(query, GATHERED + 1))
-    return None if ids is None or len(ids) > GATHERED else ids
+def _ids_if_rare(session: Session, query: Query) -> list[int] | None:
+    """Return the ids of all prompts that match, or None if they are so many that a scan finds enough quickly."""
+    ids: list[int] | None = session.scalar(backend_for(session).match_ids_if_rare(query, COLLECTED_LIMIT + 1))
+    return None if ids is None or len(ids) > COLLECTED_LIMIT else ids
 
 
-def _newest_of_each(
-    session: Session, prompts: Sequence[int], status: str | None, position: PagePosition | None, limit: int
+def _newest_of_prompts(
+    session: Session, prompt_ids: Sequence[int], status: str | None, position: PagePosition | None, limit: int
 ) -> Select[Any]:
-    """Return the select of the ids of the newest `limit` generations of these prompts.
+    """Return the query for the ids of the newest `limit` generations of these prompts.
 
-    Of each, no more are looked at than so many and those of the same moment: one prompt of a million generations costs
-    no more than another.
+    Reads at most the newest `limit` generations of each prompt, and those with the same created_at as the last of them,
+    so a prompt with a million generations costs no more than another.
     """
-    numbers = backend_for(session).unnest(prompts)
-    one, other = _other_generations()
+    numbers = backend_for(session).unnest(prompt_ids)
+    one, other = _generation_aliases()
     last = select(other.created_at).where(other.prompt_id == numbers.c.value, *_conditions(other, status, position))
     last = last.order_by(*newest_first(other)).offset(literal_int(limit - 1)).limit(literal_int(1))
     first = select(func.min(other.created_at)).where(other.prompt_id == numbers.c.value)
@@ -137,8 +139,8 @@ def _conditions(model: Any, status: str | None, position: PagePosition | None) -
 
 
 @cache
-def _other_generations() -> tuple[Any, Any]:
-    # Made once: a new alias of 33 columns takes a millisecond.
+def _generation_aliases() -> tuple[Any, Any]:
+    # Cached, because creating an alias of 33 columns takes a millisecond.
     return aliased(Generation), aliased(Generation)
 
 
@@ -148,17 +150,17 @@ def _newest(session: Session, query: Query, limit: int) -> Select[Any]:
 
 
 def _most_used(session: Session, query: Query, limit: int) -> Select[Any]:
-    backend, few = backend_for(session), _few_matches(session, query)
-    if few is None:
-        found = backend.match_condition(query, Prompt.id)
+    backend, prompt_ids = backend_for(session), _ids_if_rare(session, query)
+    if prompt_ids is None:
+        matches = backend.match_condition(query, Prompt.id)
     else:
-        found = Prompt.id.in_(select(backend.unnest(few).c.value))
-    return select(Prompt).where(found).order_by(Prompt.used_count.desc(), Prompt.id).limit(literal_int(limit))
+        matches = Prompt.id.in_(select(backend.unnest(prompt_ids).c.value))
+    return select(Prompt).where(matches).order_by(Prompt.used_count.desc(), Prompt.id).limit(literal_int(limit))
 
 
 def _rank_newest(session: Session, query: Query, limit: int) -> dict[int, float]:
-    """Return the ids and ranks of the most relevant of the newest matches, best first; of equals the newer."""
-    newest = backend_for(session).select_newest_matches(session, query, max(RANKED, limit), with_text=True)
+    """Return the ids and ranks of the most relevant of the newest matches, best first, ties newest first."""
+    newest = backend_for(session).select_newest_matches(session, query, max(RANKED_LIMIT, limit), with_text=True)
     rows = session.execute(newest).all()
     ranks = query.rank([text for _, text in rows])
     best = sorted(zip(ranks, rows, strict=True), key=lambda match: (-match[0], -match[1][0]))[:limit]

@@ -1,8 +1,8 @@
-"""What a search asks for and how well a text answers: the query language, folding, rank and snippets. Pure.
+"""The query language of the search, and the rank and snippet of a matching text. Does not use the database.
 
-Words all have to be there, in any order; "quoted words" in this order, together; word* begins a word; -word must not be
-there. Case, accents and punctuation do not count, but sharps do. Text in a language written without spaces is looked
-for as it stands, and so are the words beside it. Anything else in a query is ignored, so every string is one.
+A text must contain every word, in any order; "quoted words" together, in that order; a word that begins with word* ;
+and no -word. Case, accents and punctuation are ignored, but not sharps. Text in a language written without spaces, and
+the words in a query with such text, are searched as substrings. Other characters are ignored: any string is a query.
 """
 
 import re
@@ -14,17 +14,17 @@ from functools import cached_property
 TERMS_LIMIT = 32
 WORDS_LIMIT = 32
 QUERY_LIMIT = 10_000
-WORD_LIMIT = 255  # PostgreSQL indexes no word of more than 2,046 bytes
+WORD_LIMIT = 255  # PostgreSQL does not index words over 2,046 bytes
 SNIPPET_LENGTH = 160
 SNIPPET_LEAD = 40
 
-# Thai to Khmer, kana, Han, Hangul: revision 008 has the same ranges in its partial index.
+# Thai to Khmer, kana, Han, Hangul: the ranges of the partial index idx_prompts_unspaced.
 UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
     "\uf900-\ufaff\uff66-\uff9f\U00020000-\U0002ffff"
 )
 
-# One genre, more than one way to write it; a hyphen or an ampersand counts as a space.
+# The spellings of a genre; a hyphen or an ampersand counts as a space.
 SPELLINGS = (
     ("lofi", "lo fi"),
     ("hiphop", "hip hop"),
@@ -48,10 +48,10 @@ _ALTERNATIVES = {spelling: group for group in SPELLINGS for spelling in group}
 
 @dataclass(frozen=True)
 class Term:
-    """One thing the text must have, or must not.
+    """A part of a query that a text must contain, or must not contain.
 
-    Any of `spellings` will do, each one word or several in a row; of every tuple in `literals`, one has to stand in the
-    text as it is, but for case. A term without spellings is text in a language without spaces, or beside such text.
+    A text contains it if it has one of the `spellings`, each a word or consecutive words, and one substring of each
+    tuple in `literals`, ignoring case. A term in a language without spaces, or in a query with one, has no spellings.
     """
 
     spellings: tuple[str, ...]
@@ -61,19 +61,19 @@ class Term:
 
 @dataclass(frozen=True)
 class Query:
-    """What a search asks for; without `wanted` it finds nothing."""
+    """A parsed query; without `wanted` terms it matches nothing."""
 
     wanted: tuple[Term, ...]
     excluded: tuple[Term, ...]
 
     @property
     def is_literal(self) -> bool:
-        """Whether it looks for text in a language without spaces, which no index of words can find."""
+        """Whether it searches text in a language without spaces, for which an index of words is no use."""
         return not all(term.spellings for term in self.wanted)
 
     @cached_property
     def _phrases(self) -> list[tuple[list[str], list[str]]]:
-        """What to count for each wanted term: in the words of the text, and in the text itself."""
+        """The strings that rank() counts for each wanted term: in the words of the text, and in the whole text."""
         counted = []
         for term in self.wanted:
             words = [_as_words(spelling)[: -1 if term.is_prefix else None] for spelling in term.spellings]
@@ -82,18 +82,19 @@ class Query:
         return counted
 
     @cached_property
-    def _together(self) -> str:
+    def _whole_phrase(self) -> str:
+        """All wanted terms as one phrase, or "" if there are fewer than two or some are literals."""
         if len(self.wanted) < 2 or not all(term.spellings for term in self.wanted):
             return ""
-        whole = _as_words(" ".join(term.spellings[0] for term in self.wanted))
-        return whole[:-1] if self.wanted[-1].is_prefix else whole
+        phrase = _as_words(" ".join(term.spellings[0] for term in self.wanted))
+        return phrase[:-1] if self.wanted[-1].is_prefix else phrase
 
     def rank(self, texts: list[str]) -> list[float]:
-        """Return how relevant each text is: the higher the better, comparable within one call.
+        """Return the relevance of each text, higher is better; comparable only within one call.
 
-        BM25 (Robertson and Zaragoza, The Probabilistic Relevance Framework, 2009; k1 = 1.2, b = 0.75) with the same
-        weight for every term, because each of these texts has them all; doubled where the terms stand together in the
-        order asked.
+        BM25 (Robertson and Zaragoza, The Probabilistic Relevance Framework, 2009; k1 = 1.2, b = 0.75) with equal term
+        weights, because all these texts contain every term; doubled if the terms are adjacent in the order of the
+        query.
         """
         average = max(1, sum(map(len, texts))) / max(1, len(texts))
         ranks = []
@@ -104,29 +105,29 @@ class Query:
             for phrases, literals in self._phrases:
                 count = sum(map(words.count, phrases)) + sum(map(folded.count, literals))
                 total += count * 2.2 / (count + damping)
-            ranks.append(2 * total if self._together and self._together in words else total)
+            ranks.append(2 * total if self._whole_phrase and self._whole_phrase in words else total)
         return ranks
 
     def snippet(self, text: str, marks: tuple[str, str]) -> str:
-        """Return the part of `text` around its first match, every match in it between the two `marks`."""
+        """Return the part of `text` around its first match, with `marks` before and after each match."""
         spans = _merge(self._find(text))
         start, end = 0, len(text)
         if len(text) > SNIPPET_LENGTH:
             first = spans[0][0] if spans else 0
             if first > SNIPPET_LEAD:
-                # at the beginning of a word, where there is one
+                # start at the beginning of a word if possible
                 start = text.rfind(" ", first - 2 * SNIPPET_LEAD, first - SNIPPET_LEAD) + 1 or first - SNIPPET_LEAD
             end = min(end, start + SNIPPET_LENGTH)
             if end < len(text):
                 end = max(text.rfind(" ", start + SNIPPET_LENGTH // 2, end), start + SNIPPET_LENGTH // 2)
-        pieces, at = [], start
+        pieces, position = [], start
         for left, right in spans:
             if left < end:
-                pieces += [text[at:left], marks[0], text[left:right], marks[1]]
-                at = right
-        end = max(at, end)  # a match is never cut
-        shown = " ".join("".join([*pieces, text[at:end]]).split())
-        return f"{'…' if start else ''}{shown}{'…' if end < len(text) else ''}"
+                pieces += [text[position:left], marks[0], text[left:right], marks[1]]
+                position = right
+        end = max(position, end)  # do not cut a match
+        excerpt = " ".join("".join([*pieces, text[position:end]]).split())
+        return f"{'…' if start else ''}{excerpt}{'…' if end < len(text) else ''}"
 
     def _find(self, text: str) -> Iterator[tuple[int, int]]:
         folded, origin = _fold_with_origin(text)
@@ -139,11 +140,11 @@ class Query:
 
 
 def parse_query(text: str) -> Query:
-    """Return what `text` asks for; any string is a query. Raises TypeError for anything but text."""
+    """Parse a query; any string is valid. Raises TypeError for anything but text."""
     if not isinstance(text, str):
         raise TypeError(f"query must be text, not {type(text).__name__}")
     parts = list(_join_spellings(list(_split(_clean(text)))))
-    # In a text without spaces a Latin word stands between others too: lofi in 夜のlofi.
+    # In text without spaces, Latin words have no spaces around them either: lofi in 夜のlofi.
     unspaced = any(_UNSPACED.search(words) for minus, words, _ in parts if not minus)
     wanted: list[Term] = []
     excluded: list[Term] = []
@@ -160,12 +161,12 @@ def parse_query(text: str) -> Query:
 
 
 def _clean(text: str) -> str:
-    """Drop what neither database can be asked for: NUL and lone surrogates."""
+    """Replace characters that the databases refuse in a query: NUL and lone surrogates."""
     return text[:QUERY_LIMIT].replace("\0", " ").encode("utf-8", "replace").decode("utf-8")
 
 
 def _split(text: str) -> Iterator[tuple[bool, str, bool]]:
-    """Yield each part of a query: whether it is unwanted, its words, and whether the last of them is a beginning."""
+    """Yield the parts of a query: whether a part is excluded, its words, and whether the last word is a prefix."""
     for match in _TOKEN.finditer(text):
         phrase_minus, phrase, star, minus, word = match.groups()
         if word is None:
@@ -175,16 +176,16 @@ def _split(text: str) -> Iterator[tuple[bool, str, bool]]:
 
 
 def _join_spellings(parts: list[tuple[bool, str, bool]]) -> Iterator[tuple[bool, str, bool]]:
-    """Make one part of the words that are one genre or tempo: hip hop finds hiphop too, drum & bass finds dnb."""
+    """Merge adjacent words that name one genre or tempo: hip hop also finds hiphop, drum & bass also finds dnb."""
     start = 0
     while start < len(parts):
         for count in (3, 2):
             some = parts[start : start + count]
             words = _words(" ".join(text for _, text, _ in some))
-            # Two words only where they are also written as one: whoever asks for drum bass may mean both.
-            known = _alternatives(" ".join(words) if count == 3 else "".join(words))
-            plain = len(some) == count and not any(minus or star for minus, _, star in some)
-            if plain and len(words) > 1 and known:
+            # Two words only if they are also written as one word: drum bass may mean both instruments.
+            spellings = _alternatives(" ".join(words) if count == 3 else "".join(words))
+            is_plain = len(some) == count and not any(minus or star for minus, _, star in some)
+            if is_plain and len(words) > 1 and spellings:
                 yield False, " ".join(words), False
                 break
         else:
@@ -194,10 +195,10 @@ def _join_spellings(parts: list[tuple[bool, str, bool]]) -> Iterator[tuple[bool,
 
 
 def _literal_term(text: str) -> Term | None:
-    """Return the term for text in a language without spaces, or beside such text."""
+    """Return the term for text in a language without spaces, or in a query with such text."""
     words = " ".join(_words(text))
     literal = unicodedata.normalize("NFC", text.strip("*").strip())[:WORD_LIMIT]
-    # SQLite folds the case of ASCII only.
+    # SQLite ignores case for ASCII only.
     cases = () if literal.isascii() else (literal.lower(), literal.upper(), literal.title())
     others = (*cases, literal.replace("♯", "#"), literal.replace("#", "♯"), *_alternatives(words))
     return Term((), (tuple(dict.fromkeys((literal, *others))),)) if words else None
@@ -209,14 +210,14 @@ def _term(text: str, is_prefix: bool) -> Term | None:
         return None
     notes = list(dict.fromkeys(match.group().replace("♯", "#") for match in _SHARP.finditer(text)))
     sharps = tuple((note, note.replace("#", "♯")) for note in notes[:WORDS_LIMIT])
-    # Beyond ASCII each index knows best what its words are.
-    plain = " ".join(words) if text.isascii() else text[: QUERY_LIMIT // 10].rstrip("*")
-    others = () if is_prefix else tuple(other for other in _alternatives(plain) if other != plain)
-    return Term((plain, *others), sharps, is_prefix)
+    # Text beyond ASCII is passed as it is: each database splits it as it split the indexed texts.
+    spelling = " ".join(words) if text.isascii() else text[: QUERY_LIMIT // 10].rstrip("*")
+    others = () if is_prefix else tuple(other for other in _alternatives(spelling) if other != spelling)
+    return Term((spelling, *others), sharps, is_prefix)
 
 
 def _alternatives(words: str) -> tuple[str, ...]:
-    """Return every way to write the genre or tempo that `words` are, or nothing."""
+    """Return all spellings of the genre or tempo that `words` name, or ()."""
     if tempo := _TEMPO.fullmatch(words):
         return f"{tempo[1]} bpm", f"{tempo[1]}bpm"
     return _ALTERNATIVES.get(words, ())
@@ -235,7 +236,7 @@ def _pattern(spelling: str, is_prefix: bool) -> str:
 
 
 def _as_words(text: str) -> str:
-    """Return the words with a space on both sides of each, so that counting " word " finds neighbours too."""
+    """Return the words, each with its own space on both sides, so that counting " word " finds adjacent ones too."""
     words = "  ".join(_words(text))
     return f" {words} " if words else ""
 
@@ -245,7 +246,7 @@ def _fold(text: str) -> str:
 
 
 def _fold_with_origin(text: str) -> tuple[str, Sequence[int]]:
-    """Return `text` without case and Latin accents, and where each of its characters came from (and the end)."""
+    """Return `text` in lower case without Latin accents, and the original index of each character and of the end."""
     if text.isascii():
         return text.lower(), range(len(text) + 1)
     folded: list[str] = []

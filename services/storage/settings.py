@@ -1,6 +1,6 @@
 """Settings: database URLs, environment variables and engine options. The only module that reads the environment.
 
-Opens nothing and knows no database system beyond the way its URLs are written.
+Opens no database.
 """
 
 import math
@@ -22,7 +22,7 @@ BOOLEANS: Final = {
     "1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False
 }  # fmt: skip
 
-# libpq's postgresql://user@first:5432,second:5433/name, which SQLAlchemy cannot read
+# libpq's form for several hosts, postgresql://user@first:5432,second:5433/name, which SQLAlchemy cannot parse
 MANY_HOSTS: Final = re.compile(
     r"(?P<head>postgresql[^:]*://(?:[^@/?]*@)?)(?P<hosts>[^@/?]*,[^@/?]*)(?P<tail>.*)", re.DOTALL
 )
@@ -30,12 +30,12 @@ MANY_HOSTS: Final = re.compile(
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How the engines of a database are opened; times are in seconds. Raises ValueError or TypeError naming the option.
+    """The options of a database's engines; times are in seconds. Raises ValueError or TypeError naming the option.
 
-    `echo` logs SQL. SQLite: `synchronous` FULL keeps every acknowledged commit through a power cut, NORMAL may lose the
-    last ones; `busy_timeout` is the longest wait for another writer. PostgreSQL: `connect_timeout` and the three
-    options after it, where 0 means no timeout; `replica_max_lag` is how old the answer of a replica may be; `pgbouncer`
-    says that PgBouncer in transaction mode stands between.
+    `echo` logs SQL. SQLite: with `synchronous` FULL, a power failure loses no acknowledged commit; with NORMAL it may
+    lose the last ones. `busy_timeout` is the maximum wait for another writer. PostgreSQL: `connect_timeout` and the
+    three options after it, where 0 means no timeout; `replica_max_lag` is the maximum age of what a replica returns;
+    set `pgbouncer` if connections go through PgBouncer in transaction mode.
     """
 
     echo: bool = False
@@ -69,16 +69,16 @@ class EngineOptions:
                 raise ValueError(f"{name} must be 0 or more seconds")
 
 
-def read_engine_options(given: Mapping[str, Any]) -> EngineOptions:
-    """Return the options `given`; one that is missing or None comes from the environment, else from EngineOptions.
+def read_engine_options(options: Mapping[str, Any]) -> EngineOptions:
+    """Return EngineOptions; an option that is missing or None comes from the environment, else from the defaults.
 
-    The variable of `pool_size` is DATABASE_POOL_SIZE, and so on. Raises TypeError or ValueError naming the option or
-    the variable.
+    `pool_size` comes from DATABASE_POOL_SIZE, and so on. Raises TypeError or ValueError naming the option or the
+    variable.
     """
     known = {field.name: field for field in fields(EngineOptions)}
-    if unknown := given.keys() - known.keys():
+    if unknown := options.keys() - known.keys():
         raise TypeError(f"{min(unknown)} is not an engine option: the options are {', '.join(known)}")
-    values = {name: value for name, value in given.items() if value is not None}
+    values = {name: value for name, value in options.items() if value is not None}
     for name, field in known.items():
         variable = f"DATABASE_{name.upper()}"
         if name not in values and (text := os.environ.get(variable)):
@@ -89,47 +89,47 @@ def read_engine_options(given: Mapping[str, Any]) -> EngineOptions:
 def parse_url(database_url: str | None) -> URL:
     """Return `database_url`, else DATABASE_URL, else the default, as a URL; an empty one counts as unset.
 
-    Raises DatabaseURLError, which never repeats the text: it may hold a password.
+    Raises DatabaseURLError without the text of the URL, which may contain a password.
     """
-    given = database_url or os.environ.get("DATABASE_URL") or DEFAULT_DATABASE_URL
-    if not isinstance(given, str):
-        raise DatabaseURLError(f"database_url must be text, not {type(given).__name__}")
+    text = database_url or os.environ.get("DATABASE_URL") or DEFAULT_DATABASE_URL
+    if not isinstance(text, str):
+        raise DatabaseURLError(f"database_url must be text, not {type(text).__name__}")
     try:
-        url = make_url(normalize_url(given))
+        url = make_url(normalize_url(text))
     except (ArgumentError, ValueError):
         raise DatabaseURLError from None
-    if "\0" in given:
+    if "\0" in text:
         raise DatabaseURLError
     return url
 
 
-def parse_replica_urls(given: Iterable[str], *, from_environment: bool) -> list[URL]:
-    """Return the URLs of the replicas: those `given`, else those of DATABASE_REPLICA_URLS when `from_environment`.
+def parse_replica_urls(urls: Iterable[str], *, from_environment: bool) -> list[URL]:
+    """Return `urls`, or if there are none and `from_environment` is set, those in DATABASE_REPLICA_URLS.
 
-    Raises TypeError for a single text, DatabaseURLError for a URL that cannot be read.
+    Raises TypeError for a string instead of a list, DatabaseURLError for an invalid URL.
     """
-    if isinstance(given, str):
+    if isinstance(urls, str):
         raise TypeError("replica_urls must be a list of URLs, not text")
-    texts = list(given)
+    texts = list(urls)
     if not texts and from_environment:
-        # A URL may name several hosts with commas between them, so only a comma before a scheme separates two URLs.
+        # A URL may list several hosts separated by commas, so only a comma before a scheme separates two URLs.
         texts = re.split(r",(?=\s*\w+(?:\+\w+)?://)", os.environ.get("DATABASE_REPLICA_URLS", ""))
     return [parse_url(text.strip()) for text in texts if text.strip()]
 
 
-def normalize_url(given: str) -> str:
-    """Return a URL as SQLAlchemy writes it, whether written for SQLAlchemy or for libpq."""
-    if given.startswith("postgres://"):
-        given = given.replace("postgres://", "postgresql://", 1)
-    if (many := MANY_HOSTS.fullmatch(given)) is None:
-        return given
+def normalize_url(url: str) -> str:
+    """Return a URL in SQLAlchemy's form; it may be in libpq's form."""
+    if url.startswith("postgres://"):
+        url = url.replace("postgres://", "postgresql://", 1)
+    if (many := MANY_HOSTS.fullmatch(url)) is None:
+        return url
     path, _, query = many["tail"].partition("?")
     hosts = [f"host={host}" if ":" in host else f"host={host}:5432" for host in many["hosts"].split(",")]
     return f"{many['head']}{path or '/'}?{'&'.join([*hosts, *([query] if query else [])])}"
 
 
 def mask_url(url: URL) -> str:
-    """Return `url` as text with every password hidden, including one given as ?password=… ."""
+    """Return `url` as text with every password hidden, also one in the query string (?password=…)."""
     query = {
         name: "***" if any(word in name.lower() for word in SECRET_WORDS) else value
         for name, value in url.query.items()

@@ -1,4 +1,4 @@
-"""Column types with their per-backend variants, and the two values rows are born with: a time and an id."""
+"""Column types with their variants for each database, and the functions that give a new row its time and id."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import BigInteger, DateTime, Dialect, Integer, Text
 from sqlalchemy.types import TypeDecorator, TypeEngine, UserDefinedType
 
-# SQLite's INTEGER already holds 64 bits, and only that word makes a rowid.
+# SQLite's INTEGER holds 64 bits; BIGINT would not make a primary key an alias of the rowid.
 BigInt = BigInteger().with_variant(Integer(), "sqlite")
 
 
@@ -21,15 +21,15 @@ def utcnow() -> datetime:
 
 
 def as_utc(value: datetime) -> datetime:
-    """Return `value` in UTC; a naive one is taken as UTC already."""
+    """Return `value` in UTC; a naive time is taken to be in UTC."""
     return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
 def uuid7() -> str:
     """Return a time-ordered UUID as 36 characters.
 
-    Version 7 of RFC 9562 with the sub-millisecond fraction in rand_a (its section 6.2, method 3): inserts stay at the
-    right edge of the primary key, 1.7 times faster than random ids at 200,000 rows.
+    Version 7 of RFC 9562 with the sub-millisecond fraction in rand_a (section 6.2, method 3). Inserts append to the
+    primary key's index, 1.7 times faster than with random ids at 200,000 rows. See ADR 6.
     """
     milliseconds, rest = divmod(time.time_ns(), 1_000_000)
     fraction = rest * 4096 // 1_000_000
@@ -38,9 +38,10 @@ def uuid7() -> str:
 
 
 class _TextTime(UserDefinedType[datetime]):
-    """SQLite's times: text in UTC without offset, so that it sorts; read in whatever form others wrote it.
+    """A time on SQLite: text in UTC without an offset, so that text order is time order.
 
-    SQLAlchemy's own type raises on a text it cannot read; here that loads as None.
+    Reads any ISO 8601 text that another program wrote; invalid text loads as None, where SQLAlchemy's type would raise.
+    See ADR 12.
     """
 
     cache_ok = True
@@ -65,7 +66,7 @@ class _TextTime(UserDefinedType[datetime]):
 
 
 class UTCDateTime(TypeDecorator[datetime]):
-    """Aware datetimes in UTC; naive input is taken as UTC, and loading never raises."""
+    """Aware datetimes in UTC. Naive input is taken to be in UTC, and loading never raises."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -81,14 +82,14 @@ class UTCDateTime(TypeDecorator[datetime]):
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         try:
             return None if value is None else as_utc(value)
-        except OverflowError:  # a time with an offset in the first or last hours of the calendar
+        except OverflowError:  # a time with an offset in the first hours of year 1 or the last of year 9999
             return None
 
 
 class TimeText(TypeDecorator[Any]):
-    """A time as what is stored: its text on SQLite, also when others wrote it in a form of their own; else ISO 8601.
+    """A time as text: on SQLite exactly the stored text, in whatever form; on PostgreSQL ISO 8601.
 
-    For positions in an order by time, which must compare as the stored values do.
+    For cursors: their positions must compare as the stored values do.
     """
 
     impl = Text
@@ -107,7 +108,7 @@ class TimeText(TypeDecorator[Any]):
 class JSONText(TypeDecorator[str]):
     """A JSON document whose Python value is its text: TEXT on SQLite, JSONB on PostgreSQL.
 
-    Text, because a row whose JSON others spoilt must still load (SQLite), and keep what it has.
+    Text, because a row with invalid JSON from another program must still load on SQLite, and keep its text. See ADR 12.
     """
 
     impl = Text
@@ -115,7 +116,7 @@ class JSONText(TypeDecorator[str]):
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         if dialect.name == "postgresql":
-            from sqlalchemy.dialects.postgresql import JSONB  # 20 ms that SQLite users do not pay
+            from sqlalchemy.dialects.postgresql import JSONB  # imported here, because it takes 20 ms
 
             return dialect.type_descriptor(JSONB(none_as_null=True))
         return dialect.type_descriptor(Text())
@@ -126,15 +127,15 @@ class JSONText(TypeDecorator[str]):
         try:
             return json.loads(value)
         except (ValueError, RecursionError):
-            return value  # what is no JSON, in a copy of rows that others spoilt, is kept as a JSON string
+            return value  # invalid JSON from a copied SQLite row is stored as a JSON string
 
     def process_result_value(self, value: Any, dialect: Dialect) -> str | None:
-        # Not dump_json: others may have stored 1e400, which is infinite.
+        # Not dump_json(), which refuses infinities: another program may have stored 1e400.
         return json.dumps(value, ensure_ascii=False) if value is not None and dialect.name == "postgresql" else value
 
 
 class JSONObject(TypeDecorator[dict[str, Any]]):
-    """A JSON object whose Python value is a dict; assign a new one to change it. Unreadable text loads as None."""
+    """A JSON object whose Python value is a dict; assign a new dict to change it. Invalid JSON loads as None."""
 
     impl = JSONText
     cache_ok = True
@@ -147,12 +148,12 @@ class JSONObject(TypeDecorator[dict[str, Any]]):
 
 
 def dump_json(value: Any) -> str:
-    """Return `value` as JSON text in the one form that is stored. Raises ValueError for NaN and infinities."""
+    """Return `value` as JSON text in the stored format. Raises ValueError for NaN and infinities."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(", ", ": "))
 
 
 def load_json_object(text: str) -> dict[str, Any] | None:
-    """Return the object that `text` holds, or None when it holds anything else."""
+    """Return the JSON object in `text` as a dict, or None if it is anything else."""
     try:
         value = json.loads(text)
     except (TypeError, ValueError, RecursionError):

@@ -1,7 +1,7 @@
-"""The one place that decides whether a value may be stored, for every path: constructor, attribute, bulk, import.
+"""The validation rules for every value that is stored, by a constructor, an attribute or a bulk insert. See ADR 12.
 
-Each rule returns the value in the form to store, or raises ValueError or TypeError with a message that names the field
-and never repeats a prompt. The CHECK constraints stand behind these rules.
+Each rule returns the value to store, or raises ValueError or TypeError with a message that names the field and never
+contains a prompt. CHECK constraints in the database repeat the most important rules.
 """
 
 import math
@@ -31,12 +31,12 @@ Rule = Callable[[str, Any], Any]
 
 
 def validate_generation_field(field: str, value: Any) -> Any:
-    """Return `value` as the generation's column `field` stores it. Raises ValueError or TypeError naming the field."""
+    """Return `value` as generations.`field` stores it. Raises ValueError or TypeError naming the field."""
     return GENERATION_RULES[field](field, value)
 
 
 def validate_prompt_field(field: str, value: Any) -> Any:
-    """Return `value` as the prompt's column `field` stores it. Raises ValueError or TypeError naming the field."""
+    """Return `value` as prompts.`field` stores it. Raises ValueError or TypeError naming the field."""
     return PROMPT_RULES[field](field, value)
 
 
@@ -46,13 +46,15 @@ def validate_count(field: str, value: Any, *, minimum: int = 0) -> int:
 
 
 def validate_seconds(field: str, value: Any) -> float:
-    """Return `value` as a positive number of seconds, a year at most. Raises ValueError or TypeError with its name."""
+    """Return `value` as seconds, more than 0 and at most a year. Raises ValueError or TypeError naming the field."""
     return float(_number(above=0, minimum=0, maximum=SECONDS_LIMIT)(field, value))
 
 
 def validate_flag(field: str, value: Any) -> bool:
-    """Return a boolean. Raises TypeError naming the field for anything else."""
-    return _boolean(field, value)
+    """Return `value` as a bool. Raises TypeError naming the field for anything but a boolean."""
+    if _is_boolean(value):
+        return bool(value)
+    raise TypeError(f"{field} must be True or False, not {type(value).__name__}")
 
 
 def validate_name(field: str, value: Any) -> str:
@@ -62,34 +64,41 @@ def validate_name(field: str, value: Any) -> str:
 
 def validate_moment(field: str, value: Any) -> datetime:
     """Return `value`, naive or aware, as an aware time in UTC. Raises ValueError or TypeError naming the field."""
-    return _moment(field, value)
+    if not isinstance(value, datetime):
+        raise TypeError(f"{field} must be a datetime, not {type(value).__name__}")
+    try:
+        return as_utc(value)
+    except OverflowError:
+        raise ValueError(f"{field} must be between the years 1 and 9999 in UTC") from None
 
 
-def validate_metadata_filter(given: Any) -> dict[str, Any]:
-    """Return what a row's metadata must hold: for each key a scalar, or a tuple of two bounds, each a number or None.
+def validate_metadata_filter(conditions: Any) -> dict[str, Any]:
+    """Return `conditions` on metadata: for each key a scalar, or a tuple of two bounds, each a number or None.
 
     Raises ValueError or TypeError naming the key.
     """
-    if not isinstance(given, Mapping):
-        raise TypeError(f"metadata must be a mapping of keys to what they hold, not {type(given).__name__}")
+    if not isinstance(conditions, Mapping):
+        raise TypeError(f"metadata must be a mapping of keys to values, not {type(conditions).__name__}")
     wanted: dict[str, Any] = {}
-    for key, value in given.items():
+    for key, value in conditions.items():
         if not isinstance(key, str):
-            raise TypeError("metadata must have text for every key")
+            raise TypeError("metadata must have only text as keys")
         field = f"metadata[{key[:40]!r}]"
         if isinstance(value, tuple):
             if len(value) != 2 or any(isinstance(bound, bool) for bound in value):
-                raise ValueError(f"{field} must be a range of two numbers, (low, high); None leaves one open")
-            wanted[key] = tuple(None if bound is None else _plain_number(field, bound) for bound in value)
+                raise ValueError(f"{field} must be a range of two numbers, (low, high), where None means no bound")
+            if any(isinstance(bound, str) for bound in value):
+                raise TypeError(f"{field} must have numbers as bounds, not text")
+            wanted[key] = tuple(None if bound is None else _json_number(field, bound) for bound in value)
         elif value is None or isinstance(value, (bool, str)):
             wanted[key] = value
         else:
-            wanted[key] = _plain_number(field, value)
+            wanted[key] = _json_number(field, value)
     return wanted
 
 
 def is_storable(field: str, value: Any) -> bool:
-    """Tell whether text could be in the database at all; looking for other text finds nothing.
+    """Return whether the database can store this text; a query for any other text would find nothing, or raise.
 
     Raises TypeError naming the field for anything but text.
     """
@@ -103,9 +112,9 @@ def is_storable(field: str, value: Any) -> bool:
 
 
 def merge_metadata(current: str | None, changes: Mapping[str, Any] | None) -> str | None:
-    """Return the stored text of `current` with `changes` laid over it: shallow, new keys win; none change nothing.
+    """Return the JSON text of `current` updated with `changes`: only top-level keys are merged, and new values win.
 
-    Raises ValueError when `current` is unreadable, because merging would overwrite what it still holds.
+    Raises ValueError if `current` is not a JSON object, because merging would overwrite it.
     """
     changes = {} if changes is None else _json_object("metadata", changes)
     if not changes:
@@ -114,16 +123,18 @@ def merge_metadata(current: str | None, changes: Mapping[str, Any] | None) -> st
         return dump_json(changes)
     stored = load_json_object(current)
     if stored is None:
-        raise ValueError("metadata of the stored row is not a readable JSON object: mend it with set_metadata() first")
+        raise ValueError(
+            "metadata of the stored row is not a readable JSON object: replace it with set_metadata() first"
+        )
     return _json_text("metadata", stored | changes)
 
 
 def clean_error_message(value: Any) -> str:
-    """Return `value` as text that can be stored, cut to 8,192 characters: recording a failure must never fail."""
+    """Return `value` as storable text, cut to 8,192 characters. Never raises: a failure must always be recorded."""
     try:
         text = str(value)
     except Exception as error:
-        text = f"{type(value).__name__} whose text cannot be read ({type(error).__name__})"
+        text = f"{type(value).__name__} whose str() failed ({type(error).__name__})"
     return text[:ERROR_LIMIT].replace("\0", "").encode("utf-8", "replace").decode("utf-8")
 
 
@@ -142,12 +153,12 @@ def _text(limit: int) -> Rule:
 
 
 def _exact_text(value: str) -> str:
-    # str() would give a member of class Model(str, Enum) as "Model.SMALL"
+    # str() would turn a member of class Model(str, Enum) into "Model.SMALL".
     return str.__str__(value)
 
 
 def _check_characters(field: str, value: str) -> None:
-    """Refuse what one of the two databases cannot hold: NUL (PostgreSQL) and lone surrogates (both)."""
+    """Raise ValueError for characters that cannot be stored: NUL (PostgreSQL) and lone surrogates (both)."""
     if "\0" in value:
         raise ValueError(f"{field} must not contain the NUL character")
     if not value.isascii():
@@ -168,10 +179,10 @@ def _path(field: str, value: Any) -> str:
 def _integer(minimum: int, maximum: int = INTEGER_LIMIT) -> Rule:
     def rule(field: str, value: Any) -> int:
         if type(value) is not int:
-            if isinstance(value, bool) or type(value).__name__ in ("bool_", "bool"):
+            if _is_boolean(value):
                 raise TypeError(f"{field} must be a whole number, not a boolean")
             try:
-                value = operator.index(value)  # numpy's integers, and nothing that would have to be rounded
+                value = operator.index(value)  # accepts numpy's integers, but nothing that would have to be rounded
             except TypeError:
                 raise TypeError(f"{field} must be a whole number, not {type(value).__name__}") from None
         if not minimum <= value <= maximum:
@@ -184,7 +195,7 @@ def _integer(minimum: int, maximum: int = INTEGER_LIMIT) -> Rule:
 def _number(*, above: float | None = None, minimum: float = -math.inf, maximum: float = math.inf) -> Rule:
     def rule(field: str, value: Any) -> float:
         if type(value) is not float:
-            if isinstance(value, (bool, str)) or type(value).__name__ in ("bool_", "bool"):
+            if isinstance(value, str) or _is_boolean(value):
                 raise TypeError(f"{field} must be a number, not {type(value).__name__}")
             value = _float(field, value)
         if not math.isfinite(value) or abs(value) > FLOAT_LIMIT:
@@ -200,7 +211,7 @@ def _number(*, above: float | None = None, minimum: float = -math.inf, maximum: 
 
 
 def _float(field: str, value: Any) -> float:
-    if not hasattr(value, "__float__") and not hasattr(value, "__index__"):  # float() would read text and bytes
+    if not hasattr(value, "__float__") and not hasattr(value, "__index__"):  # float() would parse text and bytes
         raise TypeError(f"{field} must be a number, not {type(value).__name__}")
     try:
         return float(value)
@@ -217,23 +228,12 @@ def _channels(field: str, value: Any) -> int:
     return int(channels)
 
 
-def _boolean(field: str, value: Any) -> bool:
-    if isinstance(value, bool) or type(value).__name__ in ("bool_", "bool"):
-        return bool(value)
-    raise TypeError(f"{field} must be True or False, not {type(value).__name__}")
-
-
-def _moment(field: str, value: Any) -> datetime:
-    if not isinstance(value, datetime):
-        raise TypeError(f"{field} must be a datetime, not {type(value).__name__}")
-    try:
-        return as_utc(value)
-    except OverflowError:
-        raise ValueError(f"{field} must lie within the years 1 and 9999 in UTC") from None
+def _is_boolean(value: Any) -> bool:
+    return isinstance(value, bool) or type(value).__name__ in ("bool_", "bool")  # the names of numpy's bool in 1 and 2
 
 
 def _json_object(field: str, value: Any) -> dict[str, Any]:
-    """Return a plain copy of the JSON object `value`, a mapping or its text, checked without recursion."""
+    """Return a JSON object, given as a mapping or as JSON text, as a dict of JSON values."""
     if isinstance(value, str):
         _check_characters(field, value)
         if len(value.encode()) > JSON_BYTES_LIMIT:
@@ -244,15 +244,15 @@ def _json_object(field: str, value: Any) -> dict[str, Any]:
         value = loaded
     if not isinstance(value, Mapping):
         raise TypeError(f"{field} must be a JSON object (a dict), not {type(value).__name__}")
-    plain = _plain(field, value, JSON_DEPTH_LIMIT, [JSON_BYTES_LIMIT])
-    if len(dump_json(plain).encode()) > JSON_BYTES_LIMIT:
+    copy = _json_value(field, value, JSON_DEPTH_LIMIT, [JSON_BYTES_LIMIT])
+    if len(dump_json(copy).encode()) > JSON_BYTES_LIMIT:
         raise ValueError(f"{field} must be at most {JSON_BYTES_LIMIT // 1024} KiB of JSON")
-    assert isinstance(plain, dict)
-    return plain
+    assert isinstance(copy, dict)
+    return copy
 
 
-def _plain(field: str, value: Any, depth: int, budget: list[int]) -> Any:
-    """Copy `value` into what JSON knows, at most `depth` levels deep and `budget` values wide."""
+def _json_value(field: str, value: Any, depth: int, budget: list[int]) -> Any:
+    """Return a copy of `value` made of JSON types, with at most `depth` levels and `budget[0]` values."""
     budget[0] -= 1
     if budget[0] < 0:
         raise ValueError(f"{field} must be at most {JSON_BYTES_LIMIT // 1024} KiB of JSON")
@@ -261,23 +261,21 @@ def _plain(field: str, value: Any, depth: int, budget: list[int]) -> Any:
     if isinstance(value, str):
         _check_characters(field, value)
         return _exact_text(value)
+    if isinstance(value, (Mapping, list, tuple)) and depth == 0:
+        raise ValueError(f"{field} must be at most {JSON_DEPTH_LIMIT} levels deep")
     if isinstance(value, Mapping):
-        if depth == 0:
-            raise ValueError(f"{field} must be at most {JSON_DEPTH_LIMIT} levels deep")
         if not all(isinstance(key, str) for key in value):
-            raise TypeError(f"{field} must have text for every key")
+            raise TypeError(f"{field} must have only text as keys")
         for key in value:
             _check_characters(field, key)
-        return {_exact_text(key): _plain(field, item, depth - 1, budget) for key, item in value.items()}
+        return {_exact_text(key): _json_value(field, item, depth - 1, budget) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        if depth == 0:
-            raise ValueError(f"{field} must be at most {JSON_DEPTH_LIMIT} levels deep")
-        return [_plain(field, item, depth - 1, budget) for item in value]
-    return _plain_number(field, value)
+        return [_json_value(field, item, depth - 1, budget) for item in value]
+    return _json_number(field, value)
 
 
-def _plain_number(field: str, value: Any) -> Any:
-    if type(value).__name__ in ("bool_", "bool"):
+def _json_number(field: str, value: Any) -> Any:
+    if _is_boolean(value):
         return bool(value)
     if not isinstance(value, float):
         try:
@@ -286,10 +284,10 @@ def _plain_number(field: str, value: Any) -> Any:
             pass
         else:
             if abs(whole) > BIG_INTEGER_LIMIT:
-                raise ValueError(f"{field} must not contain integers over 63 bits")
+                raise ValueError(f"{field} must not contain integers outside the 64-bit range")
             return int(whole)
         if not hasattr(value, "__float__"):
-            raise TypeError(f"{field} must hold only what JSON knows, not {type(value).__name__}")
+            raise TypeError(f"{field} must contain only JSON types, not {type(value).__name__}")
     number = _float(field, value)
     if not math.isfinite(number):
         raise ValueError(f"{field} must not contain NaN or infinities")
@@ -320,31 +318,31 @@ GENERATION_RULES: Mapping[str, Rule] = {
     "file_path": _path,
     "file_size_bytes": _optional(_integer(0, BIG_INTEGER_LIMIT)),
     "status": lambda field, value: validate_status(value),
-    "created_at": _moment,
-    "started_at": _optional(_moment),
-    "completed_at": _optional(_moment),
+    "created_at": validate_moment,
+    "started_at": _optional(validate_moment),
+    "completed_at": _optional(validate_moment),
     "generation_time_seconds": _optional(_SECONDS),
     "error_message": _optional(lambda field, value: clean_error_message(value)),
     "metadata_json": _optional(lambda field, value: _json_text("metadata", value)),
     "parameters": _optional(_json_object),
     "priority": _integer(-INTEGER_LIMIT),
-    "scheduled_at": _moment,
+    "scheduled_at": validate_moment,
     "attempt": _integer(0),
     "max_attempts": _integer(1),
     "worker_id": _optional(_NAME),
-    "lease_expires_at": _optional(_moment),
+    "lease_expires_at": _optional(validate_moment),
     "progress": _optional(_number(minimum=0, maximum=1)),
     "current_step": _optional(_NAME),
-    "cancel_requested_at": _optional(_moment),
+    "cancel_requested_at": _optional(validate_moment),
     "batch_id": _optional(_NAME),
     "parent_id": _optional(_text(ID_LIMIT)),
     "idempotency_key": _optional(_NAME),
-    "is_favorite": _boolean,
+    "is_favorite": validate_flag,
 }
 
 PROMPT_RULES: Mapping[str, Rule] = {
     "text": _text(PROMPT_LIMIT),
     "used_count": _integer(1),
-    "first_used_at": _moment,
-    "last_used_at": _moment,
+    "first_used_at": validate_moment,
+    "last_used_at": validate_moment,
 }

@@ -262,5 +262,5 @@ def test_a_file_that_is_no_database_is_a_clear_error(alembic: Alembic, tmp_path:
     before = path.read_bytes()
     status, printed = alembic(f"sqlite:///{path}", "upgrade", "head")
     assert status != 0
-    assert "not a sound SQLite database" in printed
+    assert "not an SQLite database" in printed
     assert path.read_bytes() == before

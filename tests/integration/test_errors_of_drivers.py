@@ -86,7 +86,9 @@ class TestURLs:
         assert "secret" not in str(error.value)
 
     def test_one_that_would_be_left_out_in_part_says_how_to_write_it(self, sqlite_url: str) -> None:
-        with pytest.raises(DatabaseURLError, match=r"To set mode, write the database URL as sqlite:///file:PATH\?mode="):
+        with pytest.raises(
+            DatabaseURLError, match=r"To set mode, write the database URL as sqlite:///file:PATH\?mode="
+        ):
             Storage(f"{sqlite_url}?mode=ro")
         storage = Storage(f"{sqlite_url.replace('sqlite:///', 'sqlite:///file:')}?mode=ro")
         with storage.session() as session, pytest.raises(ReadOnlyError):
