@@ -1,4 +1,4 @@
-"""When will it be done, and why does it wait: about one generation, from the history and the queue. Read-only."""
+"""Estimate when one generation will finish, and explain why it waits, from the history and the queue. Read-only."""
 
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -34,20 +34,23 @@ HISTORY_SIZE = 2_000
 MODEL_SAMPLES = 200
 ENOUGH_ALIKE = 20
 GRID = 25
-SHORTEST, LONGEST = 1e-3, 1e9  # seconds: what is stored beyond them, thirty years, counts as much as they do
+SHORTEST, LONGEST = 1e-3, 1e9  # seconds; stored times are clamped to these (1e9 s are about thirty years)
 
 
 def estimate_completion(session: Session, generation_id: str) -> Estimate | None:
-    """Return when a pending or processing generation will be finished, from the last 2,000 completed ones.
+    """Estimate when a pending or processing generation will finish, from the last 2,000 finished ones.
 
-    Its own time is that of the 200 latest of its model, of the same length within a tenth where there are 20, else in
-    proportion to length. The first of k workers is free for it when what remains of running jobs and those ahead are
-    done, but for what is left of the other k - 1 jobs then: E[S²] / 2 E[S] each, S a job's time (Cox, Renewal Theory,
-    1962, on the residual life). Hence the wait is (work - (k - 1) E[S²] / 2 E[S]) / k; its spread is taken as normal.
-    Retries, failures and workers that take some models only are not foreseen.
+    The rendering time is that of the 200 latest completed generations of the same model: those whose length differs by
+    at most a tenth if there are 20 of them, otherwise all, scaled in proportion to length.
 
-    Returns None when nothing can be told: for an unknown or finished id, a pending one while the queue is paused or no
-    worker is alive, for a model that completed nothing lately, and beyond thirty years.
+    The waiting time: with k workers, the first one becomes free for this generation when the work (what remains of the
+    running jobs, and the jobs ahead) is done, except for what then remains of the other k - 1 jobs. Their expected
+    residual life is E[S²] / 2 E[S] each, where S is the time of a job (Cox, Renewal Theory, 1962). Hence the wait is
+    (work - (k - 1) E[S²] / 2 E[S]) / k; its distribution is taken as normal. Retries, failures and workers that claim
+    only some models are not modelled.
+
+    Returns None if there is no estimate: for an unknown or finished id, for a pending one while the queue is paused or
+    no worker is active, for a model without recent completed generations, and beyond thirty years.
     """
     if not is_storable("generation_id", generation_id):
         return None
@@ -87,7 +90,7 @@ def estimate_completion(session: Session, generation_id: str) -> Estimate | None
 
 
 def explain_wait(session: Session, generation_id: str) -> Wait | None:
-    """Return why a generation is not finished yet, or None for an unknown id; Wait lists the reasons."""
+    """Explain why a generation is not finished yet; Wait lists the reasons. Returns None for an unknown id."""
     if not is_storable("generation_id", generation_id):
         return None
     clock = backend_for(session).statement_clock()
@@ -118,43 +121,43 @@ def explain_wait(session: Session, generation_id: str) -> Wait | None:
         return _explain_processing(row)
     if row.status == GenerationStatus.FAILED and row.attempt >= row.max_attempts:
         times = f"{row.attempt} of {row.max_attempts} attempts"
-        return Wait(WaitReason.EXHAUSTED, f"It failed after {times}: retry_generation() gives it another.")
-    again = "" if row.status == GenerationStatus.COMPLETED else ": retry_generation() makes it pending again"
-    return Wait(WaitReason.FINISHED, f"It is {row.status} already{again}.")
+        return Wait(WaitReason.EXHAUSTED, f"It failed after {times}: retry_generation() gives it one more.")
+    hint = "" if row.status == GenerationStatus.COMPLETED else ": retry_generation() makes it pending again"
+    return Wait(WaitReason.FINISHED, f"It is already {row.status}{hint}.")
 
 
 @cache
 def _job() -> Any:
-    # Made once: a new alias of 33 columns takes a millisecond.
+    # Cached because a new alias of 33 columns takes a millisecond.
     return aliased(Generation)
 
 
 def _explain_pending(row: Any) -> Wait:
     if row.paused_at is not None:
-        because = f" ({row.pause_reason})" if row.pause_reason else ""
-        return Wait(WaitReason.PAUSED, f"The queue is paused{because}: resume_queue() lets it go on.", row.ahead)
+        reason = f" ({row.pause_reason})" if row.pause_reason else ""
+        return Wait(WaitReason.PAUSED, f"The queue is paused{reason}: resume_queue() allows claims again.", row.ahead)
     if row.scheduled_at > row.now:
         seconds = (row.scheduled_at - row.now).total_seconds()
-        why = f" after attempt {row.attempt}" if row.attempt else ""
-        return Wait(
-            WaitReason.SCHEDULED, f"It is not due for another {seconds:.0f} s{why}.", row.ahead, row.scheduled_at
-        )
+        after = f" after attempt {row.attempt}" if row.attempt else ""
+        return Wait(WaitReason.SCHEDULED, f"It is due in {seconds:.0f} s{after}.", row.ahead, row.scheduled_at)
     if not row.workers:
         return Wait(WaitReason.NO_WORKERS, "No worker has been active in the last five minutes: start one.", row.ahead)
     if row.ahead:
-        return Wait(WaitReason.BEHIND, f"It is behind {row.ahead:,} other{'' if row.ahead == 1 else 's'}.", row.ahead)
+        others = f"{row.ahead:,} other generation{'' if row.ahead == 1 else 's'}"
+        return Wait(WaitReason.BEHIND, f"It waits behind {others}.", row.ahead)
     return Wait(WaitReason.NEXT, "It is the next to be claimed.")
 
 
 def _explain_processing(row: Any) -> Wait:
     if row.lease_expires_at is None:
         return Wait(
-            WaitReason.UNLEASED, "It was started outside the queue, so nobody knows whether a worker still works on it."
+            WaitReason.UNLEASED,
+            "It was started without a lease, so it is unknown whether a worker is still working on it.",
         )
     if row.lease_expires_at <= row.now:
         return Wait(
             WaitReason.EXPIRED,
-            "Its lease has expired without a heartbeat of its worker: it will be reclaimed.",
+            "Its lease has expired without a heartbeat from its worker: it will be reclaimed.",
             0,
             row.lease_expires_at,
         )
@@ -164,7 +167,7 @@ def _explain_processing(row: Any) -> Wait:
 
 
 def _row(kind: str, name: Any = None, number: Any = None, first: Any = None, second: Any = None) -> Select[Any]:
-    """Return one kind of row of a statement that asks for several: a name, a whole number and two others."""
+    """Return one SELECT of the UNION ALL; `kind` tells its rows apart, and all have the same four columns."""
     values: list[tuple[Any, Any]] = [(name, Text), (number, BigInteger), (first, Double), (second, Double)]
     columns: list[Any] = [cast(null() if value is None else value, its_type) for value, its_type in values]
     return select(literal(kind), *columns)
@@ -199,13 +202,13 @@ def _estimate(generation_id: str, rows: dict[str, list[Any]]) -> Estimate | None
 
 
 def times_alike(history: list[tuple[float, float]], duration: float) -> list[float]:
-    """Return how long jobs of this length took: those of the same length where there are enough, else in proportion."""
+    """Return the sorted times of jobs of this length; if there are too few, scale all times in proportion to length."""
     alike = [(length, seconds) for length, seconds in history if abs(length / duration - 1) <= 0.1]
     return sorted(seconds * duration / length for length, seconds in (alike if len(alike) >= ENOUGH_ALIKE else history))
 
 
 def remaining_times(times: list[float], elapsed: float) -> list[float]:
-    """Return how much longer the jobs took that took longer than `elapsed`; past all of them, a tenth of it."""
+    """Return the remaining times of the jobs that took longer than `elapsed`; if none did, a tenth of `elapsed`."""
     return [seconds - elapsed for seconds in times if seconds > elapsed] or [elapsed / 10]
 
 
@@ -217,7 +220,7 @@ def waiting_time(
     ahead: list[Any],
     running: list[Any],
 ) -> NormalDist:
-    """Return how long a pending job waits for the first of `workers` to become free; see estimate_completion()."""
+    """Return the time until the first of `workers` becomes free for a pending job; see estimate_completion()."""
     work = variance = squares = 0.0
     fallback = [(duration, seconds) for seconds in own]
     for name, _, length, squared in ahead:
@@ -239,23 +242,23 @@ def waiting_time(
             squares += fmean(seconds**2 for seconds in times)
     if jobs + len(running) < workers:
         return NormalDist(0.0, 0.0)
-    # The others are met in the middle of a job, more likely of a long one; what is left of it is taken as anything
-    # between nothing and twice its mean.
-    left = squares / (2 * whole)
-    variance += (workers - 1) * left**2 / 3
-    return NormalDist(max(0.0, work - (workers - 1) * left) / workers, sqrt(variance) / workers)
+    # The other workers are in the middle of a job then. Its residual life is taken as uniform between 0 and twice its
+    # mean, which has the variance mean² / 3.
+    residual = squares / (2 * whole)
+    variance += (workers - 1) * residual**2 / 3
+    return NormalDist(max(0.0, work - (workers - 1) * residual) / workers, sqrt(variance) / workers)
 
 
 def total_time(wait: NormalDist, own: list[float], delay: float) -> list[float]:
-    """Return the sum of two independent times on a grid of their quantiles; nothing begins before `delay`."""
-    places = [(index + 0.5) / GRID for index in range(GRID)]
-    waits = [wait.inv_cdf(place) if wait.stdev else wait.mean for place in places]
-    return sorted(max(one, delay) + percentile(own, place) for one in waits for place in places)
+    """Return the sorted sums of two independent times, on a grid of their quantiles; the wait is at least `delay`."""
+    fractions = [(index + 0.5) / GRID for index in range(GRID)]
+    waits = [wait.inv_cdf(fraction) if wait.stdev else wait.mean for fraction in fractions]
+    return sorted(max(waited, delay) + percentile(own, fraction) for waited in waits for fraction in fractions)
 
 
 def percentile(values: list[float], fraction: float) -> float:
-    """Return a percentile of sorted values, as analytics.py defines it."""
-    place = fraction * (len(values) - 1)
-    low = int(place)
+    """Return a percentile of sorted values, as stats.py defines it."""
+    position = fraction * (len(values) - 1)
+    low = int(position)
     high = min(low + 1, len(values) - 1)
-    return values[low] + (values[high] - values[low]) * (place - low)
+    return values[low] + (values[high] - values[low]) * (position - low)

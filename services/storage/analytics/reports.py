@@ -7,12 +7,12 @@ from enum import StrEnum
 
 @dataclass(frozen=True)
 class QueueStats:
-    """The queue at `at`.
+    """The state of the queue at the time `at`.
 
-    `backlog` due generations wait, the oldest of them due for `oldest_seconds`; `scheduled` ones are not due yet.
-    `processing` have been claimed, of which `expired` by a worker that has not been heard of since its lease ended.
-    `workers` are alive: they hold a lease that has not ended, or finished an attempt in the last five minutes.
-    `completed_per_hour` and `failed_per_hour` count the last hour.
+    `backlog` is the number of due generations, and `oldest_seconds` how long the oldest of them has been due.
+    `scheduled` is the number of pending generations that are not due yet. `processing` counts all that are processing;
+    `expired` counts those of them whose lease has expired. `workers` counts the active workers: those that hold a valid
+    lease or ended an attempt in the last five minutes. `completed_per_hour` and `failed_per_hour` count the last hour.
     """
 
     at: datetime
@@ -29,7 +29,7 @@ class QueueStats:
 
 @dataclass(frozen=True)
 class Percentiles:
-    """The median, the 90th and the 99th percentile of `count` values; None without any."""
+    """The median, the 90th and the 99th percentile of `count` values; None if there are no values."""
 
     count: int
     p50: float | None
@@ -39,12 +39,12 @@ class Percentiles:
 
 @dataclass(frozen=True)
 class PerformanceStats:
-    """How one model did.
+    """The performance of one model.
 
-    `failure_rate` is failed / (completed + failed), None before either. `generation_time` (seconds) is what completed
-    generations report; `real_time_factor` that time / the seconds of music asked for: below 1, faster than it plays.
-    `queue_wait` (seconds) is the time from being due to the start of the last attempt, of completed and failed ones
-    that were started by a worker.
+    `failure_rate` is failed / (completed + failed), None if both are 0. `generation_time` (seconds) is the reported
+    time of completed generations; `real_time_factor` is that time divided by the requested length: below 1 is faster
+    than playback. `queue_wait` (seconds) is the time from being due to the start of the last attempt, for completed and
+    failed generations that were started.
     """
 
     model_name: str
@@ -59,7 +59,7 @@ class PerformanceStats:
 
 @dataclass(frozen=True)
 class Usage:
-    """What happened from `start` (UTC, included) until the next one's: created, and finished in each way."""
+    """The numbers of created and finished generations from `start` (UTC, included) to the start of the next bucket."""
 
     start: datetime
     created: int
@@ -70,10 +70,10 @@ class Usage:
 
 @dataclass(frozen=True)
 class PromptStats:
-    """How one prompt did.
+    """The uses and results of one prompt.
 
-    `used_count` counts every use; `generations` are those stored. `success_rate` is completed / (completed + failed)
-    and `median_seconds` the median generation time of the completed ones, None before there are any.
+    `used_count` counts every use; `generations` counts the stored generations. `success_rate` is completed /
+    (completed + failed), `median_seconds` the median generation time of the completed ones; None if there are none.
     """
 
     prompt_id: int
@@ -91,7 +91,7 @@ class PromptStats:
 
 @dataclass(frozen=True)
 class FailureReason:
-    """An error message, cut to 200 characters and with # for digits, and the failed generations that have it."""
+    """An error message, cut to 200 characters and with # for digits, and the number of failed generations with it."""
 
     reason: str
     count: int
@@ -101,10 +101,10 @@ class FailureReason:
 
 @dataclass(frozen=True)
 class Estimate:
-    """When a generation will be finished: with 80 % likelihood between `p10_at` and `p90_at`, half of them by `p50_at`.
+    """When a generation will finish: between `p10_at` and `p90_at` with a probability of 80 %; the median is `p50_at`.
 
-    `jobs_ahead` will be claimed first, by `workers` alive; `samples` completed generations of its model say how long
-    it takes itself.
+    `jobs_ahead` due generations will be claimed before it, by `workers` active workers. Its own time is estimated from
+    `samples` completed generations of its model.
     """
 
     generation_id: str
@@ -137,8 +137,8 @@ class Wait:
     """Why a generation is not finished yet.
 
     `reason` is paused, scheduled (until `until`), no_workers, behind (`ahead` others), next, processing (the lease of
-    its worker ends at `until`), expired (its worker sent no heartbeat in time; it will be reclaimed), unleased (started
-    outside the queue), exhausted (failed after its last attempt) or finished. `explanation` is a sentence about it.
+    its worker expires at `until`), expired (its worker sent no heartbeat in time; it will be reclaimed), unleased
+    (started without a lease), exhausted (failed after its last attempt) or finished. `explanation` is one sentence.
     """
 
     reason: WaitReason

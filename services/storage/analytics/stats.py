@@ -1,8 +1,8 @@
-"""Read-only reports; each is one statement, hence one moment, and says the same on every database.
+"""Statistics of generations, models and prompts. Each is one read-only statement, so its numbers fit together.
 
-Percentiles are those of PostgreSQL's percentile_cont, numpy's "linear" and statistics.quantiles(method="inclusive"),
-type 7 of Hyndman and Fan, Sample Quantiles in Statistical Packages, 1996: of n values in order, counted from 0, the one
-at p · (n - 1), between two neighbours in proportion.
+Results are the same on every database. Percentiles are those of PostgreSQL's percentile_cont, numpy's "linear" and
+statistics.quantiles(method="inclusive"), type 7 of Hyndman and Fan, Sample Quantiles in Statistical Packages, 1996: the
+value at p · (n - 1) of n sorted values numbered from 0, interpolated linearly between its neighbours.
 """
 
 from collections.abc import Callable, Sequence
@@ -47,20 +47,18 @@ PERCENTS = (50, 90, 99)
 Bucket = Literal["hour", "day", "week"]
 BUCKETS: dict[Bucket, timedelta] = {"hour": timedelta(hours=1), "day": timedelta(days=1), "week": timedelta(weeks=1)}
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-MONDAY = timedelta(days=4)  # the first Monday after the epoch, where ISO 8601 weeks begin
+MONDAY = timedelta(days=4)  # from the epoch to the first Monday; ISO 8601 weeks start on Monday
 
-# A lost attempt was ended by the one who reclaimed it, not by its worker.
-BY_WORKER = Attempt.outcome != literal_column(f"'{AttemptOutcome.LOST}'")
-
-
+# Whoever reclaims a generation ends its lost attempt, so a lost attempt does not show that its worker is active.
+ENDED_BY_WORKER = Attempt.outcome != literal_column(f"'{AttemptOutcome.LOST}'")
 Clock = Callable[[timedelta], ColumnElement[datetime]]
 
 
 def get_database_stats(session: Session) -> dict[str, Any]:
-    """Return how many generations there are in all and of each status, and how many prompts.
+    """Return the number of generations, in total and of each status, and the number of prompts.
 
     The keys: total_generations, pending_generations, processing_generations, completed_generations,
-    failed_generations, cancelled_generations, total_prompts. The total counts unknown statuses too.
+    failed_generations, cancelled_generations, total_prompts. The total includes unknown statuses.
     """
     by_status = select(Generation.status, func.count()).group_by(Generation.status)
     prompts = select(null(), func.count()).select_from(Prompt)
@@ -75,7 +73,7 @@ def get_database_stats(session: Session) -> dict[str, Any]:
 
 
 def get_queue_stats(session: Session) -> QueueStats:
-    """Return the state of the queue by the database's clock; QueueStats says what each number is."""
+    """Return the state of the queue by the database's clock; QueueStats defines each number."""
     clock = backend_for(session).statement_clock()
     now = clock(timedelta(0))
     waiting = pending_generations()
@@ -113,14 +111,20 @@ def get_queue_stats(session: Session) -> QueueStats:
 def get_performance_stats(
     session: Session, *, since: datetime | None = None, model_name: str | None = None
 ) -> list[PerformanceStats]:
-    """Return how each model did, by name; only generations finished since `since`, only of `model_name` when given.
+    """Return the performance of each model, ordered by name; PerformanceStats defines each number.
 
-    Without `since` every generation is read and sorted: seconds for a million. PerformanceStats has the definitions.
+    `since` limits it to generations finished since then, `model_name` to one model. Without `since` every finished
+    generation is read and sorted, which takes seconds for a million.
     """
-    conditions = [Generation.completed_at.is_not(None), *_narrowed(since, model_name)]
+    conditions = [Generation.completed_at.is_not(None), *_conditions(since, model_name)]
     completed = Generation.status == GenerationStatus.COMPLETED
     time = case((completed, Generation.generation_time_seconds))
-    factor = case((completed, _divisible(Generation.generation_time_seconds) / _divisible(Generation.duration_seconds)))
+    factor = case(
+        (
+            completed,
+            _clamp_for_division(Generation.generation_time_seconds) / _clamp_for_division(Generation.duration_seconds),
+        )
+    )
     wait = case(
         (
             Generation.status != GenerationStatus.CANCELLED,
@@ -144,26 +148,26 @@ def get_performance_stats(
 
 
 def get_usage(session: Session, *, since: datetime | None = None, bucket: Bucket = "day") -> list[Usage]:
-    """Return what happened in each hour, day or week (from Monday) of UTC, from that of `since` to now, oldest first.
+    """Return one Usage for each hour, day or week (from Monday) in UTC, from the one of `since` to now, oldest first.
 
-    Without `since`: the last 30 of them. Empty ones are there too. Raises ValueError for an unknown bucket or over
-    20,000 of them.
+    Without `since`, the last 30. Empty buckets are included. Raises ValueError for an unknown bucket or for 20,000
+    buckets or more.
     """
     if bucket not in get_args(Bucket):
         raise ValueError(f"bucket must be one of {', '.join(get_args(Bucket))}")
     size = BUCKETS[bucket]
     offset = MONDAY if bucket == "week" else timedelta(0)
-    start = None if since is None else _number_of(validate_moment("since", since), size, offset)
+    start = None if since is None else _bucket_number(validate_moment("since", since), size, offset)
     clock = backend_for(session).statement_clock()
     width, shift = size // timedelta(microseconds=1), offset // timedelta(microseconds=1)
     number = (backend_for(session).epoch_microseconds(clock(timedelta(0))) - shift) // width
     first: Any = number - (DEFAULT_BUCKETS - 1) if start is None else literal(start)
-    begins = None if start is None else EPOCH + offset + start * size
+    start_time = None if start is None else EPOCH + offset + start * size
 
     def counted(time: Any, subject: Any) -> Select[Any]:
-        its_number = ((backend_for(session).epoch_microseconds(time) - shift) // width).label("number")
-        begin = begins if begins is not None else clock(-size * DEFAULT_BUCKETS)
-        recent = select(its_number, subject.label("subject")).where(time >= begin).subquery()
+        bucket_number = ((backend_for(session).epoch_microseconds(time) - shift) // width).label("number")
+        earliest = start_time if start_time is not None else clock(-size * DEFAULT_BUCKETS)
+        recent = select(bucket_number, subject.label("subject")).where(time >= earliest).subquery()
         return select(recent.c.number, recent.c.subject, func.count()).group_by(recent.c.number, recent.c.subject)
 
     statement = union_all(
@@ -184,7 +188,7 @@ def get_usage(session: Session, *, since: datetime | None = None, bucket: Bucket
 
 
 def get_prompt_stats(session: Session, text: str) -> PromptStats | None:
-    """Return how the prompt with exactly this text did, or None when there is none."""
+    """Return the uses and results of the prompt with exactly this text, or None if there is none."""
     if not is_storable("text", text):
         return None
     prompt = select(Prompt).where(backend_for(session).prompt_text_equals(text)).cte("asked")
@@ -210,9 +214,10 @@ def get_prompt_stats(session: Session, text: str) -> PromptStats | None:
 def get_failure_reasons(
     session: Session, *, since: datetime | None = None, model_name: str | None = None, limit: int = 20
 ) -> list[FailureReason]:
-    """Return why generations failed, the most frequent reason first; only those that failed since `since` when given.
+    """Return the reasons of failed generations, most frequent first.
 
-    Messages that differ in numbers only are one reason. Those without a message have the reason "".
+    `since` limits it to generations that failed since then, `model_name` to one model. Messages that differ only in
+    numbers are one reason. Generations without a message have the reason "".
     """
     limit = validate_count("limit", limit)
     reason: Any = func.substr(func.coalesce(Generation.error_message, ""), 1, REASON_LENGTH)
@@ -220,7 +225,7 @@ def get_failure_reasons(
         reason = func.replace(reason, digit, "#")
     for _ in range(4):  # runs of up to 16 digits
         reason = func.replace(reason, "##", "#")
-    conditions = [Generation.status == literal_column("'failed'"), *_narrowed(since, model_name)]
+    conditions = [Generation.status == literal_column("'failed'"), *_conditions(since, model_name)]
     failed = (
         select(reason.label("reason"), Generation.model_name, Generation.completed_at).where(*conditions).subquery()
     )
@@ -235,33 +240,33 @@ def get_failure_reasons(
 
 
 def pending_generations() -> Subquery:
-    """Return id, priority and scheduled_at of the pending generations.
+    """Return the id, priority and scheduled_at of the pending generations.
 
-    In claim order and with a limit beyond any count, so that the index of the queue is read and no row: of 50,000 that
-    took 10 ms and not 100.
+    The ORDER BY and a LIMIT above any count make the planner read only the queue's index and no table row: for 50,000
+    pending generations that takes 10 ms instead of 100.
     """
     columns = select(Generation.id, Generation.priority, Generation.scheduled_at)
     return columns.where(PENDING).order_by(*CLAIM_ORDER).limit(BIG_INTEGER_LIMIT).subquery()
 
 
 def count_workers(clock: Clock) -> Any:
-    """Return the number of workers alive, as an SQL expression; QueueStats says who is."""
+    """Return the number of active workers as an SQL expression; QueueStats defines it."""
     leased = select(Generation.worker_id).where(PROCESSING, Generation.lease_expires_at > clock(timedelta(0)))
-    lately = select(Attempt.worker_id).where(Attempt.finished_at > clock(-WORKER_SILENCE), BY_WORKER)
+    lately = select(Attempt.worker_id).where(Attempt.finished_at > clock(-WORKER_SILENCE), ENDED_BY_WORKER)
     alive = union(leased.where(Generation.worker_id.is_not(None)), lately).subquery()
     return select(func.count()).select_from(alive).scalar_subquery()
 
 
 def seconds_between(session: Session, later: Any, earlier: Any) -> ColumnElement[float]:
-    """Return the seconds between two times as the nearest double, as Python's total_seconds() does."""
+    """Return the seconds between two times, rounded to the nearest double as Python's total_seconds() does."""
     backend = backend_for(session)
     return type_coerce(
         cast(backend.epoch_microseconds(later) - backend.epoch_microseconds(earlier), Double) / 1e6, Double
     )
 
 
-def _narrowed(since: datetime | None, model_name: str | None) -> list[ColumnElement[bool]]:
-    """Return the conditions that a generation was finished since then, by that model."""
+def _conditions(since: datetime | None, model_name: str | None) -> list[ColumnElement[bool]]:
+    """Return the conditions for generations finished since `since`, and for those of `model_name`."""
     conditions: list[ColumnElement[bool]] = []
     if since is not None:
         conditions.append(Generation.completed_at >= validate_moment("since", since))
@@ -270,29 +275,30 @@ def _narrowed(since: datetime | None, model_name: str | None) -> list[ColumnElem
     return conditions
 
 
-def _divisible(seconds: Any) -> ColumnElement[float]:
-    """Return a time clamped to what may be divided: beyond, PostgreSQL raises an error for the quotient."""
+def _clamp_for_division(seconds: Any) -> ColumnElement[float]:
+    """Return the seconds, clamped so that a quotient of two never overflows: PostgreSQL raises an error for that."""
     return case((seconds.between(5e-324, 1e-100), 1e-100), (seconds > 1e100, 1e100), else_=seconds)
 
 
 def _percentiles(group: Any, subject: Any, value: Any) -> Select[Any]:
-    """Return the rows (group, subject, count, and the two neighbours of each percentile) of the values not NULL.
+    """Return rows of (group, subject, count, the two neighbours of each percentile) for the values that are not NULL.
 
-    By window functions and not percentile_cont: one statement for both databases, and no arithmetic in it to differ.
+    Window functions instead of percentile_cont: SQLite has no percentile_cont, and Python does the interpolation, so
+    both databases give exactly the same results.
     """
     given = select(group.label("grouped"), value.label("value")).where(value.is_not(None)).cte()
-    # Counted apart: a count over the window keeps every row until the last one, half as long again.
+    # A separate aggregate: count() over the window would buffer every row and take half as long again.
     counted = select(given.c.grouped, (func.count() - 1).label("last")).group_by(given.c.grouped).subquery()
     position = func.row_number().over(partition_by=given.c.grouped, order_by=given.c.value) - 1
-    placed = select(given, position.label("position")).subquery()
+    numbered = select(given, position.label("position")).subquery()
     neighbours = [
-        func.max(case((placed.c.position == (counted.c.last * percent + rounding) // 100, placed.c.value)))
+        func.max(case((numbered.c.position == (counted.c.last * percent + rounding) // 100, numbered.c.value)))
         for percent in PERCENTS
         for rounding in (0, 99)
     ]
-    columns = [placed.c.grouped, subject.label("subject"), (func.max(counted.c.last) + 1).label("count"), *neighbours]
-    both = placed.join(counted, placed.c.grouped == counted.c.grouped)
-    return select(*columns).select_from(both).group_by(placed.c.grouped)
+    columns = [numbered.c.grouped, subject.label("subject"), (func.max(counted.c.last) + 1).label("count"), *neighbours]
+    both = numbered.join(counted, numbered.c.grouped == counted.c.grouped)
+    return select(*columns).select_from(both).group_by(numbered.c.grouped)
 
 
 def _interpolate(count: int, *neighbours: float) -> Percentiles:
@@ -323,5 +329,5 @@ def _rate(part: int, rest: int) -> float | None:
     return part / (part + rest) if part + rest else None
 
 
-def _number_of(time: datetime, size: timedelta, offset: timedelta) -> int:
+def _bucket_number(time: datetime, size: timedelta, offset: timedelta) -> int:
     return (time - EPOCH - offset) // size
