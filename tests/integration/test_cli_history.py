@@ -182,7 +182,7 @@ def test_check_of_a_sound_database_prints_nothing_to_stdout(history: str) -> Non
 def test_check_mends_the_search_index_and_is_content(history: str) -> None:
     run_script(history, "INSERT INTO prompts_fts (prompts_fts) VALUES ('delete-all')")
     result = run("check", url=history)
-    assert (result.exit_code, result.stdout) == (0, "search index: it is not what the prompts say (fixed)\n")
+    assert (result.exit_code, result.stdout) == (0, "search index: it does not match the prompts (fixed)\n")
     assert run("check", url=history).stdout == ""
 
 

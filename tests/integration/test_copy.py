@@ -98,7 +98,7 @@ def test_a_copy_that_is_killed_goes_on_where_it_stopped(
     storage = Storage(urls[1])
     assert migrations.check(storage) == []
     with storage.session() as session, pytest.raises(StorageError):
-        session.execute(text("SELECT * FROM copy_progress"))  # the notes are gone
+        session.execute(text("SELECT * FROM copy_progress"))  # the progress table is dropped
     storage.dispose()
 
 
@@ -180,19 +180,19 @@ def test_rows_that_somebody_put_into_the_target_meanwhile_are_found_by_the_compa
 
 
 BAD_ROWS = {
-    "it breaks ck_generations_status_known": "status = 'queued'",
-    "it breaks ck_generations_channels_mono_or_stereo": "channels = 3",
-    "it breaks ck_generations_progress_is_fraction": "progress = 7",
+    "it violates ck_generations_status_known": "status = 'queued'",
+    "it violates ck_generations_channels_mono_or_stereo": "channels = 3",
+    "it violates ck_generations_progress_is_fraction": "progress = 7",
     "duration_seconds is not a number": "duration_seconds = 'long'",
-    "prompt_id points to nothing": "prompt_id = 999",
-    "parent_id points to nothing": "parent_id = 'nobody'",
+    "prompt_id refers to a missing row": "prompt_id = 999",
+    "parent_id refers to a missing row": "parent_id = 'nobody'",
     "created_at is missing or unreadable": "created_at = 'yesterday'",
     "started_at is unreadable": "started_at = 'noon'",
-    "parameters holds JSON that not every database can": """parameters = '{"x": NaN}'""",
-    "metadata holds JSON that not every database can": r"""metadata = '{"x": "\u0000"}'""",
-    "file_path is not text that every database can hold": "file_path = 'a' || char(0) || 'b'",
-    "priority is not a whole number that fits": "priority = 3000000000",
-    "worker_id is not text that every database can hold": "worker_id = x'00'",
+    "parameters is JSON that PostgreSQL cannot store": """parameters = '{"x": NaN}'""",
+    "metadata is JSON that PostgreSQL cannot store": r"""metadata = '{"x": "\u0000"}'""",
+    "file_path is not text that both databases can store": "file_path = 'a' || char(0) || 'b'",
+    "priority is not a whole number within the range of the column": "priority = 3000000000",
+    "worker_id is not text that both databases can store": "worker_id = x'00'",
 }
 
 

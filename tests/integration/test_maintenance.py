@@ -47,7 +47,7 @@ def test_a_drifted_search_index_is_found_once_and_mended(db: Storage, database_u
         with db.session() as session:
             a_generation(session, prompt="lofi rain")
         run_script(database_url, definition)
-    assert check_database() == [Finding("it is not what the prompts say", "search index", fixed=True)]
+    assert check_database() == [Finding("it does not match the prompts", "search index", fixed=True)]
     assert check_database() == []
     with db.session() as session:
         assert check_search_index(session)
@@ -67,7 +67,7 @@ def test_rows_that_adoption_kept_although_they_break_rules_are_found(empty_datab
     init_db(make_old_database(empty_database_url, "original"))
     found = check_database()
     problems = {finding.problem for finding in found}
-    assert any(problem.startswith("it breaks ck_generations_") for problem in problems)
+    assert any(problem.startswith("it violates ck_generations_") for problem in problems)
     assert not any(finding.fixed for finding in found)
     assert {finding.subject.split()[0] for finding in found} <= {"generations", "prompts"}
 
@@ -80,7 +80,7 @@ def test_a_row_that_refers_to_nothing_is_found(db: Storage, database_url: str) -
         run_script(database_url, parent)  # foreign keys are off unless asked for
     else:
         run_script(database_url, f"SET session_replication_role = replica; {parent}")
-    assert check_database() == [Finding("parent_id points to nothing", f"generations {lost.id}")]
+    assert check_database() == [Finding("parent_id refers to a missing row", f"generations {lost.id}")]
 
 
 def test_a_missing_file_is_found_where_outputs_dir_says(db: Storage, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What an operator does to a whole database. Owns its transactions; never prints."""
+"""Operations on a whole database. They manage their own transactions and never print."""
 
 from .check import Finding, check_database
 from .copy import copy_database

@@ -1,7 +1,7 @@
-"""Copying a whole database into another one: refused before it begins or done in full. Owns its transactions.
+"""Copy a whole database into another one; refuse, before anything is written, if it could not be complete. See ADR 31.
 
-The source is read in one snapshot, twice: first to find what the target would refuse, then to copy. Each batch is one
-transaction together with the note of how far it got, so a copy that was killed goes on where it stopped. At the end the
+The source is read twice in one snapshot: first to find rows that the target would refuse, then to copy. Each batch is
+one transaction, which also records the progress, so a copy that was killed resumes where it stopped. At the end the
 target is read back and compared.
 """
 
@@ -37,17 +37,17 @@ from .rows import (
     Progress,
     RefusedRow,
     batches,
-    examine,
     key_columns,
     key_of,
     own_links,
     plain_table,
+    scan_rows,
 )
 
-REFUSALS_LIMIT = 100
+REFUSED_LIMIT = 100
 
-# How far each step got, and from which source: in the target, as long as the copy is not complete.
-NOTES = Table(
+# A table in the target while the copy is incomplete: the source, and the progress of each step.
+PROGRESS_TABLE = Table(
     "copy_progress",
     MetaData(),
     Column("step", Text, primary_key=True),
@@ -59,43 +59,43 @@ NOTES = Table(
 
 @dataclass(frozen=True)
 class CopyReport:
-    """What the target holds now, row for row what the source held."""
+    """The tables that were copied, and whether an earlier run of the copy was resumed."""
 
     tables: tuple[CopiedTable, ...]
     resumed: bool
 
     @property
     def row_count(self) -> int:
-        """How many rows were copied, in all tables and all runs."""
+        """The number of copied rows in all tables, including those of earlier runs."""
         return sum(table.row_count for table in self.tables)
 
 
 def copy_database(source_url: str, target_url: str, *, progress: Progress | None = None) -> CopyReport:
-    """Copy every row into an empty database, which is migrated when it has no tables, and compare both at the end.
+    """Copy every row into an empty database, in which tables are created if it has none, and compare both at the end.
 
-    Killed and run again it goes on where it stopped. Calls `progress(step, rows done, rows in all)` after each batch.
-    Nothing may write to either side meanwhile; what comes to the source after the start is not copied. Raises CopyError
-    before anything is written for rows that the target would refuse (`refused`), a target that is neither empty nor a
-    partial copy of this source, and at the end when both sides differ.
+    If it was killed, run it again to resume. Calls `progress(step, rows done, rows in total)` after each batch. Nothing
+    else may write to either database during the copy; rows added to the source after the start are not copied. Raises
+    CopyError before it writes anything for rows that the target would refuse (in `refused`) and for a target that is
+    neither empty nor a partial copy of this source; and at the end if the databases differ.
     """
     source, target = Storage(source_url), Storage(target_url)
-    report = progress or (lambda step, done, total: None)
+    report_progress = progress or (lambda step, done, total: None)
     try:
-        return _copy(source, target, report)
+        return _copy(source, target, report_progress)
     finally:
         source.dispose()
         target.dispose()
 
 
 def _copy(source: Storage, target: Storage, progress: Progress) -> CopyReport:
-    _require_room(target)
+    _require_empty(target)
     with source.session(read_only=True) as reader:
-        contents, refused = examine(reader, progress)
+        contents, refused = scan_rows(reader, progress)
         if refused:
-            raise CopyError(_tell_refused(refused), refused=refused[:REFUSALS_LIMIT])
-        _make_tables(target)
+            raise CopyError(_describe_refused(refused), refused=refused[:REFUSED_LIMIT])
+        _create_tables(target)
         fingerprint = blake2b("".join(table.checksum for table in contents).encode(), digest_size=16).hexdigest()
-        resumed = _begin(target, fingerprint)
+        resumed = _start_or_resume(target, fingerprint)
         for table in TABLES:
             _copy_table(reader, target, table, progress)
         for table in TABLES:
@@ -105,56 +105,58 @@ def _copy(source: Storage, target: Storage, progress: Progress) -> CopyReport:
     return CopyReport(contents, resumed)
 
 
-def _require_room(target: Storage) -> None:
-    """Refuse a full target before the long look at the source."""
+def _require_empty(target: Storage) -> None:
+    """Raise CopyError for a target that has rows, before the long scan of the source."""
     try:
         with target.session(read_only=True) as session:
-            if not inspect(session.connection()).has_table(NOTES.name) and (table := _first_full_table(session)):
+            if not inspect(session.connection()).has_table(PROGRESS_TABLE.name) and (
+                table := _first_nonempty_table(session)
+            ):
                 raise CopyError(f"The target is not empty: it has rows in {table}. Copy into a new database.")
     except NotInitializedError:
         return
 
 
-def _make_tables(target: Storage) -> None:
+def _create_tables(target: Storage) -> None:
     try:
         target.require_schema()
     except NotInitializedError:
-        from .. import migrations  # Alembic doubles the import time of the package
+        from .. import migrations  # here, because Alembic doubles the import time of the package
 
         migrations.upgrade(target)
 
 
-def _first_full_table(session: Session) -> str | None:
+def _first_nonempty_table(session: Session) -> str | None:
     return next((table.name for table in TABLES if session.scalar(select(exists().select_from(table)))), None)
 
 
-def _tell_refused(refused: Sequence[RefusedRow]) -> str:
+def _describe_refused(refused: Sequence[RefusedRow]) -> str:
     first = refused[0]
     return (
         f"The target would refuse {len(refused):,} of the source's rows, the first one {first.table} {first.key}: "
-        f"{first.reason}. Mend or delete them, then copy again. Nothing was copied."
+        f"{first.reason}. Repair or delete them, then copy again. Nothing was copied."
     )
 
 
-def _begin(target: Storage, fingerprint: str) -> bool:
-    """Claim the target for this source; tell whether a copy of it had begun before."""
+def _start_or_resume(target: Storage, fingerprint: str) -> bool:
+    """Reserve the target for this source; return whether a copy of it is being resumed."""
 
     def begin(session: Session) -> bool:
-        full, begun = _first_full_table(session), inspect(session.connection()).has_table(NOTES.name)
-        if full and (not begun or set(session.scalars(select(NOTES.c.source))) != {fingerprint}):
+        full, started = _first_nonempty_table(session), inspect(session.connection()).has_table(PROGRESS_TABLE.name)
+        if full and (not started or set(session.scalars(select(PROGRESS_TABLE.c.source))) != {fingerprint}):
             raise CopyError(
                 f"The target has rows in {full} that are not part of a copy of this source as it is now: "
                 "reset the target, then copy again."
             )
         if full:
             return True
-        if begun:
-            NOTES.drop(session.connection())  # of a copy that came to nothing, or was reset
-        NOTES.create(session.connection())
+        if started:
+            PROGRESS_TABLE.drop(session.connection())  # left by a copy that wrote no rows, or whose target was reset
+        PROGRESS_TABLE.create(session.connection())
         steps = [table.name for table in TABLES]
         steps += [f"{table.name}.{column.name}" for table in TABLES for column in own_links(table)]
-        notes = [{"step": step, "source": fingerprint, "last_key": None, "row_count": 0} for step in steps]
-        session.execute(insert(NOTES), notes)
+        records = [{"step": step, "source": fingerprint, "last_key": None, "row_count": 0} for step in steps]
+        session.execute(insert(PROGRESS_TABLE), records)
         return False
 
     return target.run_in_transaction(begin)
@@ -163,14 +165,14 @@ def _begin(target: Storage, fingerprint: str) -> bool:
 def _copy_table(reader: Session, target: Storage, table: Table, progress: Progress) -> None:
     plain = plain_table(table)
     names = [column.name for column in plain.columns]
-    later = dict.fromkeys((column.name for column in own_links(table)), None)
+    links = dict.fromkeys((column.name for column in own_links(table)), None)
     _copy_step(
         reader,
         target,
         table,
         step=table.name,
         write=lambda session, rows: session.execute(
-            insert(plain), [{name: row[name] for name in names} | later for row in rows]
+            insert(plain), [{name: row[name] for name in names} | links for row in rows]
         ),
         progress=progress,
     )
@@ -203,10 +205,10 @@ def _copy_step(
     progress: Progress,
     where: ColumnElement[bool] | None = None,
 ) -> None:
-    """Write what the target lacks, batch by batch, each in one transaction with the note that it is there."""
-    note = select(NOTES.c.last_key, NOTES.c.row_count).where(NOTES.c.step == step)
+    """Write the rows that the target lacks in batches; the transaction of each also records the progress."""
+    record = select(PROGRESS_TABLE.c.last_key, PROGRESS_TABLE.c.row_count).where(PROGRESS_TABLE.c.step == step)
     with target.session() as session:
-        last_key, done = session.execute(note).one()
+        last_key, done = session.execute(record).one()
     after = None if last_key is None else json.loads(last_key)
     for rows in batches(reader, table, after=after, done=done, where=where, progress=progress, step=f"copy {step}"):
         expected, reached = last_key, json.dumps(key_of(table, rows[-1]))
@@ -219,20 +221,22 @@ def _copy_step(
             done: int = done,
             rows: Sequence[RowMapping] = rows,
         ) -> None:
-            found = session.execute(note.with_for_update()).one().last_key
-            if found == reached:
-                return  # the connection was lost after the commit, so this is the second time
-            if found != expected:
+            recorded = session.execute(record.with_for_update()).one().last_key
+            if recorded == reached:
+                return  # a retry: the connection was lost after the commit
+            if recorded != expected:
                 raise ConflictError("Another copy into the same target is running: let one of them finish.")
             write(session, rows)
-            session.execute(update(NOTES).where(NOTES.c.step == step).values(last_key=reached, row_count=done))
+            session.execute(
+                update(PROGRESS_TABLE).where(PROGRESS_TABLE.c.step == step).values(last_key=reached, row_count=done)
+            )
 
         target.run_in_transaction(write_batch)
         last_key = reached
 
 
 def _finish(target: Storage, contents: tuple[CopiedTable, ...], progress: Progress) -> None:
-    """Compare the target with what the source held, and forget the notes."""
+    """Compare the target with the source, then drop the progress table."""
 
     def advance(session: Session) -> None:
         for table in TABLES:
@@ -248,6 +252,6 @@ def _finish(target: Storage, contents: tuple[CopiedTable, ...], progress: Progre
             if digest.result() != expected:
                 raise CopyError(
                     f"The copy differs from the source in {table.name}: {digest.count:,} rows instead of "
-                    f"{expected.row_count:,}, or other ones. Reset the target and copy again while nothing writes."
+                    f"{expected.row_count:,}, or other values. Reset the target, stop all writers and copy again."
                 )
-    target.run_in_transaction(lambda session: NOTES.drop(session.connection()))
+    target.run_in_transaction(lambda session: PROGRESS_TABLE.drop(session.connection()))

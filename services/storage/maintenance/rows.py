@@ -1,6 +1,7 @@
-"""Every row of a database, table by table: what no other database would take of it, and a checksum of the rest.
+"""Scan every row of a database: find the rows that another database would refuse, and compute checksums.
 
-Reads only. Compares by what to_dict() gives, so the same rows on SQLite and PostgreSQL have the same checksum.
+Only reads. Checksums are of the values that to_dict() returns, so equal rows on SQLite and PostgreSQL have equal ones.
+See ADR 31.
 """
 
 import json
@@ -44,7 +45,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class RefusedRow:
-    """A row of the source that the target would not take as it is, and why; never what it holds."""
+    """A row that the target would refuse, and the reason; contains no stored value."""
 
     table: str
     key: str
@@ -53,27 +54,29 @@ class RefusedRow:
 
 @dataclass(frozen=True)
 class CopiedTable:
-    """One table after the copy; the checksum is that of its rows, in whatever order."""
+    """A table and its contents; the checksum does not depend on the order of the rows."""
 
     name: str
     row_count: int
     checksum: str
 
 
-def examine(reader: Session, progress: Progress) -> tuple[tuple[CopiedTable, ...], list[RefusedRow]]:
-    """Return what the source holds, and which of its rows no database of this schema would take."""
+def scan_rows(reader: Session, progress: Progress) -> tuple[tuple[CopiedTable, ...], list[RefusedRow]]:
+    """Return the contents of each table, and the rows that a database with this schema would refuse."""
     contents, refused = [], []
     for table in TABLES:
-        rules = {f"it breaks {check.name}": _breaks(check) for check in _checks(table)}
-        rules |= {f"{column.name} points to nothing": _orphaned(column) for column in _links(table)}
-        # A value that loads as nothing but is there: a time or JSON that others wrote and nobody can read.
-        present = {f"{column.name} is there": column.is_not(None) for column in plain_table(table).c if column.nullable}
+        rules = {f"it violates {check.name}": _violates(check) for check in _checks(table)}
+        rules |= {f"{column.name} refers to a missing row": _orphaned(column) for column in _links(table)}
+        # Invalid times and JSON load as None, so a flag tells them from NULL.
+        present = {
+            f"{column.name} is present": column.is_not(None) for column in plain_table(table).c if column.nullable
+        }
         flags = [rule.label(reason) for reason, rule in (rules | present).items()]
         digest = Digest(table)
         for rows in batches(reader, table, extra=flags, progress=progress, step=f"check {table.name}"):
             for row in rows:
                 digest.add(row)
-                reason = _why_refused(table, row) or next((reason for reason in rules if row[reason]), None)
+                reason = _refusal_reason(table, row) or next((reason for reason in rules if row[reason]), None)
                 if reason:
                     refused.append(RefusedRow(table.name, ", ".join(map(str, key_of(table, row))), reason))
         contents.append(digest.result())
@@ -91,17 +94,17 @@ def batches(
     done: int = 0,
     where: ColumnElement[bool] | None = None,
 ) -> Iterator[Sequence[RowMapping]]:
-    """Read a table in the order of its key, seeking and not skipping; report each batch once it has been dealt with."""
+    """Yield a table's rows in batches, in key order by keyset pagination; report progress after each batch."""
     plain = plain_table(table)
     keys = [plain.c[column.name] for column in key_columns(table)]
-    rows_of = select(*plain.columns, *extra).order_by(*keys).limit(BATCH_ROWS)
+    first_rows = select(*plain.columns, *extra).order_by(*keys).limit(BATCH_ROWS)
     count = select(func.count()).select_from(plain)
     if where is not None:
-        rows_of, count = rows_of.where(where), count.where(where)
+        first_rows, count = first_rows.where(where), count.where(where)
     total = session.scalar(count) or 0
     progress(step, done, total)
     while True:
-        query = rows_of
+        query = first_rows
         if after is not None:
             last = [literal(value, key.type) for key, value in zip(keys, after, strict=True)]
             query = query.where(tuple_(*keys) > tuple_(*last) if len(keys) > 1 else keys[0] > last[0])
@@ -115,7 +118,7 @@ def batches(
 
 
 def own_links(table: Table) -> list[Column[Any]]:
-    """Return the columns that refer to rows of the same table: those may come later than the row itself."""
+    """Return the columns that refer to the same table: the row they refer to may be copied later."""
     return [column for column in _links(table) if any(key.column.table is table for key in column.foreign_keys)]
 
 
@@ -125,17 +128,17 @@ def key_columns(table: Table) -> list[Column[Any]]:
 
 
 def key_of(table: Table, row: RowMapping) -> list[Any]:
-    """Return the primary key of a row, its values in the order of key_columns()."""
+    """Return the values of the primary key of a row, in the order of key_columns()."""
     return [row[column.name] for column in key_columns(table)]
 
 
 def plain_table(table: Table) -> Table:
-    """Return `table` without what the models add: defaults, versions, and JSON as anything but its text."""
-    return _PLAIN[table.name]
+    """Return `table` without the defaults and the version counter of its model, and with JSON columns as text."""
+    return _PLAIN_TABLES[table.name]
 
 
 class Digest:
-    """The checksum of a table's rows as to_dict() gives them, the same in whatever order they come."""
+    """The checksum of a table's rows, by the values that to_dict() returns; independent of the order of the rows."""
 
     def __init__(self, table: Table) -> None:
         self.table = table
@@ -158,7 +161,7 @@ def _checks(table: Table) -> list[CheckConstraint]:
     return [constraint for constraint in table.constraints if isinstance(constraint, CheckConstraint)]
 
 
-def _breaks(check: CheckConstraint) -> ColumnElement[Any]:
+def _violates(check: CheckConstraint) -> ColumnElement[Any]:
     return literal_column(f"NOT ({check.sqltext})", Boolean)
 
 
@@ -173,32 +176,32 @@ def _orphaned(column: Column[Any]) -> ColumnElement[bool]:
     return referring.is_not(None) & ~exists().where(parent.c[key.name] == referring)
 
 
-def _why_refused(table: Table, row: RowMapping) -> str | None:
-    """Return what is wrong with a value for its column's type on either database, or None."""
+def _refusal_reason(table: Table, row: RowMapping) -> str | None:
+    """Return why a value does not fit its column on one of the databases, or None if all values fit."""
     for column in plain_table(table).columns:
         value, kind = row[column.name], column.type
         if value is None:
-            if not column.nullable or row[f"{column.name} is there"]:
+            if not column.nullable or row[f"{column.name} is present"]:
                 return f"{column.name} is {'unreadable' if column.nullable else 'missing or unreadable'}"
         elif isinstance(kind, JSONText):
             if not isinstance(value, str) or not _is_portable_json(value):
-                return f"{column.name} holds JSON that not every database can"
+                return f"{column.name} is JSON that PostgreSQL cannot store"
         elif isinstance(kind, Text):
             if not isinstance(value, str) or not is_storable(column.name, value):
-                return f"{column.name} is not text that every database can hold"
+                return f"{column.name} is not text that both databases can store"
         elif isinstance(kind, Integer):
             limit = BIG_INTEGER_LIMIT if isinstance(kind, BigInteger) else INTEGER_LIMIT
             if type(value) is not int or not -limit - 1 <= value <= limit:
-                return f"{column.name} is not a whole number that fits"
+                return f"{column.name} is not a whole number within the range of the column"
         elif isinstance(kind, Double) and not isinstance(value, (int, float)):
             return f"{column.name} is not a number"
     return None
 
 
 def _is_portable_json(text: str) -> bool:
-    """Tell whether JSONB takes a text: it refuses NaN and infinities, and NUL and lone surrogates inside strings."""
+    """Return whether JSONB accepts a text: it refuses NaN, infinities, and strings with NUL or lone surrogates."""
     value = _load(text)
-    if isinstance(value, str):  # also what is no JSON at all: it is kept as a JSON string
+    if isinstance(value, str):  # also text that is not JSON, which is stored as a JSON string
         return is_storable("", value)
     try:
         strings = json.dumps(value, ensure_ascii=False, allow_nan=False)
@@ -234,7 +237,7 @@ def _comparable(value: Any, kind: Any) -> Any:
 
 
 def _load(text: str) -> Any:
-    """Return what a JSON text means, and text that is none as itself: that is what JSONB keeps it as."""
+    """Return the value of JSON text; text that is not JSON as itself, because JSONB stores it as a JSON string."""
     try:
         return json.loads(text, parse_float=_float)
     except (TypeError, ValueError, RecursionError):
@@ -242,10 +245,10 @@ def _load(text: str) -> Any:
 
 
 def _float(value: Any) -> float:
-    return float(value) or 0.0  # JSONB knows no -0.0
+    return float(value) or 0.0  # JSONB has no -0.0
 
 
-def _strip(table: Table) -> Table:
+def _without_defaults(table: Table) -> Table:
     columns = [
         Column(
             column.name,
@@ -260,4 +263,4 @@ def _strip(table: Table) -> Table:
     return Table(table.name, MetaData(), *columns)
 
 
-_PLAIN: Mapping[str, Table] = {table.name: _strip(table) for table in TABLES}
+_PLAIN_TABLES: Mapping[str, Table] = {table.name: _without_defaults(table) for table in TABLES}
