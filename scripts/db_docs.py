@@ -177,7 +177,13 @@ def tidy(sql: str) -> str:
     sql = re.sub(r'^CREATE TABLE "(\w+)"', r"CREATE TABLE \1", sql)
     sql = re.sub(r"[ \t]+\n", "\n", sql).replace("\t", "    ")
     sql = re.sub(r"(CONSTRAINT \w+) (CHECK|FOREIGN KEY) ?", r"\1\n        \2 ", sql)
-    return re.sub(r"^(CREATE (?:UNIQUE )?INDEX .*\)) (WHERE .*)$", r"\1\n    \2", sql)
+    sql = re.sub(r"^(CREATE (?:UNIQUE )?INDEX .*\)) (WHERE .*)$", r"\1\n    \2", sql)
+    return "\n".join(line if len(line) <= 120 else wrap(line) for line in sql.split("\n"))
+
+
+def wrap(rule: str) -> str:
+    """Return a long CHECK with a line for each of its conditions."""
+    return re.sub(r" (?=AND \(|AND ltrim|OR |AND substr)", "\n            ", rule)
 
 
 def describe(connection: sqlite3.Connection) -> str:

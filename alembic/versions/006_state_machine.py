@@ -23,21 +23,39 @@ depends_on: str | None = None
 
 FINISHED = "status IN ('completed', 'failed', 'cancelled')"
 
+WHOLE = "{0} BETWEEN {1} AND 2147483647 AND {0} = CAST({0} AS INTEGER)"
+SIZE = "file_size_bytes BETWEEN 0 AND 9223372036854775807 AND file_size_bytes = CAST(file_size_bytes AS BIGINT)"
 CHECKS = {
-    "prompts": {"used_count_positive": "used_count BETWEEN 1 AND 2147483647"},
+    "prompts": {"used_count_positive": WHOLE.format("used_count", 1)},
     "generations": {
         "status_known": "status IN ('pending', 'processing', 'completed', 'failed', 'cancelled')",
         "finished_has_time": f"({FINISHED}) = (completed_at IS NOT NULL)",
         "lease_while_processing": "lease_expires_at IS NULL OR status = 'processing'",
         "duration_positive": "duration_seconds > 0 AND duration_seconds <= 1e300",
-        "sample_rate_positive": "sample_rate BETWEEN 1 AND 2147483647",
+        "sample_rate_positive": WHOLE.format("sample_rate", 1),
         "channels_mono_or_stereo": "channels IN (1, 2)",
-        "file_size_not_negative": "file_size_bytes BETWEEN 0 AND 9223372036854775807",
+        "file_size_not_negative": SIZE,
         "generation_time_not_negative": "generation_time_seconds BETWEEN 0 AND 1e300",
         "progress_is_fraction": "progress BETWEEN 0 AND 1",
-        "attempt_not_negative": "attempt BETWEEN 0 AND 2147483647",
-        "max_attempts_positive": "max_attempts BETWEEN 1 AND 2147483647",
+        "priority_whole": WHOLE.format("priority", -2147483647),
+        "attempt_not_negative": WHOLE.format("attempt", 0),
+        "max_attempts_positive": WHOLE.format("max_attempts", 1),
+        "version_positive": WHOLE.format("version", 1),
     },
+}
+# Times that sort as they are stored and that every program can read. The space keeps 'now' from meaning the present.
+TIMES = {
+    "prompts": ("first_used_at", "last_used_at"),
+    "generations": (
+        "created_at", "scheduled_at", "started_at", "completed_at", "lease_expires_at", "cancel_requested_at"
+    ),
+}  # fmt: skip
+TIME_FORMS = {
+    "sqlite": (
+        "datetime(substr({0}, 1, 19) || ' ', '+0 days') IS substr({0}, 1, 19) AND substr({0}, 1, 4) > '0000' "
+        "AND (length({0}) = 19 OR substr({0}, 20) GLOB '.[0-9]*' AND ltrim(substr({0}, 21), '0123456789') = '')"
+    ),
+    "postgresql": "{0} BETWEEN '0001-01-01 00:00:00+00' AND '9999-12-31 23:59:59.999999+00'",
 }
 FOREIGN_KEYS = {
     "fk_generations_prompt_id_prompts": "FOREIGN KEY (prompt_id) REFERENCES prompts (id) ON DELETE CASCADE",
@@ -109,7 +127,7 @@ def upgrade() -> None:
     op.execute(f"UPDATE generations SET completed_at = created_at WHERE {FINISHED} AND completed_at IS NULL")
     if op.get_context().dialect.name == "sqlite":
         for table in ("prompts", "generations"):
-            constraints = [f"CONSTRAINT ck_{table}_{name} CHECK ({rule})" for name, rule in CHECKS[table].items()]
+            constraints = [f"CONSTRAINT ck_{table}_{name} CHECK ({rule})" for name, rule in checks(table).items()]
             if table == "generations":
                 constraints += [f"CONSTRAINT {name} {rule}" for name, rule in FOREIGN_KEYS.items()]
             rebuild(table, SQLITE_COLUMNS[table], constraints)
@@ -129,7 +147,7 @@ def downgrade() -> None:
     for name in FOREIGN_KEYS:
         op.drop_constraint(name, "generations")
     for table in ("prompts", "generations"):
-        for name in CHECKS[table]:
+        for name in checks(table):
             op.drop_constraint(f"ck_{table}_{name}", table)
         for column in SERVER_DEFAULTS[table]:
             default = (
@@ -140,13 +158,21 @@ def downgrade() -> None:
     op.execute("ALTER TABLE generations ALTER COLUMN status SET STATISTICS -1")
 
 
+def checks(table: str) -> dict[str, str]:
+    """Return the CHECKs of a table on this database system: their rules by name."""
+    system = op.get_context().dialect.name
+    forms = {f"{column}_form": TIME_FORMS[system].format(column) for column in TIMES[table]}
+    flags = {"favorite_is_flag": "is_favorite IN (0, 1)"} if (table, system) == ("generations", "sqlite") else {}
+    return CHECKS[table] | flags | forms
+
+
 def constrain_postgresql() -> None:
     for table in ("prompts", "generations"):
         for column in SERVER_DEFAULTS[table]:
             op.execute(f"ALTER TABLE {table} ALTER COLUMN {column} DROP DEFAULT")
         for column in NOT_NULL.get(table, ()):
             op.execute(f"ALTER TABLE {table} ALTER COLUMN {column} SET NOT NULL")
-        rules = {f"ck_{table}_{name}": f"CHECK ({rule})" for name, rule in CHECKS[table].items()}
+        rules = {f"ck_{table}_{name}": f"CHECK ({rule})" for name, rule in checks(table).items()}
         for name, rule in (rules | (FOREIGN_KEYS if table == "generations" else {})).items():
             op.execute(f"ALTER TABLE {table} ADD CONSTRAINT {name} {rule} NOT VALID")
             validate(table, name)

@@ -5,9 +5,10 @@ from datetime import datetime
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Double, Index, MetaData, Text, event, inspect
+from sqlalchemy import CheckConstraint, Double, Index, MetaData, Table, Text, event, inspect
 from sqlalchemy.orm import DeclarativeBase, InstanceState
 
+from .limits import INTEGER_LIMIT
 from .types import UTCDateTime
 
 
@@ -31,6 +32,18 @@ def partial_index(name: str, where: str, *columns: Any, unique: bool = False) ->
     The condition is in `info`, because SQLAlchemy's options (sqlite_where) import the dialects, which takes 50 ms.
     """
     return Index(name, *columns, unique=unique, info={"where": where})
+
+
+def whole_number(column: str, minimum: int, maximum: int = INTEGER_LIMIT, *, name: str) -> CheckConstraint:
+    """Return the CHECK that a column holds a whole number in a range: SQLite's INTEGER would take 1.5 and text."""
+    rule = f"{column} BETWEEN {minimum} AND {maximum} AND {column} = CAST({column} AS INTEGER)"
+    return CheckConstraint(rule.replace("INTEGER", "BIGINT") if maximum > INTEGER_LIMIT else rule, name=name)
+
+
+def checks_of(table: Table, dialect: str) -> list[CheckConstraint]:
+    """Return the CHECK constraints that a table has on a database system."""
+    checks = [constraint for constraint in table.constraints if isinstance(constraint, CheckConstraint)]
+    return [check for check in checks if check.info.get("only_on", dialect) == dialect]
 
 
 class SameAs:

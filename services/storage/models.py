@@ -19,11 +19,11 @@ from sqlalchemy import (
 from sqlalchemy.orm import Mapped, mapped_column, validates
 
 from . import validation
-from .declarative import Base, HasMetadata, SameAs, partial_index, to_dict
+from .declarative import Base, HasMetadata, SameAs, partial_index, to_dict, whole_number
 from .errors import IllegalTransitionError
 from .lifecycle import FINISHED, GenerationStatus, is_legal_move, transition_values, validate_status
 from .limits import MAX_ATTEMPTS
-from .types import BigInt, JSONObject, JSONText, load_json_object, utcnow, uuid7
+from .types import BigInt, JSONObject, JSONText, load_json_object, time_form, utcnow, uuid7
 
 __all__ = ["Attempt", "Base", "Generation", "Lease", "Prompt", "QueueState"]
 
@@ -60,7 +60,8 @@ class Prompt(Base):
         UniqueConstraint("text", info={"only_on": "sqlite"}),
         # get_most_used_prompts
         Index("idx_prompts_used_count", used_count.desc(), id),
-        CheckConstraint("used_count BETWEEN 1 AND 2147483647", name="used_count_positive"),
+        whole_number("used_count", 1, name="used_count_positive"),
+        *time_form("first_used_at", "last_used_at"),
     )
 
     @validates("text", "used_count", "first_used_at", "last_used_at")
@@ -172,13 +173,19 @@ class Generation(HasMetadata, Base):
         CheckConstraint("lease_expires_at IS NULL OR status = 'processing'", name="lease_while_processing"),
         # The upper bounds refuse infinities, NaN and, on SQLite, text, which is greater than any number.
         CheckConstraint("duration_seconds > 0 AND duration_seconds <= 1e300", name="duration_positive"),
-        CheckConstraint("sample_rate BETWEEN 1 AND 2147483647", name="sample_rate_positive"),
+        whole_number("sample_rate", 1, name="sample_rate_positive"),
         CheckConstraint("channels IN (1, 2)", name="channels_mono_or_stereo"),
-        CheckConstraint("file_size_bytes BETWEEN 0 AND 9223372036854775807", name="file_size_not_negative"),
+        whole_number("file_size_bytes", 0, 9_223_372_036_854_775_807, name="file_size_not_negative"),
         CheckConstraint("generation_time_seconds BETWEEN 0 AND 1e300", name="generation_time_not_negative"),
         CheckConstraint("progress BETWEEN 0 AND 1", name="progress_is_fraction"),
-        CheckConstraint("attempt BETWEEN 0 AND 2147483647", name="attempt_not_negative"),
-        CheckConstraint("max_attempts BETWEEN 1 AND 2147483647", name="max_attempts_positive"),
+        whole_number("priority", -2_147_483_647, name="priority_whole"),
+        whole_number("attempt", 0, name="attempt_not_negative"),
+        whole_number("max_attempts", 1, name="max_attempts_positive"),
+        whole_number("version", 1, name="version_positive"),
+        CheckConstraint("is_favorite IN (0, 1)", name="favorite_is_flag", info={"only_on": "sqlite"}).ddl_if("sqlite"),
+        *time_form(
+            "created_at", "scheduled_at", "started_at", "completed_at", "lease_expires_at", "cancel_requested_at"
+        ),
     )
 
     @validates(*(field for field in validation.GENERATION_RULES if field != "status"))
@@ -300,6 +307,8 @@ class Attempt(Base):
             "outcome IN ('completed', 'failed', 'lost', 'released', 'cancelled')",
             name="outcome_known",
         ),
+        whole_number("number", 0, name="number_not_negative"),
+        *time_form("started_at", "finished_at"),
     )
 
     def to_dict(self) -> dict[str, Any]:
@@ -319,7 +328,7 @@ class QueueState(Base):
     paused_at: Mapped[datetime | None]
     reason: Mapped[str | None]
 
-    __table_args__ = (CheckConstraint("id = 1", name="single_row"),)
+    __table_args__ = (CheckConstraint("id = 1", name="single_row"), *time_form("paused_at"))
 
 
 def _shorten(value: str | None) -> str:

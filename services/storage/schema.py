@@ -43,7 +43,21 @@ CREATE TABLE attempts (
     CONSTRAINT fk_attempts_generation_id_generations
         FOREIGN KEY (generation_id) REFERENCES generations (id) ON DELETE CASCADE,
     CONSTRAINT ck_attempts_outcome_known
-        CHECK (outcome IN ('completed', 'failed', 'lost', 'released', 'cancelled'))
+        CHECK (outcome IN ('completed', 'failed', 'lost', 'released', 'cancelled')),
+    CONSTRAINT ck_attempts_number_not_negative
+        CHECK (number BETWEEN 0 AND 2147483647 AND number = CAST(number AS INTEGER)),
+    CONSTRAINT ck_attempts_started_at_form
+        CHECK (datetime(substr(started_at, 1, 19) || ' ', '+0 days') IS substr(started_at, 1, 19)
+            AND substr(started_at, 1, 4) > '0000'
+            AND (length(started_at) = 19
+            OR substr(started_at, 20) GLOB '.[0-9]*'
+            AND ltrim(substr(started_at, 21), '0123456789') = '')),
+    CONSTRAINT ck_attempts_finished_at_form
+        CHECK (datetime(substr(finished_at, 1, 19) || ' ', '+0 days') IS substr(finished_at, 1, 19)
+            AND substr(finished_at, 1, 4) > '0000'
+            AND (length(finished_at) = 19
+            OR substr(finished_at, 20) GLOB '.[0-9]*'
+            AND ltrim(substr(finished_at, 21), '0123456789') = ''))
 );
 CREATE TABLE generations (
     id TEXT NOT NULL,
@@ -88,19 +102,61 @@ CREATE TABLE generations (
     CONSTRAINT ck_generations_duration_positive
         CHECK (duration_seconds > 0 AND duration_seconds <= 1e300),
     CONSTRAINT ck_generations_sample_rate_positive
-        CHECK (sample_rate BETWEEN 1 AND 2147483647),
+        CHECK (sample_rate BETWEEN 1 AND 2147483647 AND sample_rate = CAST(sample_rate AS INTEGER)),
     CONSTRAINT ck_generations_channels_mono_or_stereo
         CHECK (channels IN (1, 2)),
     CONSTRAINT ck_generations_file_size_not_negative
-        CHECK (file_size_bytes BETWEEN 0 AND 9223372036854775807),
+        CHECK (file_size_bytes BETWEEN 0 AND 9223372036854775807 AND file_size_bytes = CAST(file_size_bytes AS BIGINT)),
     CONSTRAINT ck_generations_generation_time_not_negative
         CHECK (generation_time_seconds BETWEEN 0 AND 1e300),
     CONSTRAINT ck_generations_progress_is_fraction
         CHECK (progress BETWEEN 0 AND 1),
+    CONSTRAINT ck_generations_priority_whole
+        CHECK (priority BETWEEN -2147483647 AND 2147483647 AND priority = CAST(priority AS INTEGER)),
     CONSTRAINT ck_generations_attempt_not_negative
-        CHECK (attempt BETWEEN 0 AND 2147483647),
+        CHECK (attempt BETWEEN 0 AND 2147483647 AND attempt = CAST(attempt AS INTEGER)),
     CONSTRAINT ck_generations_max_attempts_positive
-        CHECK (max_attempts BETWEEN 1 AND 2147483647),
+        CHECK (max_attempts BETWEEN 1 AND 2147483647 AND max_attempts = CAST(max_attempts AS INTEGER)),
+    CONSTRAINT ck_generations_version_positive
+        CHECK (version BETWEEN 1 AND 2147483647 AND version = CAST(version AS INTEGER)),
+    CONSTRAINT ck_generations_favorite_is_flag
+        CHECK (is_favorite IN (0, 1)),
+    CONSTRAINT ck_generations_created_at_form
+        CHECK (datetime(substr(created_at, 1, 19) || ' ', '+0 days') IS substr(created_at, 1, 19)
+            AND substr(created_at, 1, 4) > '0000'
+            AND (length(created_at) = 19
+            OR substr(created_at, 20) GLOB '.[0-9]*'
+            AND ltrim(substr(created_at, 21), '0123456789') = '')),
+    CONSTRAINT ck_generations_scheduled_at_form
+        CHECK (datetime(substr(scheduled_at, 1, 19) || ' ', '+0 days') IS substr(scheduled_at, 1, 19)
+            AND substr(scheduled_at, 1, 4) > '0000'
+            AND (length(scheduled_at) = 19
+            OR substr(scheduled_at, 20) GLOB '.[0-9]*'
+            AND ltrim(substr(scheduled_at, 21), '0123456789') = '')),
+    CONSTRAINT ck_generations_started_at_form
+        CHECK (datetime(substr(started_at, 1, 19) || ' ', '+0 days') IS substr(started_at, 1, 19)
+            AND substr(started_at, 1, 4) > '0000'
+            AND (length(started_at) = 19
+            OR substr(started_at, 20) GLOB '.[0-9]*'
+            AND ltrim(substr(started_at, 21), '0123456789') = '')),
+    CONSTRAINT ck_generations_completed_at_form
+        CHECK (datetime(substr(completed_at, 1, 19) || ' ', '+0 days') IS substr(completed_at, 1, 19)
+            AND substr(completed_at, 1, 4) > '0000'
+            AND (length(completed_at) = 19
+            OR substr(completed_at, 20) GLOB '.[0-9]*'
+            AND ltrim(substr(completed_at, 21), '0123456789') = '')),
+    CONSTRAINT ck_generations_lease_expires_at_form
+        CHECK (datetime(substr(lease_expires_at, 1, 19) || ' ', '+0 days') IS substr(lease_expires_at, 1, 19)
+            AND substr(lease_expires_at, 1, 4) > '0000'
+            AND (length(lease_expires_at) = 19
+            OR substr(lease_expires_at, 20) GLOB '.[0-9]*'
+            AND ltrim(substr(lease_expires_at, 21), '0123456789') = '')),
+    CONSTRAINT ck_generations_cancel_requested_at_form
+        CHECK (datetime(substr(cancel_requested_at, 1, 19) || ' ', '+0 days') IS substr(cancel_requested_at, 1, 19)
+            AND substr(cancel_requested_at, 1, 4) > '0000'
+            AND (length(cancel_requested_at) = 19
+            OR substr(cancel_requested_at, 20) GLOB '.[0-9]*'
+            AND ltrim(substr(cancel_requested_at, 21), '0123456789') = '')),
     CONSTRAINT fk_generations_prompt_id_prompts
         FOREIGN KEY (prompt_id) REFERENCES prompts (id) ON DELETE CASCADE,
     CONSTRAINT fk_generations_parent_id_generations
@@ -115,7 +171,19 @@ CREATE TABLE prompts (
     CONSTRAINT pk_prompts PRIMARY KEY (id),
     CONSTRAINT uq_prompts_text UNIQUE (text),
     CONSTRAINT ck_prompts_used_count_positive
-        CHECK (used_count BETWEEN 1 AND 2147483647)
+        CHECK (used_count BETWEEN 1 AND 2147483647 AND used_count = CAST(used_count AS INTEGER)),
+    CONSTRAINT ck_prompts_first_used_at_form
+        CHECK (datetime(substr(first_used_at, 1, 19) || ' ', '+0 days') IS substr(first_used_at, 1, 19)
+            AND substr(first_used_at, 1, 4) > '0000'
+            AND (length(first_used_at) = 19
+            OR substr(first_used_at, 20) GLOB '.[0-9]*'
+            AND ltrim(substr(first_used_at, 21), '0123456789') = '')),
+    CONSTRAINT ck_prompts_last_used_at_form
+        CHECK (datetime(substr(last_used_at, 1, 19) || ' ', '+0 days') IS substr(last_used_at, 1, 19)
+            AND substr(last_used_at, 1, 4) > '0000'
+            AND (length(last_used_at) = 19
+            OR substr(last_used_at, 20) GLOB '.[0-9]*'
+            AND ltrim(substr(last_used_at, 21), '0123456789') = ''))
 );
 CREATE VIRTUAL TABLE prompts_fts USING fts5(
     text, content="prompts", content_rowid="id", tokenize="unicode61 remove_diacritics 2"
@@ -126,7 +194,13 @@ CREATE TABLE queue_state (
     reason TEXT,
     CONSTRAINT pk_queue_state PRIMARY KEY (id),
     CONSTRAINT ck_queue_state_single_row
-        CHECK (id = 1)
+        CHECK (id = 1),
+    CONSTRAINT ck_queue_state_paused_at_form
+        CHECK (datetime(substr(paused_at, 1, 19) || ' ', '+0 days') IS substr(paused_at, 1, 19)
+            AND substr(paused_at, 1, 4) > '0000'
+            AND (length(paused_at) = 19
+            OR substr(paused_at, 20) GLOB '.[0-9]*'
+            AND ltrim(substr(paused_at, 21), '0123456789') = ''))
 );
 CREATE INDEX idx_attempts_finished_at ON attempts (finished_at);
 CREATE INDEX idx_generations_batch_id ON generations (batch_id, created_at DESC, id DESC)

@@ -8,11 +8,21 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, DateTime, Dialect, Integer, Text
+from sqlalchemy import BigInteger, CheckConstraint, DateTime, Dialect, Integer, Text
 from sqlalchemy.types import TypeDecorator, TypeEngine, UserDefinedType
 
 # SQLite's INTEGER holds 64 bits; BIGINT would not make a primary key an alias of the rowid.
 BigInt = BigInteger().with_variant(Integer(), "sqlite")
+
+# The times that load as a datetime and sort as they are stored. "+0 days" refuses the 31st of February; the space keeps
+# the text 'now' from meaning the present, which SQLite does not allow in a CHECK.
+TIME_FORMS = {
+    "sqlite": (
+        "datetime(substr({0}, 1, 19) || ' ', '+0 days') IS substr({0}, 1, 19) AND substr({0}, 1, 4) > '0000' "
+        "AND (length({0}) = 19 OR substr({0}, 20) GLOB '.[0-9]*' AND ltrim(substr({0}, 21), '0123456789') = '')"
+    ),
+    "postgresql": "{0} BETWEEN '0001-01-01 00:00:00+00' AND '9999-12-31 23:59:59.999999+00'",
+}
 
 
 def utcnow() -> datetime:
@@ -103,6 +113,15 @@ class TimeText(TypeDecorator[Any]):
 
     def process_result_value(self, value: Any, dialect: Dialect) -> Any:
         return value.isoformat() if isinstance(value, datetime) else value
+
+
+def time_form(*columns: str) -> list[CheckConstraint]:
+    """Return the CHECKs, one for each column and database system, that a time can be read and sorts by time."""
+    return [
+        CheckConstraint(rule.format(column), name=f"{column}_form", info={"only_on": system}).ddl_if(dialect=system)
+        for column in columns
+        for system, rule in TIME_FORMS.items()
+    ]
 
 
 class JSONText(TypeDecorator[str]):

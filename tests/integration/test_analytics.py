@@ -27,6 +27,7 @@ from services.storage.models import QueueState
 from services.storage.types import utcnow
 from tests.support.factories import a_generation, a_request
 from tests.support.plans import statements_of
+from tests.support.unchecked import break_row
 
 
 def test_an_empty_database_has_reports_too(db: Storage) -> None:
@@ -286,13 +287,10 @@ def test_times_that_others_wrote_do_not_spoil_a_report(sqlite_url: str) -> None:
     storage = Storage(sqlite_url)
     forms = ("2026-11-22 10:00:00", "2026-11-22T10:00:00.25Z", "nonsense", "")
     with storage.session() as session:
-        for number, form in enumerate(forms):
-            row = a_generation(session, generation_id=str(number))
-            row.mark_completed(5.0)
-            session.flush()
-            for column in ("created_at", "scheduled_at", "started_at", "completed_at"):
-                change = text(f"UPDATE generations SET {column} = :form WHERE id = :id")
-                session.execute(change, {"form": form, "id": str(number)})
+        for number in range(len(forms)):
+            a_generation(session, generation_id=str(number)).mark_completed(5.0)
+    for number, form in enumerate(forms):
+        break_row(storage, str(number), created_at=form, scheduled_at=form, started_at=form, completed_at=form)
     with storage.session(read_only=True) as session:
         [report] = get_performance_stats(session)
         assert (report.completed, report.queue_wait.count, report.queue_wait.p99) == (4, 2, 0.0)

@@ -44,6 +44,7 @@ from services.storage.errors import (
 from tests.conftest import administer
 from tests.support.factories import a_generation, a_request
 from tests.support.sessions import at_once, path_of
+from tests.support.unchecked import break_row
 
 SECRET = "a secret prompt"
 POSTGRESQL = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
@@ -194,7 +195,7 @@ class TestFiles:
         init_db(sqlite_url)
         with get_session() as session:
             generation_id = a_generation(session).id
-            session.execute(text("UPDATE generations SET created_at = :value"), {"value": unreadable})
+        break_row(get_storage(), generation_id, created_at=unreadable)
         with get_session() as session:
             generation = get_all_generations(session)[0]
             assert generation.created_at is None
@@ -424,8 +425,8 @@ class TestPostgreSQL:
     @pytest.mark.parametrize("time", ["infinity", "-infinity", "0044-03-15 BC", "20000-01-01"])
     def test_a_time_that_python_has_none_for_is_none(self, db: Storage, time: str) -> None:
         with get_session() as session:
-            a_generation(session)
-            session.execute(text(f"UPDATE generations SET created_at = '{time}'"))
+            generation_id = a_generation(session).id
+        break_row(db, generation_id, created_at=time)
         with get_session() as session:
             assert [generation.created_at for generation in get_all_generations(session)] == [None]
 

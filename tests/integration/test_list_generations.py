@@ -28,6 +28,7 @@ from services.storage import (
 )
 from tests.support.factories import a_generation, a_request
 from tests.support.plans import explain
+from tests.support.unchecked import break_row
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 
@@ -225,10 +226,10 @@ def test_rows_whose_times_others_wrote_in_their_own_form_are_paged_once_each(sql
     storage = Storage(sqlite_url)
     forms = ["2026-11-22 10:00:00", "2026-11-22T10:00:00Z", "2026-11-22 10:00:00.5", "nonsense", "", "2026-11-22"] * 3
     with storage.session() as session:
-        for number, form in enumerate(forms):
+        for number in range(len(forms)):
             a_generation(session, generation_id=f"id-{number:02}")
-            change = text("UPDATE generations SET created_at = :form WHERE id = :id")
-            session.execute(change, {"form": form, "id": f"id-{number:02}"})
+    for number, form in enumerate(forms):
+        break_row(storage, f"id-{number:02}", created_at=form)
     with storage.session() as session:
         seen = [one for page in pages_of(session, limit=1) for one in page]
         assert sorted(seen) == [f"id-{number:02}" for number in range(len(forms))]

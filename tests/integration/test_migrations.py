@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from alembic.script import ScriptDirectory
-from sqlalchemy import CheckConstraint, event, text
+from sqlalchemy import event, text
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.schema import CreateIndex
 
@@ -26,6 +26,7 @@ from services.storage import (
     migrations,
     reset_database,
 )
+from services.storage.declarative import checks_of
 from services.storage.models import Attempt, Base, QueueState
 from services.storage.schema import REVISIONS
 from tests.support.databases import (
@@ -120,9 +121,7 @@ def test_the_indexes_and_checks_of_the_models_are_those_of_the_database(sqlite_u
     """Alembic compares neither CHECKs nor what a partial index leaves out."""
     stored = dict(ask(sqlite_url, "SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL"))
     for table in Base.metadata.sorted_tables:
-        checks = {
-            f"{check.name} CHECK ({check.sqltext})" for check in table.constraints if isinstance(check, CheckConstraint)
-        }
+        checks = {f"{check.name} CHECK ({check.sqltext})" for check in checks_of(table, "sqlite")}
         sql = " ".join(stored[table.name].split())
         assert {check for check in checks if f"CONSTRAINT {check}" in sql} == checks
         assert sql.count("CHECK (") == len(checks)

@@ -128,7 +128,10 @@ def test_db_reset_without_a_terminal_refuses_and_changes_nothing(checkout: Check
 def test_db_reset_with_yes_empties_the_database(checkout: Checkout) -> None:
     checkout.just("db-init")
     connection = sqlite3.connect(checkout.database)
-    connection.execute("INSERT INTO prompts (text, used_count, first_used_at, last_used_at) VALUES ('x', 1, 0, 0)")
+    connection.execute(
+        "INSERT INTO prompts (text, used_count, first_used_at, last_used_at) "
+        "VALUES ('x', 1, '2026-11-22 10:00:00', '2026-11-22 10:00:00')"
+    )
     connection.commit()
     connection.close()
     assert checkout.just("--yes", "db-reset").returncode == 0

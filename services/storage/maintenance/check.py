@@ -44,7 +44,7 @@ def check_database(
         return [Finding(problem, "database") for problem in damage]
     findings = storage.run_in_transaction(_repair_search_index)
     with storage.session(read_only=True) as session:
-        _, refused = scan_rows(session, lambda step, done, total: None)
+        _, refused = scan_rows(session, lambda step, done, total: None, as_stored=True)
         findings += [Finding(row.reason, f"{row.table} {row.key}") for row in refused]
         findings += _find_unleased(session)
         if outputs_dir is not None:

@@ -32,6 +32,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Session
 
+from ..backends import backend_for
+from ..declarative import checks_of
 from ..limits import BIG_INTEGER_LIMIT, INTEGER_LIMIT
 from ..models import Base
 from ..types import JSONObject, JSONText, UTCDateTime
@@ -61,11 +63,20 @@ class CopiedTable:
     checksum: str
 
 
-def scan_rows(reader: Session, progress: Progress) -> tuple[tuple[CopiedTable, ...], list[RefusedRow]]:
-    """Return the contents of each table, and the rows that a database with this schema would refuse."""
+def scan_rows(
+    reader: Session, progress: Progress, *, as_stored: bool = False
+) -> tuple[tuple[CopiedTable, ...], list[RefusedRow]]:
+    """Return the contents of each table, and the rows that a database with this schema would refuse.
+
+    A copy converts readable times in another form, so these are refused only `as_stored`.
+    """
     contents, refused = [], []
     for table in TABLES:
-        rules = {f"it violates {check.name}": _violates(check) for check in _checks(table)}
+        rules = {
+            f"it violates {check.name}": _violates(check)
+            for check in checks_of(table, backend_for(reader).name)
+            if as_stored or not str(check.name).endswith("_form")
+        }
         rules |= {f"{column.name} refers to a missing row": _orphaned(column) for column in _links(table)}
         # Invalid times and JSON load as None, so a flag tells them from NULL.
         present = {
@@ -155,10 +166,6 @@ class Digest:
     def result(self) -> CopiedTable:
         total = self._sum % (1 << CHECKSUM_BYTES * 8)
         return CopiedTable(self.table.name, self.count, total.to_bytes(CHECKSUM_BYTES, "big").hex())
-
-
-def _checks(table: Table) -> list[CheckConstraint]:
-    return [constraint for constraint in table.constraints if isinstance(constraint, CheckConstraint)]
 
 
 def _violates(check: CheckConstraint) -> ColumnElement[Any]:
