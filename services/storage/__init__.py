@@ -23,6 +23,7 @@ from .database import get_engine, get_session, init_db, reset_database, run_in_t
 from .engine import Storage, get_storage
 from .errors import (
     AccessDeniedError,
+    BackupError,
     BusyError,
     ConflictError,
     ConstraintError,
@@ -62,7 +63,15 @@ from .generations import (
     update_generation_status,
 )
 from .lifecycle import AttemptOutcome, GenerationStatus, validate_status
-from .maintenance import Finding, check_database, copy_database
+from .maintenance import (
+    Backup,
+    Finding,
+    backup_database,
+    check_database,
+    copy_database,
+    restore_database,
+    verify_backup,
+)
 from .models import Attempt, Base, Generation, Lease, Prompt
 from .pagination import Page
 from .prompts import (
@@ -174,6 +183,10 @@ __all__ = [
     "Wait",
     "WaitReason",
     # Maintenance
+    "backup_database",
+    "verify_backup",
+    "restore_database",
+    "Backup",
     "check_database",
     "Finding",
     "copy_database",
@@ -189,6 +202,7 @@ __all__ = [
     "validate_status",
     # Errors
     "StorageError",
+    "BackupError",
     "BusyError",
     "ConflictError",
     "ConstraintError",

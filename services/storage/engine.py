@@ -186,6 +186,10 @@ class Storage:
             raise (SchemaOutdatedError if revision in REVISIONS else SchemaTooNewError)
         self._schema_checked = True
 
+    def forget_schema(self) -> None:
+        """Check the schema again at the next session: a restore may have replaced it."""
+        self._schema_checked = False
+
     def dispose(self, *, close: bool = True) -> None:
         """Close every idle connection; a memory database keeps its data until the Storage itself is deleted.
 

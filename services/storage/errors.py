@@ -42,6 +42,10 @@ class CopyError(StorageError):
         self.refused = tuple(refused)
 
 
+class BackupError(StorageError):
+    """The backup was refused: check the path, and that the file is a sound backup of this library."""
+
+
 class IllegalTransitionError(StorageError, ValueError):
     """The generation cannot change to that status: read its current status first."""
 

@@ -137,6 +137,11 @@ def mask_url(url: URL) -> str:
     return url.set(query=query).render_as_string(hide_password=True)
 
 
+def child_environment(**variables: str) -> dict[str, str]:
+    """Return the environment of this process with `variables`, for a program that it starts."""
+    return os.environ | variables
+
+
 def _parse_option(variable: str, text: str, kind: Any) -> Any:
     if kind is bool:
         if text.lower() not in BOOLEANS:

@@ -1,15 +1,32 @@
 """The supported database systems: all code that differs between them. See Backend for what each provides."""
 
 from functools import cache
+from pathlib import Path
 
 from sqlalchemy import URL, Connection, Engine
 from sqlalchemy.orm import Session
 
 from ..errors import DatabaseURLError
-from .base import Backend, LogPosition, Replication
+from .base import Backend, BackupDialect, Contents, LogPosition, Replication
 from .statements import is_refused_when_reading, is_write
 
-__all__ = ["Backend", "LogPosition", "Replication", "backend_for", "is_refused_when_reading", "is_write"]
+__all__ = [
+    "Backend",
+    "BackupDialect",
+    "Contents",
+    "LogPosition",
+    "Replication",
+    "backend_for",
+    "backups_of",
+    "is_refused_when_reading",
+    "is_write",
+]
+
+
+def backups_of(path: Path) -> BackupDialect:
+    """Return the backup dialect that the file at `path` was written with: SQLite's, else PostgreSQL's."""
+    sqlite = _backend("sqlite").backups
+    return sqlite if sqlite.recognizes(path) else _backend("postgresql").backups
 
 
 def backend_for(source: URL | Session | Connection | Engine) -> Backend:

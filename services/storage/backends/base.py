@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, TypeVar
 
 from sqlalchemy import URL, ColumnElement, Connection, Engine, FromClause, Select, Table, and_, or_
@@ -125,12 +126,45 @@ class Replication(Protocol):
         """Return whether a replica shows all commits up to `position`; None if it replicates another database."""
 
 
+class Contents(NamedTuple):
+    """What a database or a backup holds: its revision, the rows of each table, and one checksum of all of them."""
+
+    revision: str | None
+    row_counts: dict[str, int]
+    checksum: str
+
+
+class BackupDialect(Protocol):
+    """How a database is written into one file and restored from it."""
+
+    suffix: str
+
+    def recognizes(self, path: Path) -> bool:
+        """Tell whether the file at `path` has the format of this dialect."""
+
+    def write(self, engine: Engine, path: Path) -> Contents:
+        """Write one consistent moment of the database into `path`, a new file, and return what that moment held."""
+
+    def read(self, path: Path) -> Contents:
+        """Return what the backup at `path` holds, after checking its structure. Raises BackupError for a bad one."""
+
+    def restore(self, engine: Engine, path: Path) -> Path | None:
+        """Replace the contents of the database with those of a backup, all or nothing, while others have it open.
+
+        Return the folder of the files that were moved aside because they were too damaged to be opened, or None.
+        """
+
+
 class Backend(SQLDialect, SearchDialect, Protocol):
     """One database system: its SQL, its search, its engines, its migration lock and its errors."""
 
     name: str
 
     def __hash__(self) -> int: ...
+
+    @property
+    def backups(self) -> BackupDialect:
+        """How backups are written, read and restored."""
 
     @property
     def replication(self) -> Replication | None:

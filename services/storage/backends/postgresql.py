@@ -41,6 +41,7 @@ from ..errors import (
 from ..settings import EngineOptions
 from ..types import dump_json
 from .base import Bind, error_of_kind
+from .postgresql_backup import PostgreSQLBackups
 from .postgresql_sql import PostgreSQLSQL
 from .replication import StreamingReplication, has_many_hosts
 from .tsvector import TSVectorSearch
@@ -93,6 +94,10 @@ class PostgreSQL(PostgreSQLSQL, TSVectorSearch):
     """PostgreSQL: many concurrent writers; one server, or a primary with replicas."""
 
     name = "postgresql"
+
+    @property
+    def backups(self) -> PostgreSQLBackups:
+        return PostgreSQLBackups()
 
     @property
     def replication(self) -> StreamingReplication:

@@ -38,6 +38,7 @@ from ..limits import INTEGER_LIMIT
 from ..settings import EngineOptions
 from .base import Bind, error_of_kind
 from .fts5 import FTS5Search
+from .sqlite_backup import SQLiteBackups
 from .sqlite_sql import SQLiteSQL
 from .statements import is_write
 
@@ -75,6 +76,10 @@ class SQLite(SQLiteSQL, FTS5Search):
 
     name = "sqlite"
     replication = None
+
+    @property
+    def backups(self) -> SQLiteBackups:
+        return SQLiteBackups(lambda error: self.translate(error, is_disconnect=False, is_connecting=False))
 
     def resolve_url(self, url: URL) -> URL:
         url = url.set(drivername="sqlite")

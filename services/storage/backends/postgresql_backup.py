@@ -1,0 +1,157 @@
+"""Backups of PostgreSQL: pg_dump's custom format, compared row for row with the moment that was dumped."""
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
+from hashlib import blake2b
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import IO, Any, Final
+
+from sqlalchemy import Engine
+
+from ..errors import BackupError
+from ..settings import child_environment
+from .base import Contents
+
+CHECKSUM_BYTES: Final = 16
+SERVICE: Final = "dgx_storage"
+COMMON: Final = (f"--dbname=service={SERVICE}", "--no-owner", "--no-privileges")
+LOCK_TIMEOUT_MS: Final = 10_000
+COPY: Final = re.compile(rb"COPY (?P<table>\S+) \((?P<columns>.*)\) FROM stdin;\n")
+
+# As pg_dump sets them, so that a row is the same text on both sides.
+SETTINGS: Final = (
+    "DateStyle = ISO",
+    "IntervalStyle = POSTGRES",
+    "extra_float_digits = 3",
+    "synchronize_seqscans = off",
+)
+TABLES: Final = """
+    SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname),
+           string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum)
+    FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+    JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
+    WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+    GROUP BY 1 ORDER BY 1
+"""
+
+
+class PostgreSQLBackups:
+    """The backups of PostgreSQL; see BackupDialect. Needs pg_dump and pg_restore of the server's version or newer."""
+
+    suffix = ".dump"
+
+    def recognizes(self, path: Path) -> bool:
+        with path.open("rb") as file:
+            return file.read(5) == b"PGDMP"
+
+    def write(self, engine: Engine, path: Path) -> Contents:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        program = _find_program("pg_dump")
+        with engine.connect() as connection, connection.execution_options(isolation_level="REPEATABLE READ").begin():
+            for setting in SETTINGS:
+                connection.exec_driver_sql(f"SET LOCAL {setting}")
+            snapshot = connection.exec_driver_sql("SELECT pg_export_snapshot()").scalar_one()
+            with _service_file(engine) as environment:
+                _run([program, *COMMON, "--format=custom", f"--snapshot={snapshot}", f"--file={path}"], environment)
+            driver: Any = connection.connection.driver_connection
+            return _summarize((table, _copied(driver, table, columns)) for table, columns in driver.execute(TABLES))
+
+    def read(self, path: Path) -> Contents:
+        if not self.recognizes(path):
+            raise BackupError(f"{path} is neither an SQLite database nor an archive of pg_dump")
+        command = [_find_program("pg_restore"), "--file=-", str(path)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+            assert running.stdout is not None
+            assert running.stderr is not None
+            contents = _summarize(_dumped(running.stdout))
+            message = running.stderr.read().decode(errors="replace").strip()
+        if running.returncode:
+            raise BackupError(f"{path} is not a sound backup: {message or 'pg_restore failed'}")
+        return contents
+
+    def restore(self, engine: Engine, path: Path) -> Path | None:
+        program = _find_program("pg_restore")
+        with _service_file(engine) as environment:
+            command = [
+                program,
+                f"--dbname=service={SERVICE}",
+                "--clean",
+                "--if-exists",
+                "--no-owner",
+                "--no-privileges",
+            ]
+            _run([*command, "--single-transaction", "--exit-on-error", str(path)], environment)
+        engine.pool.dispose()  # other processes prepare their statements again by themselves
+        return None
+
+
+def _find_program(name: str) -> str:
+    program = shutil.which(name)
+    if program is None:
+        raise BackupError(f"{name} was not found: install the PostgreSQL client programs and put them in PATH")
+    return program
+
+
+@contextmanager
+def _service_file(engine: Engine) -> Iterator[dict[str, str]]:
+    """Yield an environment in which libpq connects as the engine does; no argument and no variable holds a password."""
+    _, arguments = engine.dialect.create_connect_args(engine.url)
+    settings = {name: value for name, value in arguments.items() if isinstance(value, (str, int))}
+    settings["options"] = f"{settings.get('options', '')} -c lock_timeout={LOCK_TIMEOUT_MS}".strip()
+    with TemporaryDirectory(prefix="dgx-storage-") as folder:
+        file = Path(folder) / "service.conf"
+        lines = [f"[{SERVICE}]", *(f"{name}={value}" for name, value in settings.items())]
+        file.touch(mode=0o600)
+        file.write_text("\n".join(lines) + "\n")
+        yield child_environment(PGSERVICEFILE=str(file), LC_MESSAGES="C")
+
+
+def _run(command: list[str], environment: dict[str, str]) -> None:
+    done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    if done.returncode:
+        message = done.stderr.decode(errors="replace").strip().splitlines()
+        raise BackupError(
+            f"{Path(command[0]).name} failed: {message[0] if message else f'exit code {done.returncode}'}"
+        )
+
+
+def _copied(driver: Any, table: str, columns: str) -> Iterator[bytes]:
+    """Yield the rows of a table, as COPY writes them, in pieces that may end anywhere."""
+    with closing(driver.cursor()) as cursor, cursor.copy(f"COPY {table} ({columns}) TO STDOUT") as rows:
+        yield from map(bytes, rows)
+
+
+def _dumped(script: IO[bytes]) -> Iterator[tuple[str, Iterator[bytes]]]:
+    """Yield each table of a dump with the rows that its COPY block holds."""
+    for line in script:
+        if found := COPY.fullmatch(line):
+            yield found["table"].decode(), iter(lambda: _next_row(script), b"")
+
+
+def _next_row(script: IO[bytes]) -> bytes:
+    line = script.readline()
+    return b"" if line == b"\\.\n" else line
+
+
+def _summarize(tables: Iterable[tuple[str, Iterator[bytes]]]) -> Contents:
+    digests: dict[str, bytes] = {}
+    counts: dict[str, int] = {}
+    revision = None
+    for table, pieces in tables:
+        digest = blake2b(digest_size=CHECKSUM_BYTES)
+        counts[table] = 0
+        for piece in pieces:
+            counts[table] += piece.count(b"\n")
+            digest.update(piece)
+            if table.endswith(".alembic_version"):
+                revision = piece.decode().strip()
+        digests[table] = digest.digest()
+    whole = blake2b(digest_size=CHECKSUM_BYTES)
+    for table in sorted(digests):
+        whole.update(table.encode() + digests[table])
+    return Contents(revision, dict(sorted(counts.items())), whole.hexdigest())

@@ -1,0 +1,103 @@
+"""The verbs for backups: backup, verify, restore."""
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from ..maintenance import Backup
+from .app import commands
+from .output import echo_err, open_storage, sanitize
+
+json_instead = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+
+
+@commands.command()
+@click.argument("path", default="backups", type=click.Path(path_type=Path))
+@click.option("--keep", metavar="N", type=click.IntRange(min=1), help="Keep only the newest N backups in a folder.")
+@click.option("--force", is_flag=True, help="Replace the backup at PATH.")
+@json_instead
+@click.pass_obj
+def backup(database_url: str | None, path: Path, keep: int | None, force: bool, as_json: bool) -> None:
+    """Write a backup to PATH, a file or a folder, while the database is in use.
+
+    In a folder (./backups unless named) the file is named after the time. The backup is opened and compared with the
+    database before it gets its name. PostgreSQL needs pg_dump.
+    """
+    from ..maintenance import backup_database
+
+    with open_storage(database_url) as storage:
+        try:
+            made = backup_database(path, overwrite=force, keep=keep, storage=storage)
+        except ValueError as error:
+            raise click.BadParameter(sanitize(str(error)), param_hint="--keep") from error
+        where = storage.display_url
+    _print(made, as_json)
+    echo_err(f"Backup of {where} written and verified: {made.path}")
+    for old in made.deleted:
+        echo_err(f"Deleted the older backup {old}")
+
+
+@commands.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@json_instead
+def verify(path: Path, as_json: bool) -> None:
+    """Open the backup at PATH, read all of it, and print what it holds."""
+    from ..maintenance import verify_backup
+
+    _print(verify_backup(path), as_json)
+    echo_err("The backup is sound.")
+
+
+@commands.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.pass_obj
+def restore(database_url: str | None, path: Path, yes: bool) -> None:
+    """Replace everything in the database with the backup at PATH.
+
+    All or nothing; other processes may keep the database open. The backup is verified first.
+    """
+    from ..maintenance import restore_database, verify_backup
+    from ..schema import get_schema_version
+
+    with open_storage(database_url) as storage:
+        found = verify_backup(path)
+        if not yes:
+            if not sys.stdin.isatty():
+                raise click.ClickException("restore replaces the database, and nobody is there to ask: pass --yes")
+            question = f"This replaces {sanitize(storage.display_url)} with {_say_rows(found)}. Restore?"
+            if not click.confirm(question, err=True):
+                raise click.ClickException("not confirmed; nothing was changed")
+        restored = restore_database(path, storage=storage)
+        echo_err(f"Restored {_say_rows(restored)} into {storage.display_url}")
+    if restored.moved_aside is not None:
+        echo_err(f"The damaged files are in {restored.moved_aside}")
+    if restored.revision != get_schema_version():
+        echo_err(f"The backup is at revision {restored.revision}: run `dgx-storage migrate` next")
+
+
+def _say_rows(backup: Backup) -> str:
+    counts = {table.rpartition(".")[2]: count for table, count in backup.row_counts.items()}
+    return f"{counts.get('generations', 0):,} generations and {counts.get('prompts', 0):,} prompts"
+
+
+def _print(backup: Backup, as_json: bool) -> None:
+    if as_json:
+        click.echo(
+            json.dumps(
+                {
+                    "path": str(backup.path),
+                    "revision": backup.revision,
+                    "row_counts": dict(backup.row_counts),
+                    "size_bytes": backup.size_bytes,
+                    "checksum": backup.checksum,
+                    "deleted": [str(path) for path in backup.deleted],
+                }
+            )
+        )
+        return
+    lines = [("path", str(backup.path)), ("revision", backup.revision), ("size_bytes", str(backup.size_bytes))]
+    lines += [("checksum", backup.checksum), *((f"rows {name}", str(n)) for name, n in backup.row_counts.items())]
+    click.echo("\n".join(f"{name}\t{sanitize(value)}" for name, value in lines))
