@@ -116,6 +116,18 @@ db-list *args: (_venv "run")
 db-search *args: (_venv "run")
     @.venv/bin/python -m services.storage search "$@"
 
+# Write a verified backup into the folder backups, or to the path given
+[group("database")]
+[no-exit-message]
+db-backup *args: (_venv "run")
+    @.venv/bin/python -m services.storage backup "$@"
+
+# Replace the database with a backup: asks first
+[group("database")]
+[no-exit-message]
+db-restore *args: (_venv "run")
+    @.venv/bin/python -m services.storage restore "$@"
+
 # Check the database and rebuild a wrong search index
 [group("database")]
 [no-exit-message]

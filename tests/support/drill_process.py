@@ -15,6 +15,7 @@ from sqlalchemy import Engine, event
 from services.storage import (
     ConflictError,
     RetryableError,
+    backup_database,
     complete_generation,
     create_generation,
     get_generation,
@@ -24,6 +25,7 @@ from services.storage import (
     init_db,
     migrations,
     reset_database,
+    restore_database,
     run_in_transaction,
 )
 from tests.support.factories import a_request
@@ -115,6 +117,34 @@ def write_for_ever(url: str, seed: str) -> None:
         say("completed", *finished)
 
 
+def count_up(url: str, writer: str) -> None:
+    """Store one numbered generation a transaction until killed; print each number once its commit has returned."""
+    init_db(url)
+    number = 0
+    while True:
+        number += 1
+        request = a_request(prompt=f"prompt of {writer}", batch_id=writer, idempotency_key=f"{writer} {number}")
+        run_in_transaction(lambda session, request=request: create_generation(session, **request), attempts=100)
+        say(number)
+
+
+def back_up_for_ever(url: str, folder: str) -> None:
+    """Write backups until killed."""
+    init_db(url)
+    say("ready")
+    while True:
+        backup_database(folder)
+
+
+def restore_for_ever(url: str, *backups: str) -> None:
+    """Restore backups in turn until killed."""
+    init_db(url)
+    say("ready")
+    while True:
+        for backup in backups:
+            restore_database(backup)
+
+
 def serve_deaths() -> None:
     """Fork for every order on stdin a child that does what it says and dies after so many statements.
 
@@ -151,7 +181,10 @@ def die_after(statements: int) -> None:
 FUNCTIONS = {
     function.__name__: function
     for function in (
+        back_up_for_ever,
+        count_up,
         read_then_write,
+        restore_for_ever,
         initialize,
         take_batches,
         sleep_after_marking,
