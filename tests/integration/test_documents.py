@@ -21,7 +21,7 @@ from sqlalchemy import create_engine, make_url
 from services import storage
 from services.storage import GenerationStatus
 from services.storage.cli import commands
-from services.storage.demo.prompts import OWN_PROMPTS
+from services.storage.demo.prompts import BUILT_IN_PROMPTS
 from services.storage.schema import FINISHED, LEGAL_MOVES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -212,7 +212,7 @@ def test_decision_records_have_one_form_and_no_gaps_in_their_numbers() -> None:
 
 
 def test_the_readme_says_how_many_prompts_the_demo_submits() -> None:
-    assert f"It submits {len(OWN_PROMPTS)} prompts." in README.read_text()
+    assert f"It submits {len(BUILT_IN_PROMPTS)} prompts." in README.read_text()
 
 
 def test_the_architecture_page_lists_every_module() -> None:
