@@ -5,7 +5,7 @@ Revises: 005
 
 Finished generations without completed_at, which the first release wrote, get their created_at. Any other row that
 violates a constraint stays unchanged: SQLite copies it without checks, PostgreSQL leaves the constraint NOT VALID.
-See ADR 12.
+See ADR 11.
 
 SQLite cannot add a constraint to a table, so both tables are rebuilt there, with the columns, indexes and triggers that
 other programs added. Downgrade drops the constraints and loses no row.

@@ -28,7 +28,7 @@ INDEXES = {
     "idx_generations_favorite": f"generations ({NEWEST}) WHERE is_favorite",
     # recently finished generations
     "idx_generations_completed_at": "generations (completed_at) WHERE completed_at IS NOT NULL",
-    # claims, of any model and of some models (ADR 16); status is the first column because SQLite without statistics
+    # claims, of any model and of some models (ADR 15); status is the first column because SQLite without statistics
     # otherwise uses another index and sorts
     "idx_generations_due": f"generations (status, {DUE}) WHERE status = 'pending'",
     "idx_generations_due_model": f"generations (status, model_name, {DUE}) WHERE status = 'pending'",

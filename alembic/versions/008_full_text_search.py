@@ -6,7 +6,7 @@ Revises: 007
 SQLite: an FTS5 table over prompts, kept up to date by triggers. Its content= is in double quotes because datasette and
 sqlite-utils detect only those. PostgreSQL: a generated tsvector column with a GIN index; prompt_words() splits text as
 FTS5's tokenizer unicode61 does. Both: an index of the prompts in languages written without spaces, which searches scan.
-See ADR 41.
+See ADR 21.
 
 Downgrade drops the index and loses no row.
 """

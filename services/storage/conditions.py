@@ -63,7 +63,7 @@ def distinct_priorities(
 
     A loose index scan (https://wiki.postgresql.org/wiki/Loose_indexscan): a recursive query that seeks the next lower
     priority. It stops after `enough` priorities with a row that is `due`, so its cost does not grow with the number of
-    priorities. See ADR 16.
+    priorities. See ADR 15.
     """
     highest = func.max(Generation.priority).label("priority")
     seen = select(highest, literal_column("0", Integer).label("found")).where(*waiting).cte(recursive=True)
@@ -77,5 +77,5 @@ def distinct_priorities(
 
 
 def literal_int(number: int) -> ColumnElement[int]:
-    """Return `number` as part of the SQL text, not bound, because planners ignore a bound LIMIT (ADR 43)."""
+    """Return `number` as part of the SQL text, not bound, because planners ignore a bound LIMIT (ADR 23)."""
     return bindparam(None, number, Integer, literal_execute=True)

@@ -212,7 +212,7 @@ class Storage:
 def translate_errors(engine: Engine) -> None:
     """Turn the driver errors that `engine` raises into StorageErrors: chained, with `orig`, no passwords or prompts.
 
-    See ADR 14.
+    See ADR 13.
     """
     backend = backend_for(engine)
 

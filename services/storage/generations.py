@@ -53,7 +53,7 @@ def create_generation(
     `duration_seconds` and `sample_rate` (Hz) are what is requested. A higher `priority` is claimed first, and no
     generation before its `scheduled_at`. A repeated `idempotency_key` returns the first row and counts no use. Raises
     ValueError or TypeError naming the field, ConflictError for a `generation_id` that exists or the key of another
-    request, ConstraintError for an unknown `parent_id`; the session stays usable. See ADR 9 and 15.
+    request, ConstraintError for an unknown `parent_id`; the session stays usable. See ADR 9 and 14.
     """
     generation = build_generation(
         {
@@ -153,7 +153,7 @@ def list_generations(
     have: text, a number, a boolean, None for a missing or null value, or a range (low, high) of numbers, inclusive,
     where None means no bound. `after` is the `next` of the previous page of the same conditions. While rows are added
     and deleted, no row appears on two pages, and no row that exists throughout is skipped. Raises InvalidCursorError
-    for a cursor of another query, ValueError or TypeError naming the field for an invalid condition. See ADR 40.
+    for a cursor of another query, ValueError or TypeError naming the field for an invalid condition. See ADR 20.
     """
     limit = min(validate_count("limit", limit, minimum=1), INTEGER_LIMIT)
     filters = {

@@ -149,7 +149,7 @@ def adopt(connection: Connection) -> None:
 
 
 def options(connection: Connection) -> dict[str, Any]:
-    """Return the options of an Alembic context: one transaction, and no reports about foreign objects (ADR 13)."""
+    """Return the options of an Alembic context: one transaction, and no reports about foreign objects (ADR 12)."""
     dialect = connection.dialect.name
     for index in (index for table in Base.metadata.tables.values() for index in table.indexes if "where" in index.info):
         index.dialect_kwargs[f"{dialect}_where"] = sa.text(index.info["where"])

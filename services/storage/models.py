@@ -29,7 +29,7 @@ __all__ = ["Attempt", "Base", "Generation", "Lease", "Prompt", "QueueState"]
 
 
 class Lease(NamedTuple):
-    """A worker's right to finish an attempt at a generation; `attempt` fences off one that lost its lease (ADR 17)."""
+    """A worker's right to finish an attempt at a generation; `attempt` fences off one that lost its lease (ADR 16)."""
 
     generation_id: str
     worker_id: str

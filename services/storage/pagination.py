@@ -1,4 +1,4 @@
-"""Keyset pagination of generations, newest first, with opaque cursors. See ADR 40.
+"""Keyset pagination of generations, newest first, with opaque cursors. See ADR 20.
 
 A cursor holds the created_at and id of the last row of a page, so it stays valid when that row is deleted, and a digest
 of its query, so that it cannot be used with another query.

@@ -1,4 +1,4 @@
-"""Replicas of a primary: choose the one that answers a reader. Contains no sessions and no SQL. See ADR 30.
+"""Replicas of a primary: choose the one that answers a reader. Contains no sessions and no SQL. See ADR 18.
 
 A replica may answer if it shows every commit of this process, and those of other processes up to `replica_max_lag`
 seconds ago. Both follow from one check: it has replayed the log up to a known position of the primary. The first reader

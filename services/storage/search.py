@@ -1,7 +1,7 @@
 """Full-text search of prompts, and of generations by their prompts. search_query.py has the query language.
 
 The database finds the matches. Rank and snippets are computed in Python, so they are the same on both databases. See
-ADR 41.
+ADR 21.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ Order = Literal["relevance", "used", "newest"]
 # Relevance ranks at most this many of the newest matches: reading and ranking their texts takes 10 ms.
 RANKED_LIMIT = 2_000
 # Up to this many matching prompts are collected by id and then sorted. More matches are common, so a scan in the order
-# of the result finds enough of them. At 1,000,000 rows both take a few milliseconds (ADR 43).
+# of the result finds enough of them. At 1,000,000 rows both take a few milliseconds (ADR 23).
 COLLECTED_LIMIT = 3_000
 
 

@@ -51,7 +51,7 @@ class _TextTime(UserDefinedType[datetime]):
     """A time on SQLite: text in UTC without an offset, so that text order is time order.
 
     Reads any ISO 8601 text that another program wrote; invalid text loads as None, where SQLAlchemy's type would raise.
-    See ADR 12.
+    See ADR 11.
     """
 
     cache_ok = True
@@ -127,7 +127,7 @@ def time_form(*columns: str) -> list[CheckConstraint]:
 class JSONText(TypeDecorator[str]):
     """A JSON document whose Python value is its text: TEXT on SQLite, JSONB on PostgreSQL.
 
-    Text, because a row with invalid JSON from another program must still load on SQLite, and keep its text. See ADR 12.
+    Text, because a row with invalid JSON from another program must still load on SQLite, and keep its text. See ADR 11.
     """
 
     impl = Text

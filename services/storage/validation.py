@@ -1,4 +1,4 @@
-"""The validation rules for every value that is stored, by a constructor, an attribute or a bulk insert. See ADR 12.
+"""The validation rules for every value that is stored, by a constructor, an attribute or a bulk insert. See ADR 11.
 
 Each rule returns the value to store, or raises ValueError or TypeError with a message that names the field and never
 contains a prompt. CHECK constraints in the database repeat the most important rules.

@@ -202,6 +202,14 @@ def test_the_index_links_every_document() -> None:
     assert {*DOCUMENTS} - {index, *RECORDS} <= linked
 
 
+def test_every_decision_record_that_the_code_names_exists() -> None:
+    sources = [path for folder in ("services", "alembic") for path in (ROOT / folder).rglob("*.py")]
+    named = {int(number) for path in sources for number in re.findall(r"\bADR (\d+)", path.read_text())}
+    existing = {int(record.name[:4]) for record in (ROOT / "docs/explanation/adr").glob("0*.md")}
+    assert named
+    assert named <= existing
+
+
 def test_decision_records_have_one_form_and_no_gaps_in_their_numbers() -> None:
     index = (DOCS / "explanation/adr/README.md").read_text()
     for number, record in enumerate(RECORDS, start=1):

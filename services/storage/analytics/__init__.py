@@ -1,4 +1,4 @@
-"""Read-only reports about the queue, the models and the prompts; each is one statement (ADR 42)."""
+"""Read-only reports about the queue, the models and the prompts; each is one statement (ADR 22)."""
 
 from .estimates import estimate_completion, explain_wait
 from .reports import (

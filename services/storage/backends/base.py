@@ -18,7 +18,7 @@ Bind = TypeVar("Bind", Engine, Connection)
 JSONKind = Literal["text", "number", "boolean", "any"]
 
 # A query is common when COMMON_MATCHES of the newest RECENT_PROMPTS prompts match it: scanning the prompts, newest
-# first, then finds a page of matches quickly (ADR 43). Backends decide by id which prompts are the newest.
+# first, then finds a page of matches quickly (ADR 23). Backends decide by id which prompts are the newest.
 RECENT_PROMPTS: Final = 1_000
 COMMON_MATCHES: Final = 5
 
@@ -44,7 +44,7 @@ class SQLDialect(Protocol):
         """Return the query for the first `limit` due rows among `waiting`, in claim order.
 
         `waiting` are conditions. The query seeks the due rows of each priority in an index, so it does not read rows
-        that are not due (ADR 16). With `locked` it locks the rows, and skips those that another claim has locked, on
+        that are not due (ADR 15). With `locked` it locks the rows, and skips those that another claim has locked, on
         databases with row locks.
         """
 
@@ -85,7 +85,7 @@ class SearchDialect(Protocol):
         """Return the query for the newest `limit` rows of select_matches(), newest first."""
 
     def match_ids_if_rare(self, query: "Query", limit: int) -> Select[Any]:
-        """Return the query for a list of up to `limit` ids of matches, or for NULL if matches are common (ADR 43)."""
+        """Return the query for a list of up to `limit` ids of matches, or for NULL if matches are common (ADR 23)."""
 
     def match_condition(self, query: "Query", prompt_id: Any) -> ColumnElement[bool]:
         """Return the condition that the prompt with this id matches, for queries that read rows in another order."""
@@ -201,7 +201,7 @@ class Backend(SQLDialect, SearchDialect, Protocol):
         """Begin the transaction of a migration, after waiting for the migrations of other processes."""
 
     def translate(self, error: BaseException, *, is_disconnect: bool, is_connecting: bool) -> StorageError | None:
-        """Return the StorageError for a driver's error, or None if there is no specific one. See ADR 14."""
+        """Return the StorageError for a driver's error, or None if there is no specific one. See ADR 13."""
 
     def advance_sequences(self, connection: Connection, table: Table) -> None:
         """Make the generated keys of `table` continue after the highest stored key."""

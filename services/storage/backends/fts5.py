@@ -106,7 +106,7 @@ def _expression(term: Term) -> str:
 def _conditions_from_text(query: Query, text: Any, match: ColumnElement[bool]) -> Iterator[ColumnElement[bool]]:
     """Yield conditions that are together equal to `match`, but query the index only if the text cannot decide.
 
-    A query of the index takes 50 µs, a test of the text 1 µs (ADR 43). In an ASCII text, an ASCII word that is no
+    A query of the index takes 50 µs, a test of the text 1 µs (ADR 23). In an ASCII text, an ASCII word that is no
     substring does not match; a single ASCII word matches exactly if it stands between other characters than letters
     and digits.
     """

@@ -48,7 +48,7 @@ class PostgreSQLSQL:
         rows = rows.order_by(*CLAIM_ORDER[1:]).limit(literal_int(limit))
         first = (rows.with_for_update(skip_locked=True) if locked else rows).lateral()
         # LATERAL without an outer ORDER BY: the nested loop reads the next priority, and locks a row, only until LIMIT
-        # is reached (https://www.postgresql.org/docs/current/queries-with.html, on LIMIT). See ADR 16.
+        # is reached (https://www.postgresql.org/docs/current/queries-with.html, on LIMIT). See ADR 15.
         return select(first).select_from(levels.join(first, true())).limit(literal_int(limit))
 
     def lock_pending(self, ids: Select[Any], limit: int) -> Select[Any]:

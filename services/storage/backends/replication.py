@@ -1,4 +1,4 @@
-"""PostgreSQL's streaming replication: how to open replicas, and how far they have replayed the log. See ADR 30."""
+"""PostgreSQL's streaming replication: how to open replicas, and how far they have replayed the log. See ADR 18."""
 
 from dataclasses import replace
 from typing import Final, Protocol

@@ -125,7 +125,7 @@ class SQLite(SQLiteSQL, FTS5Search):
                 connection.text_factory = _decode
                 connection.execute("PRAGMA foreign_keys = ON")
                 # trusted_schema stays ON: when OFF, SQLite before 3.43 refuses FTS5 in triggers, which keep the search
-                # index up to date. See ADR 19.
+                # index up to date. See ADR 21.
                 connection.execute(f"PRAGMA synchronous = {options.synchronous}")
                 connection.execute("PRAGMA temp_store = MEMORY")
                 connection.execute("PRAGMA cache_size = -65536")

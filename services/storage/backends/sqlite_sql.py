@@ -50,7 +50,7 @@ class SQLiteSQL:
     ) -> Select[Any]:
         due = Generation.scheduled_at <= self.now()
         levels = distinct_priorities(waiting, due, enough=limit)
-        # SQLite reads the values of IN in the order of the index, so it does not sort. See ADR 16.
+        # SQLite reads the values of IN in the order of the index, so it does not sort. See ADR 15.
         first = select(*columns).where(*waiting, Generation.priority.in_(select(levels.c.priority)), due)
         return first.order_by(*CLAIM_ORDER).limit(literal_int(limit))
 

@@ -33,7 +33,7 @@ from .base import COMMON_MATCHES, RECENT_PROMPTS, literal_conditions
 # The models lack the generated column `words`, because SQLite has none.
 PROMPTS = table("prompts", column("id", Integer), column("text", Text), column("words", TSVECTOR))
 # Scanning this many prompts takes as long as collecting all matches of a common query among a million prompts from the
-# index: 40 ms (ADR 43).
+# index: 40 ms (ADR 23).
 SCAN_BREAK_EVEN = 150_000
 SIMPLE: ColumnElement[Any] = literal_column("'simple'::regconfig")
 

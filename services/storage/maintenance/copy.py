@@ -1,4 +1,4 @@
-"""Copy a whole database into another one; refuse, before anything is written, if it could not be complete. See ADR 31.
+"""Copy a whole database into another one; refuse, before anything is written, if it could not be complete. See ADR 19.
 
 The source is read twice in one snapshot: first to find rows that the target would refuse, then to copy. Each batch is
 one transaction, which also records the progress, so a copy that was killed resumes where it stopped. At the end the

@@ -1,7 +1,7 @@
 """Scan every row of a database: find the rows that another database would refuse, and compute checksums.
 
 Only reads. Checksums are of the values that to_dict() returns, so equal rows on SQLite and PostgreSQL have equal ones.
-See ADR 31.
+See ADR 19.
 """
 
 import json

@@ -1,6 +1,6 @@
 """Claims: choose the next due generation and give it to a worker. SQL only; never commits.
 
-A claim creates a lease, see leases.py. Commit the claim before the work begins. ADR 16 explains the statement.
+A claim creates a lease, see leases.py. Commit the claim before the work begins. ADR 15 explains the statement.
 """
 
 import os

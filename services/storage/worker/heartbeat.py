@@ -1,6 +1,6 @@
 """The thread that runs beside a handler: it extends the lease, stores progress, and ends the job at the deadline.
 
-It uses its own sessions, so a handler that computes for minutes keeps its lease. See ADR 18.
+It uses its own sessions, so a handler that computes for minutes keeps its lease. See ADR 17.
 """
 
 import logging

@@ -1,7 +1,7 @@
 """The worker's loop: claim a generation, run the handler, store the result. Contains no SQL.
 
 The handler runs in the thread that called run(); HeartbeatThread extends the lease meanwhile. A result is stored only
-while the lease is held. See ADR 18.
+while the lease is held. See ADR 17.
 """
 
 import logging
