@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 COPIED = ("alembic", "services", "scripts", "alembic.ini", "justfile", "pyproject.toml")
 RECIPES = (
     "demo worker test test-unit test-integration coverage drill lint bench "
-    "db-init db-migrate db-rollback db-reset db-revision db-stats db-list db-search db-check db-backup db-restore db-docs"
+    "db-init db-migrate db-rollback db-reset db-revision db-stats db-list db-search db-check "
+    "db-backup db-restore db-docs"
 ).split()
 NEEDS_DEV_TOOLS = {
     "test", "test-unit", "test-integration", "coverage", "drill", "lint", "bench", "db-revision", "db-docs",
