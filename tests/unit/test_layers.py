@@ -160,6 +160,30 @@ def test_only_the_settings_read_the_environment(path: Path) -> None:
     assert not re.search(r"\benviron\b|\bgetenv\b", source)
 
 
+# Who may open files, and why none of these can be the live database of this process.
+OPENS_FILES = {
+    "backends/sqlite.py": "creates an empty file that is not there yet",
+    "backends/sqlite_backup.py": "creates the file of a backup, and flushes it before it becomes a database",
+    "backends/postgresql_backup.py": "PostgreSQL has no file here",
+    "maintenance/backup.py": "flushes a finished backup and its folder",
+    "demo/processes.py": "reads standard input",
+    "demo/prompts.py": "reads the prompts of --prompts",
+    "demo/synthesis.py": "writes a WAV under a partial name",
+}
+OPENING = {
+    "open", "os.open", "io.open", "fdopen", "read_bytes", "read_text", "write_bytes", "write_text", "touch",
+    "copy", "copy2", "copyfile", "copytree", "move", "mmap",
+}  # fmt: skip
+
+
+@each(SOURCES)
+def test_nothing_but_sqlite_opens_a_database_file(path: Path) -> None:
+    """Closing another descriptor of it drops this process's locks: https://sqlite.org/howtocorrupt.html, 2.2."""
+    opened = {call for call in calls(path) if call in OPENING or call.split(".")[-1] in OPENING - {"copy", "move"}}
+    opened |= {call for call in calls(path) if call.startswith("shutil.") and call.split(".")[-1] in OPENING}
+    assert not opened or str(path.relative_to(PACKAGE)) in OPENS_FILES, opened
+
+
 @each(outside("cli", "__main__"))
 def test_only_the_command_line_prints_or_exits(path: Path) -> None:
     assert not set(calls(path)) & {"print", "sys.exit", "exit", "quit", "os._exit", "input", "sys.stdout.write"}
