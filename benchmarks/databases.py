@@ -57,10 +57,11 @@ class Scratch:
     def __init__(self, kind: str, folder: Path, server: str | None, stack: ExitStack) -> None:
         self.kind, self.folder, self.server, self.stack = kind, folder, server, stack
 
-    def database(self) -> Storage:
+    def database(self, synchronous: str = "NORMAL") -> Storage:
         """Return a new, migrated, empty database, open until the scratch ends.
 
-        Commits do not wait for the disk: how long that takes is the machine's business and hides what is ours.
+        With NORMAL commits do not wait for the disk: how long that takes is the machine's business and hides what is
+        ours.
         """
         if self.server is None:
             url = f"sqlite:///{self.folder / uuid4().hex}.db"
@@ -73,13 +74,19 @@ class Scratch:
                 connection.exec_driver_sql(f"CREATE DATABASE {name}")
             administrator.dispose()
             there = make_url(self.server).set(database=name)
-            url = there.update_query_dict({"options": "-c synchronous_commit=off"}).render_as_string(
-                hide_password=False
-            )
-        storage = Storage(url, synchronous="NORMAL", statement_timeout=0)
+            if synchronous == "NORMAL":
+                there = there.update_query_dict({"options": "-c synchronous_commit=off"})
+            url = there.render_as_string(hide_password=False)
+        storage = Storage(url, synchronous=synchronous, statement_timeout=0)
         migrations.upgrade(storage)
         self.stack.callback(storage.dispose)
         return storage
+
+    def url(self, synchronous: str) -> str:
+        """Return the URL of a new, migrated, empty database, for other processes to open."""
+        storage = self.database(synchronous)
+        storage.dispose()
+        return storage.given_url.render_as_string(hide_password=False)
 
 
 def fill(

@@ -1,0 +1,75 @@
+"""Two sides of a comparison: the bare driver and the library, in fresh processes that take turns."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing import get_context
+from typing import Any, NamedTuple
+
+from .databases import Scratch, scratch
+from .library import Library
+from .raw import RawPostgreSQL, RawSQLite
+from .timing import Report
+
+ROUNDS = 5
+SETTINGS = (("sqlite", "NORMAL"), ("sqlite", "FULL"), ("postgresql", "FULL"))
+
+
+class Cost(NamedTuple):
+    """Microseconds an operation took: by the clock, and of this process's CPU."""
+
+    wall: float
+    cpu: float
+
+
+def open_side(side: str, url: str, synchronous: str) -> Any:
+    """Return the operations of one side on the database at `url`."""
+    if side != "raw":
+        return Library(url, synchronous)
+    if url.startswith("postgresql"):
+        return RawPostgreSQL(url, synchronous)
+    return RawSQLite(url.removeprefix("sqlite:///"), synchronous)
+
+
+def time_calls(call: Callable[[Any], Any], arguments: list[Any]) -> tuple[Cost, list[Any]]:
+    """Return what a call costs on average, and the results."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    results = [call(argument) for argument in arguments]
+    cost = Cost(time.perf_counter() - wall, time.process_time() - cpu)
+    return Cost(*(1e6 * seconds / len(arguments) for seconds in cost)), results
+
+
+def in_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Return what a function returns in a fresh process."""
+    with get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+def databases() -> Iterator[tuple[str, Scratch, str]]:
+    """Yield a title, a place for databases and how durable their commits are, for each setting."""
+    for kind, synchronous in SETTINGS:
+        with scratch(kind) as place:
+            yield f"{kind} {synchronous}", place, synchronous
+
+
+def compare_sides(
+    report: Report,
+    title: str,
+    measure: Callable[[str, str, str], dict[str, Cost]],
+    new_url: Callable[[], str],
+    synchronous: str,
+) -> None:
+    """Run `measure(side, url, synchronous)` in turns and report the medians of wall and CPU time, and their ratios."""
+    rounds: dict[str, list[dict[str, Cost]]] = {"raw": [], "library": []}
+    for number in range(ROUNDS):
+        for side in ("raw", "library") if number % 2 == 0 else ("library", "raw"):
+            rounds[side].append(in_process(measure, side, new_url(), synchronous))
+    for name in rounds["library"][0]:
+        raw, library = (
+            Cost(*(statistics.median(costs) for costs in zip(*(one[name] for one in rounds[side]), strict=True)))
+            for side in ("raw", "library")
+        )
+        report(f"{title}: {name}, raw", raw.wall, "us")
+        report(f"{title}: {name}, library", library.wall, "us")
+        report(f"{title}: {name}, library's CPU time", library.cpu, "us")
+        report(f"{title}: {name}, library / raw", library.wall / raw.wall, "x")
