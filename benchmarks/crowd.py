@@ -35,9 +35,7 @@ def race(side: str, url: str, synchronous: str, size: int) -> float:
             connection.execution_options(isolation_level="AUTOCOMMIT").exec_driver_sql("ANALYZE")
     context: Any = get_context("spawn")
     barrier, finished = context.Barrier(PROCESSES + 1), context.Queue()
-    workers = [
-        context.Process(target=work, args=(side, url, synchronous, barrier, finished)) for _ in range(PROCESSES)
-    ]
+    workers = [context.Process(target=work, args=(side, url, synchronous, barrier, finished)) for _ in range(PROCESSES)]
     for worker in workers:
         worker.start()
     barrier.wait()

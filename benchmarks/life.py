@@ -1,4 +1,4 @@
-"""A job's life, each step in a session of its own: create, claim, complete with metadata; then get by id, and a page."""
+"""A job's life: create, claim, complete with metadata; then get by id, and a page. Each in a session of its own."""
 
 from .sides import Cost, compare_sides, databases, open_side, time_calls
 from .timing import Report

@@ -3,7 +3,6 @@
 One connection, fixed SQL, one round trip an operation where the database can. No validation, no objects.
 """
 
-import json
 import sqlite3
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -12,10 +11,13 @@ from typing import Any
 from services.storage.types import uuid7
 
 FIELDS = (
-    "id prompt model_name duration_seconds sample_rate channels file_path status created_at metadata prompt_id priority "
-    "scheduled_at attempt max_attempts is_favorite version"
+    "id prompt model_name duration_seconds sample_rate channels file_path status created_at metadata prompt_id "
+    "priority scheduled_at attempt max_attempts is_favorite version"
 ).split()
-DUE = "SELECT id FROM generations WHERE status = 'pending' AND scheduled_at <= {now} ORDER BY priority DESC, scheduled_at, id LIMIT 1"
+DUE = (
+    "SELECT id FROM generations WHERE status = 'pending' AND scheduled_at <= {now} "
+    "ORDER BY priority DESC, scheduled_at, id LIMIT 1"
+)
 PAGE = "SELECT * FROM generations ORDER BY created_at DESC, id DESC LIMIT 100"
 ENDED = (
     "INSERT INTO attempts (generation_id, number, worker_id, started_at, finished_at, outcome) "

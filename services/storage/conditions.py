@@ -8,7 +8,6 @@ from sqlalchemy import (
     ColumnElement,
     Integer,
     and_,
-    bindparam,
     cast,
     exists,
     func,
@@ -78,4 +77,4 @@ def distinct_priorities(
 
 def literal_int(number: int) -> ColumnElement[int]:
     """Return `number` as part of the SQL text, not bound, because planners ignore a bound LIMIT (ADR 23)."""
-    return bindparam(None, number, Integer, literal_execute=True)
+    return literal_column(str(int(number)), Integer)

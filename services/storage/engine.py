@@ -80,9 +80,10 @@ class Storage:
         self.engines = (self.engine, *(self.replicas.engines if self.replicas else ()))
         for engine in self.engines:
             translate_errors(engine)
-            event.listen(engine, "before_cursor_execute", _refuse_writes)
             # Python 3.13 warns about connections that the garbage collector closes.
             weakref.finalize(self, engine.dispose)
+        for engine in (self._read_only_engine, *self.engines[1:]):
+            event.listen(engine, "before_cursor_execute", _refuse_writes)
         _open_storages.add(self)
         if self._anchor is not None:
             weakref.finalize(self, self._anchor.close)

@@ -5,8 +5,9 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, and_, delete, false, func, select, true, update
+from sqlalchemy import ColumnElement, and_, bindparam, delete, false, func, select, true, update
 from sqlalchemy.orm import Session
+from sqlalchemy.orm.util import identity_key
 
 from .backends import backend_for
 from .conditions import CLAIM_ORDER, PENDING, REFRESH, newest_first, of_status
@@ -15,6 +16,7 @@ from .limits import INTEGER_LIMIT, MAX_ATTEMPTS, PAGE_SIZE
 from .models import Generation, Prompt
 from .pagination import Page, after_position, decode_cursor, fetch_page
 from .queue.enqueue import REQUEST, build_generation, insert_all, insert_once
+from .rows import GENERATIONS, connection_of, load_generations
 from .types import uuid7
 from .validation import (
     is_storable,
@@ -26,6 +28,7 @@ from .validation import (
 )
 
 CLONED_FIELDS: Final = (*REQUEST, "priority", "max_attempts")
+SELECT_GENERATION: Final = select(GENERATIONS).where(GENERATIONS.c.id == bindparam("generation_id"))
 
 
 def create_generation(
@@ -117,7 +120,12 @@ def clone_generation(
 
 def get_generation(session: Session, generation_id: str) -> Generation | None:
     """Return the generation with this id, or None."""
-    return session.get(Generation, generation_id) if is_storable("generation_id", generation_id) else None
+    if not is_storable("generation_id", generation_id):
+        return None
+    if identity_key(Generation, generation_id) in session.identity_map:
+        return session.get(Generation, generation_id)
+    row = connection_of(session).execute(SELECT_GENERATION, {"generation_id": generation_id}).one_or_none()
+    return None if row is None else load_generations(session, [row])[0]
 
 
 def get_all_generations(

@@ -20,7 +20,7 @@ LAYERS = (
     {"lifecycle", "settings", "retry", "search_query"},
     {"schema", "validation", "declarative"},
     {"models"},
-    {"conditions", "pagination"},
+    {"conditions", "pagination", "rows"},
     {"backends"},
     {"queue", "search", "analytics"},
     {"prompts", "generations"},

@@ -1,6 +1,6 @@
 """What a backend provides, as one protocol for each kind of user: SQL modules, search, the engine, replicas."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, TypeVar
@@ -24,10 +24,20 @@ COMMON_MATCHES: Final = 5
 
 
 class SQLDialect(Protocol):
-    """The expressions and statements that differ between SQLite and PostgreSQL."""
+    """The expressions and statements that differ between SQLite and PostgreSQL.
+
+    `has_writing_ctes`: a statement can contain INSERT … RETURNING as a CTE, so that one round trip writes two tables.
+    `merges_metadata`: the database merges JSON objects as validation.merge_metadata() does.
+    """
+
+    has_writing_ctes: bool
+    merges_metadata: bool
 
     def now(self, plus_seconds: float = 0.0) -> ColumnElement[datetime]:
         """Return an SQL expression for the current time of the database plus `plus_seconds`."""
+
+    def now_after(self, parameter: str) -> ColumnElement[datetime]:
+        """Return an SQL expression for now() plus the bound `parameter`, a timedelta."""
 
     def statement_clock(self) -> Callable[[timedelta], ColumnElement[datetime]]:
         """Return a function that maps an offset to an SQL expression for the time of the statement plus that offset.
@@ -59,6 +69,19 @@ class SQLDialect(Protocol):
 
     def prompt_text_equals(self, text: str) -> ColumnElement[bool]:
         """Return the condition that finds the prompt with exactly this text through the unique index."""
+
+    def merge_metadata(self, stored: Any) -> tuple[ColumnElement[str], ColumnElement[bool]]:
+        """Return `stored` metadata with other metadata merged into it, and the condition under which that is right.
+
+        The parameters are those of merge_parameters(). Where the condition is false, validation.merge_metadata()
+        decides.
+        """
+
+    def merge_parameters(self, stored: str | None, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the parameters of merge_metadata(). `stored` is used only where the database cannot merge.
+
+        Raises what validation.merge_metadata() raises.
+        """
 
     def json_member(self, document: Any, key: str, kind: JSONKind) -> ColumnElement[Any]:
         """Return the value of `key` in a JSON object: text, a number, or 0 or 1; NULL if it is not of that kind.

@@ -1,6 +1,6 @@
 """PostgreSQL's SQL for the clock, claims, upserts, JSON members and exact times."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -10,13 +10,18 @@ from sqlalchemy import (
     ColumnElement,
     FromClause,
     Integer,
+    Interval,
     Numeric,
     Select,
+    Text,
+    and_,
+    bindparam,
     case,
     cast,
     extract,
     func,
     literal,
+    literal_column,
     select,
     text,
     true,
@@ -26,17 +31,25 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 
 from ..conditions import CLAIM_ORDER, PENDING, distinct_priorities, literal_int
+from ..limits import JSON_BYTES_LIMIT
 from ..models import Generation, Prompt
-from ..types import UTCDateTime
+from ..types import JSONText, UTCDateTime
+from ..validation import merge_metadata
 from .base import JSONKind
 
 
 class PostgreSQLSQL:
     """The SQL dialect of PostgreSQL; see SQLDialect."""
 
+    has_writing_ctes = True
+    merges_metadata = True
+
     def now(self, plus_seconds: float = 0.0) -> ColumnElement[datetime]:
         clock: ColumnElement[datetime] = func.clock_timestamp()
         return clock + literal(timedelta(seconds=plus_seconds)) if plus_seconds else clock
+
+    def now_after(self, parameter: str) -> ColumnElement[datetime]:
+        return func.clock_timestamp() + bindparam(parameter, type_=Interval())
 
     def select_due(
         self, waiting: Sequence[ColumnElement[bool]], columns: Sequence[Any], limit: int, *, locked: bool = True
@@ -72,6 +85,17 @@ class PostgreSQLSQL:
 
     def epoch_microseconds(self, time: Any) -> ColumnElement[int]:
         return cast(extract("epoch", time) * 1_000_000, BigInteger)
+
+    def merge_metadata(self, stored: Any) -> tuple[ColumnElement[str], ColumnElement[bool]]:
+        document = func.coalesce(stored, literal_column("'{}'::jsonb", JSONText))
+        merged = document.op("||", return_type=JSONText())(bindparam("changes", type_=JSONText()))
+        # The sum of both lengths is the longest that the result can be.
+        size = func.octet_length(cast(document, Text)) + bindparam("changes_size", type_=Integer())
+        return merged, and_(func.jsonb_typeof(document) == "object", size <= JSON_BYTES_LIMIT)
+
+    def merge_parameters(self, stored: str | None, changes: Mapping[str, Any]) -> dict[str, Any]:
+        text = merge_metadata(None, changes) or "{}"
+        return {"changes": text, "changes_size": len(text.encode())}
 
     def json_member(self, document: Any, key: str, kind: JSONKind) -> ColumnElement[Any]:
         value = type_coerce(document, JSONB)[key]

@@ -132,19 +132,23 @@ class SQLite(SQLiteSQL, FTS5Search):
                 if replaces_checkpoints:
                     connection.execute("PRAGMA wal_autocheckpoint = 0")
                     # The path as SQLite resolved it: the URL may name a symbolic link or be a file: URI.
-                    record.info["wal"] = Path(connection.execute("PRAGMA database_list").fetchone()[2] + "-wal")
+                    record.info["wal"] = connection.execute("PRAGMA database_list").fetchone()[2] + "-wal"
+                    record.info["changes"] = connection.total_changes
 
         @event.listens_for(engine, "checkout")
         def disable_driver_begin(connection: sqlite3.Connection, record: Any, proxy: Any) -> None:
             # SQLAlchemy turns the driver's BEGIN on again when a connection that used AUTOCOMMIT is returned.
-            connection.isolation_level = None
+            if connection.isolation_level is not None:
+                connection.isolation_level = None
 
         if replaces_checkpoints:
 
             @event.listens_for(engine, "checkin")
             def checkpoint(connection: sqlite3.Connection | None, record: Any) -> None:
-                if connection is not None and "wal" in record.info:
-                    _checkpoint(connection, record.info["wal"], options.busy_timeout)
+                if connection is None or record.info.get("changes") in (None, connection.total_changes):
+                    return  # nothing was written, so the WAL has not grown
+                record.info["changes"] = connection.total_changes
+                _checkpoint(connection, record.info["wal"], options.busy_timeout)
 
     def _begin_transactions(self, engine: Engine, url: URL) -> None:
         """Emit BEGIN IMMEDIATE before the first write of a transaction, BEGIN before a read-only one (ADR 2)."""
@@ -290,14 +294,14 @@ def _is_uri(url: URL) -> bool:
     return str(url.database).startswith("file:")
 
 
-def _checkpoint(connection: sqlite3.Connection, wal: Path, busy_timeout: float) -> None:
+def _checkpoint(connection: sqlite3.Connection, wal: str, busy_timeout: float) -> None:
     """Truncate a WAL larger than CHECKPOINT_BYTES while holding the write lock, so that no commit can coincide with it.
 
     Best effort: if a reader blocks it, the next connection returned to the pool tries again. From four times that size
     it waits for up to the busy timeout. Skips a connection in a transaction, which the pool is about to roll back.
     """
     try:
-        size = wal.stat().st_size
+        size = os.stat(wal).st_size
     except OSError:
         return
     if size <= CHECKPOINT_BYTES or connection.in_transaction:

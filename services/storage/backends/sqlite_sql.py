@@ -1,13 +1,14 @@
 """SQLite's SQL for the clock, claims, upserts, JSON members and exact times."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
 
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
+    Dialect,
     FromClause,
     Integer,
     Select,
@@ -25,7 +26,8 @@ from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from ..conditions import CLAIM_ORDER, distinct_priorities, literal_int
 from ..models import Generation, Prompt
-from ..types import UTCDateTime, utcnow
+from ..types import JSONText, UTCDateTime, utcnow
+from ..validation import merge_metadata
 from .base import JSONKind
 
 JSON_KINDS: Final[dict[JSONKind, tuple[str, ...]]] = {
@@ -36,14 +38,29 @@ JSON_KINDS: Final[dict[JSONKind, tuple[str, ...]]] = {
 }
 
 
+class _AfterNow(UTCDateTime):
+    """The time of execution plus a timedelta, which is what is bound."""
+
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> datetime:
+        return utcnow() + value  # type: ignore[no-any-return]
+
+
 class SQLiteSQL:
     """The SQL dialect of SQLite; see SQLDialect."""
+
+    has_writing_ctes = False
+    merges_metadata = False  # json_patch() merges nested objects too
 
     def now(self, plus_seconds: float = 0.0) -> ColumnElement[datetime]:
         # Python's clock, because SQLite's has only milliseconds; all processes are on one host. `callable_` reads it at
         # each execution, so a statement can be built once and reused.
         offset = timedelta(seconds=plus_seconds)
         return bindparam(None, callable_=lambda: utcnow() + offset, type_=UTCDateTime())
+
+    def now_after(self, parameter: str) -> ColumnElement[datetime]:
+        return bindparam(parameter, type_=_AfterNow())
 
     def select_due(
         self, waiting: Sequence[ColumnElement[bool]], columns: Sequence[Any], limit: int, *, locked: bool = True
@@ -76,6 +93,12 @@ class SQLiteSQL:
         point = func.substr(time, 20, 7, type_=String)
         fraction = cast(func.substr(point.concat("000000"), 2, 6), Integer)
         return type_coerce(seconds * 1_000_000 + case((point.startswith("."), fraction), else_=0), BigInteger)
+
+    def merge_metadata(self, stored: Any) -> tuple[ColumnElement[str], ColumnElement[bool]]:
+        return bindparam("merged", type_=JSONText()), stored.is_not_distinct_from(bindparam("stored"))
+
+    def merge_parameters(self, stored: str | None, changes: Mapping[str, Any]) -> dict[str, Any]:
+        return {"stored": stored, "merged": merge_metadata(stored, changes)}
 
     def json_member(self, document: Any, key: str, kind: JSONKind) -> ColumnElement[Any]:
         readable = case((func.json_valid(document) == 1, type_coerce(document, Text)))

@@ -14,10 +14,11 @@ from sqlalchemy import ColumnElement, Select, and_, bindparam, case, exists, sel
 from sqlalchemy.orm import Session
 
 from ..backends import Backend, backend_for
-from ..conditions import NOT_PAUSED, PENDING, REFRESH, literal_int
+from ..conditions import NOT_PAUSED, PENDING, literal_int
 from ..lifecycle import GenerationStatus, transition_values
 from ..limits import INTEGER_LIMIT, LEASE_SECONDS
 from ..models import Generation
+from ..rows import GENERATIONS, connection_of, load_generations
 from ..validation import validate_count, validate_name, validate_seconds
 
 LOOK_AHEAD = 50  # how many rows, in claim order, are searched for the preferred model
@@ -64,8 +65,8 @@ def claim_generations(
     if limit == 0 or not models:
         return []
     claim = _claim(backend_for(session), limit, models, preferred, lease_seconds)
-    claimed = session.scalars(claim, {"claiming_worker": worker_id}, execution_options=REFRESH)
-    return sorted(claimed, key=lambda row: (-row.priority, row.scheduled_at, row.id))
+    rows = connection_of(session).execute(claim, {"claiming_worker": worker_id}).all()
+    return load_generations(session, sorted(rows, key=lambda row: (-row.priority, row.scheduled_at, row.id)))
 
 
 def has_due(session: Session, model_names: Iterable[str] | None = None) -> bool:
@@ -117,7 +118,7 @@ def _claim(
             "version": Generation.version + 1,
         }
     )
-    return claim.returning(Generation)
+    return claim.returning(*GENERATIONS.c)
 
 
 def _choose(backend: Backend, limit: int, models: tuple[str | None, ...], preferred: str | None) -> Select[Any]:

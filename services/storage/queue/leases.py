@@ -16,7 +16,7 @@ from ..conditions import HAS_ATTEMPTS_LEFT, PROCESSING, REFRESH, literal_int
 from ..errors import IllegalTransitionError, LeaseLostError
 from ..lifecycle import AttemptOutcome, GenerationStatus, transition_values
 from ..limits import INTEGER_LIMIT, LEASE_SECONDS, ROWS_PER_STATEMENT
-from ..models import Attempt, Base, Generation, Lease
+from ..models import Attempt, Generation, Lease
 from ..retry import DEFAULT_RETRY_POLICY, RetryPolicy
 from ..types import utcnow
 from ..validation import (
@@ -27,8 +27,8 @@ from ..validation import (
     validate_generation_field,
     validate_seconds,
 )
+from .endings import ATTEMPTS, complete_at_once, fail_at_once, lease_parameters
 
-ATTEMPTS = Base.metadata.tables["attempts"]
 CANCEL_REQUESTED = Generation.cancel_requested_at.is_not(None)
 # The error message of a generation whose last attempt was lost, such as "worker lost in attempt 3 of 3".
 WORKER_LOST = (
@@ -181,14 +181,9 @@ def get_attempts(session: Session, generation_id: str) -> list[Attempt]:
 
 
 def _require_lease_of(generation_id: str, lease: Lease) -> None:
-    _require_lease(lease)
+    lease_parameters(lease)
     if lease.generation_id != generation_id:
         raise ValueError("lease belongs to another generation than generation_id")
-
-
-def _require_lease(lease: Lease) -> None:
-    if not isinstance(lease, Lease):
-        raise TypeError(f"lease must be a Lease, such as generation.lease, not {type(lease).__name__}")
 
 
 def _complete_under_lease(
@@ -202,7 +197,11 @@ def _complete_under_lease(
         "generation_time_seconds": validate_generation_field("generation_time_seconds", generation_time),
         "file_size_bytes": validate_generation_field("file_size_bytes", file_size_bytes),
     }
-    if merge_metadata(None, metadata) is None:
+    if merge_metadata(None, metadata) is None:  # raises what is wrong with the metadata
+        metadata = None
+    if (done := complete_at_once(session, lease, result, metadata)) is not None:
+        return done
+    if metadata is None:
         done = _end_attempt(session, lease, AttemptOutcome.COMPLETED)
         return done or _transition(session, [lease.generation_id], GenerationStatus.COMPLETED, result)[0]
     # The stored metadata is known only once the row is locked. If the merge then raises, the savepoint removes the
@@ -217,12 +216,14 @@ def _complete_under_lease(
 
 
 def _fail_under_lease(session: Session, lease: Lease, message: str, policy: RetryPolicy | None) -> Generation:
-    done = _end_attempt(session, lease, AttemptOutcome.FAILED, message)
-    if done is not None:
+    delay = None if policy is None else policy.delay(lease.attempt)
+    if (done := fail_at_once(session, lease, message, delay)) is not None:
+        return done
+    if (done := _end_attempt(session, lease, AttemptOutcome.FAILED, message)) is not None:
         return done
     ids = [lease.generation_id]
-    if policy is not None:
-        wait = {"error_message": message, "scheduled_at": backend_for(session).now(policy.delay(lease.attempt))}
+    if delay is not None:
+        wait = {"error_message": message, "scheduled_at": backend_for(session).now(delay)}
         if retried := _transition(session, ids, GenerationStatus.PENDING, wait, HAS_ATTEMPTS_LEFT):
             return retried[0]
     return _transition(session, ids, GenerationStatus.FAILED, {"error_message": message})[0]
@@ -264,14 +265,12 @@ def _end_attempt(
 
 
 def _lease_held(lease: Lease) -> list[ColumnElement[bool]]:
-    """Return the conditions under which `lease` is held. Raises LeaseLostError for ids that cannot be stored."""
-    _require_lease(lease)
-    if not (is_storable("generation_id", lease.generation_id) and is_storable("worker_id", lease.worker_id)):
-        raise LeaseLostError
+    """Return the conditions under which `lease` is held. Raises what lease_parameters() raises."""
+    given = lease_parameters(lease)
     return [
-        Generation.id == lease.generation_id,
-        Generation.worker_id == lease.worker_id,
-        Generation.attempt == validate_generation_field("attempt", lease.attempt),
+        Generation.id == given["lease_generation_id"],
+        Generation.worker_id == given["lease_worker_id"],
+        Generation.attempt == given["lease_attempt"],
         PROCESSING,
     ]
 
