@@ -12,17 +12,16 @@ from threading import Lock
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, ExceptionContext, event
-from sqlalchemy.exc import ArgumentError, TimeoutError
+from sqlalchemy.exc import ArgumentError
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.exc import StaleDataError
 
-from .backends import backend_for, is_refused_when_reading
+from .backends import Phase, backend_for, is_refused_when_reading
 from .errors import (
     ConflictError,
     CorruptError,
     DatabaseURLError,
     NotInitializedError,
-    PoolTimeoutError,
     ReadOnlyError,
     RetryableError,
     SchemaOutdatedError,
@@ -48,6 +47,12 @@ class StorageSession(Session):
             super().flush(objects)
         except StaleDataError as error:
             raise ConflictError(orig=error) from error
+
+
+@event.listens_for(StorageSession, "after_commit")
+def _note_commit(session: Session) -> None:
+    if not session.in_nested_transaction():  # it is still in the savepoint that it releases
+        session.info["committed"] = True
 
 
 class Storage:
@@ -126,9 +131,6 @@ class Storage:
         try:
             yield session
             session.commit()
-        except TimeoutError as error:
-            session.rollback()
-            raise PoolTimeoutError(orig=error) from error
         except BaseException:
             session.expunge_all()  # rollback() expires the objects, and error handlers may need their ids
             session.rollback()
@@ -144,17 +146,20 @@ class Storage:
         """Return what `fn(session)` returns, once its transaction is committed.
 
         If the database rolled the transaction back (RetryableError), runs `fn` again after a short random delay, up to
-        `attempts` times in all. So `fn` must have no effects outside the database that must not happen twice.
+        `attempts` times in all. So `fn` must have no effects outside the database that must not happen twice. Does not
+        repeat what may have been committed: raises CommitUnknownError if the connection was lost during the commit, and
+        the RetryableError itself if `fn` had committed before it.
         """
         if attempts < 1:
             raise ValueError("attempts must be at least 1")
         attempt = 1
         while True:
+            session: Session | None = None
             try:
                 with self.session(read_only=read_only) as session:
                     return fn(session)
             except RetryableError:
-                if attempt >= attempts:
+                if attempt >= attempts or (session is not None and "committed" in session.info):
                     raise
                 time.sleep(TRANSACTION_RETRY.delay(attempt))
                 attempt += 1
@@ -168,8 +173,6 @@ class Storage:
                 return connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
         except NotInitializedError:
             return None
-        except TimeoutError as error:
-            raise PoolTimeoutError(orig=error) from error
 
     def require_schema(self, *, refresh: bool = False) -> None:
         """Raise NotInitializedError, SchemaOutdatedError or SchemaTooNewError unless the schema is at the head.
@@ -201,10 +204,7 @@ class Storage:
 
     def _open_reader(self) -> Engine | Connection:
         """Return the bind of a read-only session: a connection to a replica, or the engine of the primary."""
-        try:
-            return (self.replicas.connect() if self.replicas else None) or self._read_only_engine
-        except TimeoutError as error:
-            raise PoolTimeoutError(orig=error) from error
+        return (self.replicas.connect() if self.replicas else None) or self._read_only_engine
 
     def __repr__(self) -> str:
         return f"<Storage {self.display_url}>"
@@ -223,12 +223,19 @@ def translate_errors(engine: Engine) -> None:
             return None  # the pool handles it: it replaces the broken connection
         error = backend.translate(
             context.original_exception,
+            phase=_phase(context),
             is_disconnect=context.is_disconnect,
-            is_connecting=context.connection is None,
         )
         if isinstance(error, (CorruptError, UnreachableError)):
             error.args = (f"{error} ({mask_url(engine.url)})",)  # names the database: a copy and replicas use several
         return error
+
+
+def _phase(context: ExceptionContext) -> Phase:
+    if context.connection is None:
+        return "connect"
+    # Errors of BEGIN, COMMIT and ROLLBACK have no statement.
+    return "commit" if context.statement is None and context.connection.info.get("committing") else "statement"
 
 
 def get_default() -> Storage | None:

@@ -123,4 +123,8 @@ class StatementTimeoutError(StorageError, TimeoutError):
 
 
 class DisconnectedError(RetryableError):
-    """The connection to the database was lost: check whether the last commit took effect before you repeat it."""
+    """The connection was lost before the commit, so the transaction was rolled back: use run_in_transaction()."""
+
+
+class CommitUnknownError(StorageError):
+    """The connection was lost during the commit: check whether the transaction was committed before you repeat it."""

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import URL, Connection, Engine, event
 
 from .backends import Backend, LogPosition, Replication, is_write
-from .errors import DisconnectedError, StorageError, UnreachableError
+from .errors import BusyError, DisconnectedError, PoolTimeoutError, StorageError, UnreachableError
 from .settings import EngineOptions
 
 SKIP_SECONDS = 5.0  # how long readers skip a replica that is down, so that not each of them waits for the timeout
@@ -54,7 +54,7 @@ class Replicas:
     def connect(self) -> Connection | None:
         """Return a read-only connection to a replica that may answer now, or None if the primary has to answer.
 
-        Uses the replicas in rotation. Raises SQLAlchemy's TimeoutError if no connection of a pool becomes free in time.
+        Uses the replicas in rotation. Raises PoolTimeoutError if no connection of a pool becomes free in time.
         """
         position = self._position()
         if position is None:
@@ -66,6 +66,8 @@ class Replicas:
                 continue
             try:
                 connection = self._connect(self.engines[index], position)
+            except PoolTimeoutError:
+                raise
             except StorageError as error:
                 self._skip_until[index] = time.monotonic() + SKIP_SECONDS
                 log.warning("replica %d of %d is skipped for a while: %s", index + 1, len(self.engines), error)
@@ -83,7 +85,7 @@ class Replicas:
             with self._primary.connect() as connection:
                 connection.execution_options(isolation_level="AUTOCOMMIT")  # one round trip instead of three
                 position = self._replication.primary_position(connection)
-        except (UnreachableError, DisconnectedError):
+        except (UnreachableError, BusyError, DisconnectedError):
             if sample is None or sample.covers is not last_commit:
                 return None
             position = sample.position  # without a primary, a replica that shows our own writes may answer

@@ -1,12 +1,15 @@
 """What is PostgreSQL's own: settings, pool, timeouts, restarts, forks, and values that only large columns hold."""
 
+import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
+import psycopg
 import pytest
-from sqlalchemy import text
+from sqlalchemy import make_url, text
 
 from services.storage import (
     AccessDeniedError,
@@ -104,6 +107,60 @@ def test_a_database_that_cannot_hold_every_prompt_is_refused(server: Server, enc
         migrations.upgrade(storage)
     with pytest.raises(UnreachableError, match="--encoding=UTF8"):
         storage.read_revision()
+    storage.dispose()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"password": "wrong"}, "refused the user or the password"),
+        ({"username": "nobody"}, "refused the user or the password"),
+        ({"database": "nothing"}, "no database of that name"),
+        ({"host": "no-such-host.invalid"}, "host is unknown"),
+        ({"port": 1}, "No server answers there"),
+    ],
+)
+def test_what_keeps_it_from_being_opened_is_named(server: Server, change: dict[str, str | int], message: str) -> None:
+    url = make_url(server.url()).set(**change)  # type: ignore[arg-type]
+    storage = Storage(url.render_as_string(hide_password=False))
+    with pytest.raises(UnreachableError, match=rf"{message}.*check DATABASE_URL.*\({re.escape(storage.display_url)}\)"):
+        storage.require_schema()
+    storage.dispose()
+
+
+@contextmanager
+def all_connections_taken(server: Server) -> Iterator[Callable[[], None]]:
+    """Use up the server's connections; yield a function that closes one of them."""
+    taken: list[psycopg.Connection] = []
+    try:
+        with suppress(psycopg.OperationalError):
+            while True:
+                taken.append(psycopg.connect(server.url()))
+        yield lambda: taken.pop().close()
+    finally:
+        for connection in taken:
+            connection.close()
+
+
+def test_a_server_without_a_free_connection_is_busy(server: Server) -> None:
+    storage = Storage(server.url())
+    with all_connections_taken(server) as close_one:
+        with pytest.raises(BusyError, match=r"no more connections now.*max_connections"):
+            storage.require_schema()
+        close_one()
+        storage.require_schema()
+        storage.dispose()
+        close_one()
+    storage.dispose()
+
+
+def test_a_transaction_waits_for_a_free_connection(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = Storage(server.url())
+    storage.require_schema()
+    storage.dispose()
+    with all_connections_taken(server) as close_one:
+        monkeypatch.setattr("services.storage.engine.time.sleep", lambda seconds: close_one())
+        assert storage.run_in_transaction(lambda session: session.scalar(text("SELECT 1"))) == 1
     storage.dispose()
 
 
@@ -207,6 +264,20 @@ def test_a_transaction_that_idles_for_too_long_is_ended_and_the_next_session_wor
 
 
 # --- pool
+
+
+def test_a_pool_without_a_free_connection_is_a_typed_error_wherever_it_is_needed(server: Server) -> None:
+    storage = Storage(server.url(), pool_size=1, max_overflow=0, pool_timeout=0.05)
+    storage.require_schema()
+    with storage.session() as first, storage.session() as second:
+        first.scalar(text("SELECT 1"))
+        with pytest.raises(PoolTimeoutError, match="pool_size"):
+            second.scalar(text("SELECT 1"))
+        with pytest.raises(PoolTimeoutError), storage.engine.connect():
+            pass
+        first.rollback()
+        assert second.scalar(text("SELECT 1")) == 1
+    storage.dispose()
 
 
 def test_twenty_threads_on_a_small_pool_get_a_typed_timeout_and_recover(server: Server) -> None:

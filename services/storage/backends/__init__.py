@@ -7,7 +7,7 @@ from sqlalchemy import URL, Connection, Engine
 from sqlalchemy.orm import Session
 
 from ..errors import DatabaseURLError
-from .base import Backend, BackupDialect, Contents, LogPosition, Replication
+from .base import Backend, BackupDialect, Contents, LogPosition, Phase, Replication
 from .statements import is_refused_when_reading, is_write
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "BackupDialect",
     "Contents",
     "LogPosition",
+    "Phase",
     "Replication",
     "backend_for",
     "backups_of",

@@ -5,10 +5,23 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, TypeVar
 
-from sqlalchemy import URL, ColumnElement, Connection, Engine, FromClause, Select, Table, and_, or_
+from sqlalchemy import (
+    URL,
+    ColumnElement,
+    Connection,
+    Engine,
+    FromClause,
+    PoolProxiedConnection,
+    QueuePool,
+    Select,
+    Table,
+    and_,
+    or_,
+)
+from sqlalchemy.exc import TimeoutError
 from sqlalchemy.orm import Session
 
-from ..errors import StorageError
+from ..errors import PoolTimeoutError, StorageError
 from ..settings import EngineOptions
 
 if TYPE_CHECKING:
@@ -16,11 +29,23 @@ if TYPE_CHECKING:
 
 Bind = TypeVar("Bind", Engine, Connection)
 JSONKind = Literal["text", "number", "boolean", "any"]
+Phase = Literal["connect", "statement", "commit"]  # what the driver was doing when it raised an error
 
 # A query is common when COMMON_MATCHES of the newest RECENT_PROMPTS prompts match it: scanning the prompts, newest
 # first, then finds a page of matches quickly (ADR 23). Backends decide by id which prompts are the newest.
 RECENT_PROMPTS: Final = 1_000
 COMMON_MATCHES: Final = 5
+
+
+class ConnectionPool(QueuePool):
+    """A pool whose timeout is a PoolTimeoutError, also in the middle of a session."""
+
+    def connect(self) -> PoolProxiedConnection:
+        """Return a connection. Raises PoolTimeoutError if none becomes free in time."""
+        try:
+            return super().connect()
+        except TimeoutError as error:
+            raise PoolTimeoutError(orig=error) from error
 
 
 class SQLDialect(Protocol):
@@ -223,7 +248,7 @@ class Backend(SQLDialect, SearchDialect, Protocol):
     def lock_migrations(self, connection: Connection) -> None:
         """Begin the transaction of a migration, after waiting for the migrations of other processes."""
 
-    def translate(self, error: BaseException, *, is_disconnect: bool, is_connecting: bool) -> StorageError | None:
+    def translate(self, error: BaseException, *, phase: Phase, is_disconnect: bool) -> StorageError | None:
         """Return the StorageError for a driver's error, or None if there is no specific one. See ADR 13."""
 
     def advance_sequences(self, connection: Connection, table: Table) -> None:

@@ -22,58 +22,17 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Session
 
-from ..errors import (
-    AccessDeniedError,
-    BusyError,
-    ConflictError,
-    ConstraintError,
-    CorruptError,
-    DisconnectedError,
-    DriverMissingError,
-    FullError,
-    NotInitializedError,
-    ReadOnlyError,
-    SerializationError,
-    StatementTimeoutError,
-    StorageError,
-    UnreachableError,
-)
+from ..errors import DriverMissingError, StorageError, UnreachableError
 from ..settings import EngineOptions
 from ..types import dump_json
-from .base import Bind, error_of_kind
+from .base import Bind, ConnectionPool, Phase
 from .postgresql_backup import PostgreSQLBackups
+from .postgresql_errors import translate
 from .postgresql_sql import PostgreSQLSQL
 from .replication import StreamingReplication, has_many_hosts
 from .tsvector import TSVectorSearch
 
 MIGRATION_LOCK = 0x6467785F6D757369  # the bytes "dgx_musi": a key that no other program on the server should use
-
-# Prefixes of SQLSTATE (https://www.postgresql.org/docs/current/errcodes-appendix.html); the first match counts.
-ERRORS: tuple[tuple[str, type[StorageError]], ...] = (
-    ("40001", SerializationError),
-    ("40P01", SerializationError),
-    ("40003", DisconnectedError),
-    ("55P03", BusyError),
-    ("53300", BusyError),
-    ("57014", StatementTimeoutError),
-    ("57P0", DisconnectedError),
-    ("25P03", DisconnectedError),
-    ("08", DisconnectedError),
-    ("25006", ReadOnlyError),
-    ("53100", FullError),
-    ("23505", ConflictError),
-    ("23", ConstraintError),
-    ("22", ConstraintError),
-    ("54", ConstraintError),
-    ("42P01", NotInitializedError),
-    ("42501", AccessDeniedError),
-    ("0A000", ReadOnlyError),  # a standby refuses SQLAlchemy's request for a READ WRITE transaction
-    ("28", UnreachableError),
-    ("3D000", UnreachableError),
-    ("58", UnreachableError),
-    ("XX001", CorruptError),
-    ("XX002", CorruptError),
-)
 
 # libpq's connection parameters unless the URL sets them (https://www.postgresql.org/docs/current/libpq-connect.html).
 # With these, a host that disappears is detected after 60 seconds on an idle connection and after 30 seconds during a
@@ -123,6 +82,7 @@ class PostgreSQL(PostgreSQLSQL, TSVectorSearch):
         engine = self._create_engine(
             url,
             echo=options.echo,
+            poolclass=ConnectionPool,
             pool_size=options.pool_size,
             max_overflow=options.max_overflow,
             pool_timeout=options.pool_timeout,
@@ -144,6 +104,15 @@ class PostgreSQL(PostgreSQLSQL, TSVectorSearch):
             connection = context.connection
             if getattr(context.original_exception, "sqlstate", None) == "25006" and connection is not None:
                 context.is_disconnect = not connection.get_execution_options().get("read_only", False)
+
+        @event.listens_for(engine, "commit")
+        def begin_commit(connection: Connection) -> None:
+            connection.info["committing"] = not connection.get_execution_options().get("read_only", False)
+
+        @event.listens_for(engine, "rollback")
+        def begin_rollback(connection: Connection) -> None:
+            if not connection.invalidated:
+                connection.info.pop("committing", None)
 
         return engine
 
@@ -185,25 +154,8 @@ class PostgreSQL(PostgreSQLSQL, TSVectorSearch):
     def prepare_file(self, connection: Connection) -> None:
         return None
 
-    def translate(self, error: BaseException, *, is_disconnect: bool, is_connecting: bool) -> StorageError | None:
-        import psycopg  # here, because it is an extra: certainly installed only once PostgreSQL is in use
-
-        if not isinstance(error, psycopg.Error):
-            return None
-        diagnosis = error.diag
-        if diagnosis.message_primary:
-            # Keep only the primary message: the detail and the context may quote a prompt. In class 22 (bad values) the
-            # primary message may do so too.
-            may_quote_values = (error.sqlstate or "").startswith("22")
-            error.args = (type(error).__name__ if may_quote_values else diagnosis.message_primary,)
-        kind = next((kind for prefix, kind in ERRORS if (error.sqlstate or "").startswith(prefix)), None)
-        if is_connecting and kind in (None, DisconnectedError):
-            kind = UnreachableError
-        elif is_disconnect and kind is not ReadOnlyError:
-            kind = DisconnectedError
-        if kind is None:
-            return None
-        return error_of_kind(kind, error, diagnosis.constraint_name or diagnosis.column_name)
+    def translate(self, error: BaseException, *, phase: Phase, is_disconnect: bool) -> StorageError | None:
+        return translate(error, phase=phase, is_disconnect=is_disconnect)
 
     def advance_sequences(self, connection: Connection, table: Table) -> None:
         key = table.autoincrement_column

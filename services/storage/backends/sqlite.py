@@ -14,7 +14,6 @@ from sqlalchemy import (
     Connection,
     Engine,
     NullPool,
-    QueuePool,
     Table,
     create_engine,
     event,
@@ -36,7 +35,7 @@ from ..errors import (
 )
 from ..limits import INTEGER_LIMIT
 from ..settings import EngineOptions
-from .base import Bind, error_of_kind
+from .base import Bind, ConnectionPool, Phase, error_of_kind
 from .fts5 import FTS5Search
 from .sqlite_backup import SQLiteBackups
 from .sqlite_sql import SQLiteSQL
@@ -104,7 +103,7 @@ class SQLite(SQLiteSQL, FTS5Search):
             url,
             echo=options.echo,
             hide_parameters=True,
-            poolclass=QueuePool,
+            poolclass=ConnectionPool,
             pool_size=options.pool_size,
             max_overflow=options.max_overflow,
             pool_timeout=options.pool_timeout,
@@ -170,7 +169,7 @@ class SQLite(SQLiteSQL, FTS5Search):
                 try:
                     driver.execute("BEGIN IMMEDIATE")
                 except sqlite3.Error as error:
-                    raise (self.translate(error, is_disconnect=False, is_connecting=False) or error) from error
+                    raise (self.translate(error, phase="statement", is_disconnect=False) or error) from error
 
     def is_present(self, url: URL) -> bool:
         if is_memory(url) or _is_uri(url):
@@ -234,7 +233,7 @@ class SQLite(SQLiteSQL, FTS5Search):
                 connection.exec_driver_sql("BEGIN EXCLUSIVE")
                 connection.rollback()
 
-    def translate(self, error: BaseException, *, is_disconnect: bool, is_connecting: bool) -> StorageError | None:
+    def translate(self, error: BaseException, *, phase: Phase, is_disconnect: bool) -> StorageError | None:
         if not isinstance(error, sqlite3.Error):
             return None
         code = getattr(error, "sqlite_errorname", "")

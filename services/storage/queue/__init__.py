@@ -1,6 +1,6 @@
 """The queue: enqueue, claim, finish and control generations. SQL only: no threads, no sleeps."""
 
-from .claims import claim_generation, claim_generations, has_due, new_worker_id
+from .claims import claim_generation, claim_generations, has_due, new_worker_id, resume_claim
 from .control import (
     cancel_batch,
     cancel_generation,
@@ -33,6 +33,7 @@ __all__ = [
     "pause_queue",
     "reclaim_generations",
     "release_generation",
+    "resume_claim",
     "resume_queue",
     "retry_generation",
 ]

@@ -14,12 +14,13 @@ from sqlalchemy import ColumnElement, Select, and_, bindparam, case, exists, sel
 from sqlalchemy.orm import Session
 
 from ..backends import Backend, backend_for
-from ..conditions import NOT_PAUSED, PENDING, literal_int
+from ..conditions import NOT_PAUSED, PENDING, PROCESSING, literal_int
 from ..lifecycle import GenerationStatus, transition_values
 from ..limits import INTEGER_LIMIT, LEASE_SECONDS
 from ..models import Generation
 from ..rows import GENERATIONS, connection_of, load_generations
 from ..validation import validate_count, validate_name, validate_seconds
+from .leases import heartbeat_generation
 
 LOOK_AHEAD = 50  # how many rows, in claim order, are searched for the preferred model
 PATIENCE_SECONDS = 300.0  # once the head of the queue has waited this long, it is claimed whatever its model
@@ -67,6 +68,18 @@ def claim_generations(
     claim = _claim(backend_for(session), limit, models, preferred, lease_seconds)
     rows = connection_of(session).execute(claim, {"claiming_worker": worker_id}).all()
     return load_generations(session, sorted(rows, key=lambda row: (-row.priority, row.scheduled_at, row.id)))
+
+
+def resume_claim(session: Session, worker_id: str, *, lease_seconds: float = LEASE_SECONDS) -> Generation | None:
+    """Return a generation that `worker_id` has claimed and not finished, with its lease extended; None without one.
+
+    For a worker that has no job, after the answer to the commit of its claim was lost. The id must be the worker's own.
+    """
+    mine = select(Generation).where(PROCESSING, Generation.worker_id == worker_id)
+    claimed = session.scalars(mine.order_by(Generation.started_at.desc()).limit(1)).one_or_none()
+    if claimed is None or claimed.lease is None:
+        return None
+    return heartbeat_generation(session, claimed.lease, lease_seconds=lease_seconds)
 
 
 def has_due(session: Session, model_names: Iterable[str] | None = None) -> bool:

@@ -18,7 +18,7 @@ from typing import Any, Final
 from sqlalchemy.orm import Session
 
 from ..engine import Storage, get_storage
-from ..errors import LeaseLostError
+from ..errors import CommitUnknownError, LeaseLostError
 from ..limits import GRACE_SECONDS, LEASE_SECONDS, POLL_SECONDS
 from ..models import Generation, Lease
 from ..queue import (
@@ -29,6 +29,7 @@ from ..queue import (
     new_worker_id,
     reclaim_generations,
     release_generation,
+    resume_claim,
 )
 from ..retry import DEFAULT_RETRY_POLICY, RetryPolicy
 from ..validation import validate_count, validate_name, validate_seconds
@@ -80,6 +81,7 @@ class Worker:
         self.retry_policy = retry_policy
         self._storage = storage
         self._warm_model: str | None = None
+        self._resume_until = -math.inf
         self._stop_at: float | None = None
         self._heartbeat: HeartbeatThread | None = None
         self._may_interrupt = False
@@ -147,6 +149,8 @@ class Worker:
                 if generation is None and until_empty and not storage.run_in_transaction(self._has_due, read_only=True):
                     break
             except TRANSIENT_ERRORS as error:
+                if isinstance(error, CommitUnknownError):
+                    self._resume_until = monotonic() + self.lease_seconds
                 failures += 1
                 self._back_off(failures, "polling for work", error)
                 continue
@@ -161,6 +165,11 @@ class Worker:
         return jobs
 
     def _claim(self, session: Session) -> Generation | None:
+        # The COMMIT of an earlier claim may have arrived without an answer, or arrive later.
+        if monotonic() < self._resume_until and (
+            claimed := resume_claim(session, self.worker_id, lease_seconds=self.lease_seconds)
+        ):
+            return claimed
         return claim_generation(
             session,
             self.worker_id,
