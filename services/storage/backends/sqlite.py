@@ -78,7 +78,7 @@ class SQLite(SQLiteSQL, FTS5Search):
 
     @property
     def backups(self) -> SQLiteBackups:
-        return SQLiteBackups(lambda error: self.translate(error, is_disconnect=False, is_connecting=False))
+        return SQLiteBackups(lambda error: self.translate(error, phase="statement", is_disconnect=False))
 
     def resolve_url(self, url: URL) -> URL:
         url = url.set(drivername="sqlite")
