@@ -1,6 +1,6 @@
-"""Documents are tests: the Python blocks of each Markdown file run in order, in an empty folder and on a new database.
+"""Run the Python blocks of each Markdown file as a test: in order, in an empty folder, with a new database.
 
-`<!-- skip: next -->` before a block leaves it out; an `<!-- invisible-code-block: python … -->` prepares the next ones.
+`<!-- skip: next -->` skips the next block; an `<!-- invisible-code-block: python … -->` runs but is not displayed.
 """
 
 from tempfile import TemporaryDirectory
@@ -19,11 +19,11 @@ def open_document(namespace: dict[str, Any]) -> None:
     for name in ("DATABASE_URL", "DATABASE_REPLICA_URLS"):
         patch.delenv(name, raising=False)
     patch.setattr(engine, "_default", None)
-    namespace["_surroundings"] = (patch, folder)
+    namespace["_cleanup"] = (patch, folder)
 
 
 def close_document(namespace: dict[str, Any]) -> None:
-    patch, folder = namespace["_surroundings"]
+    patch, folder = namespace["_cleanup"]
     if engine._default is not None:
         engine._default.dispose()
     patch.undo()

@@ -1,1 +1,1 @@
-"""The library beside the bare driver, measured in one run. Ratios last longer than the figures of one machine."""
+"""Benchmarks that compare the library with the driver alone in one run. Compare ratios: times depend on the machine."""

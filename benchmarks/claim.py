@@ -1,4 +1,4 @@
-"""A claim, committed, with a thousand waiting generations and with a mountain of them."""
+"""A committed claim with a thousand pending generations and with a million."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ from .timing import Report, compare
 SIZE = 1_000_000
 FEW = 1_000
 
-# What a program without this library would write: no schedule, no models, no pause.
+# A claim without this library: no schedule, no models, no pause.
 RAW = """
 UPDATE generations
 SET status = 'processing', worker_id = 'raw', attempt = attempt + 1, version = version + 1,
@@ -35,8 +35,8 @@ def run(report: Report, *, size: int) -> None:
                 {
                     f"{FEW:,} pending": claim(few),
                     f"{size:,} pending": claim(many),
-                    f"{FEW:,} and {size:,} urgent ones for tomorrow": claim(future),
-                    f"{FEW:,}, the bare driver": claim_raw(few),
+                    f"{FEW:,} and {size:,} of higher priority tomorrow": claim(future),
+                    f"{FEW:,}, the driver alone": claim_raw(few),
                 },
             )
             compare(
@@ -50,7 +50,7 @@ def run(report: Report, *, size: int) -> None:
             )
             compare(
                 report,
-                f"{kind}: a warm model goes ahead",
+                f"{kind}: with a preferred model",
                 {
                     f"{FEW:,} pending": claim(few, prefer_model="musicgen-large"),
                     f"{size:,} pending": claim(many, prefer_model="musicgen-large"),

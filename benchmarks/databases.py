@@ -1,4 +1,4 @@
-"""Scratch databases of both kinds, and rows made by the database itself: a million in seconds."""
+"""Scratch databases on SQLite and PostgreSQL, filled by INSERT … SELECT: a million rows in seconds."""
 
 import tempfile
 import warnings
@@ -37,7 +37,7 @@ INDEXES = {
 
 @contextmanager
 def scratch(kind: str) -> Iterator["Scratch"]:
-    """Open a place for migrated, empty databases of one kind; they are gone afterwards."""
+    """Yield a Scratch that creates migrated, empty databases of one kind, and delete them afterwards."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="benchmark-")))
         server = None
@@ -52,16 +52,16 @@ def scratch(kind: str) -> Iterator["Scratch"]:
 
 
 class Scratch:
-    """Makes databases."""
+    """Creates databases of one kind in a temporary folder."""
 
     def __init__(self, kind: str, folder: Path, server: str | None, stack: ExitStack) -> None:
         self.kind, self.folder, self.server, self.stack = kind, folder, server, stack
 
     def database(self, synchronous: str = "NORMAL") -> Storage:
-        """Return a new, migrated, empty database, open until the scratch ends.
+        """Return a new, migrated, empty database, open until the end of scratch().
 
-        With NORMAL commits do not wait for the disk: how long that takes is the machine's business and hides what is
-        ours.
+        With NORMAL commits do not wait for the disk, because that time depends on the machine and hides the time of the
+        library.
         """
         if self.server is None:
             url = f"sqlite:///{self.folder / uuid4().hex}.db"
@@ -99,7 +99,10 @@ def fill(
     status: str = "pending",
     when: str = "-1 day",
 ) -> None:
-    """Store `count` generations scheduled and created `when`, a millisecond apart; `first` keeps ids different."""
+    """Store `count` generations created and scheduled from `when` on, one per millisecond.
+
+    `first` makes the ids of several calls different.
+    """
     kind = storage.backend.name
     at = TIME[kind]
     completed = "NULL" if status in ("pending", "processing") else at

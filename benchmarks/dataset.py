@@ -1,4 +1,4 @@
-"""A history to measure on: as many prompts and generations as asked for, written by SQL, the same for the same size."""
+"""A history of any number of prompts and generations for benchmarks; it depends only on the size."""
 
 import csv
 import json
@@ -31,21 +31,22 @@ GENERATION = (
 def build(storage: Storage, size: int, prompts: str | None = None) -> float:
     """Fill an empty database with `size` prompts and as many generations; return the seconds it took.
 
-    One prompt in 10,000 has the word waterphone, every one the word take; three in ten generations repeat an old
-    prompt. `prompts` names a file of real ones, .csv with a column caption or .json of objects with overall_prompt.
+    One prompt in 10,000 contains the word waterphone, every prompt the word take; 30 % of the generations repeat an
+    earlier prompt. `prompts` names a file of real prompts: .csv with a column caption or .json of objects with
+    overall_prompt.
     """
-    begun = time.perf_counter()
+    started = time.perf_counter()
     migrations.upgrade(storage)
     phrases = read_phrases(prompts)
-    dice = random.Random(1)
-    texts = [_text(dice, phrases, number) for number in range(1, size + 1)]
+    generator = random.Random(1)
+    texts = [_text(generator, phrases, number) for number in range(1, size + 1)]
     connection: Any = storage.engine.raw_connection()
     cursor = connection.cursor()
     if storage.backend.name == "sqlite":
         cursor.execute("BEGIN IMMEDIATE")
     for table, columns, rows in (
-        ("prompts", PROMPT, _prompts(dice, texts)),
-        ("generations", GENERATION, _generations(dice, texts)),
+        ("prompts", PROMPT, _prompts(generator, texts)),
+        ("generations", GENERATION, _generations(generator, texts)),
     ):
         if storage.backend.name == "sqlite":
             places = ", ".join("?" * len(columns))
@@ -60,14 +61,14 @@ def build(storage: Storage, size: int, prompts: str | None = None) -> float:
         cursor.execute("VACUUM ANALYZE")
         connection.driver_connection.autocommit = False
     connection.close()
-    return time.perf_counter() - begun
+    return time.perf_counter() - started
 
 
 def read_phrases(path: str | None) -> list[str]:
-    """Return what prompts are made of: the sentences of a file, or made-up ones."""
+    """Return the phrases that prompts consist of: those of a file, or random words."""
     if path is None:
-        dice = random.Random(2)
-        return [" ".join(dice.sample(WORDS, 6)) for _ in range(20_000)]
+        generator = random.Random(2)
+        return [" ".join(generator.sample(WORDS, 6)) for _ in range(20_000)]
     if path.endswith(".csv"):
         with Path(path).open(newline="", encoding="utf-8") as lines:
             texts = [row["caption"] for row in csv.DictReader(lines)]
@@ -77,26 +78,26 @@ def read_phrases(path: str | None) -> list[str]:
 
 
 def median_ms(operation: Callable[[], Any], rounds: int = 7) -> float:
-    """Return the median of so many timings, in milliseconds.
+    """Return the median time of `rounds` calls, in milliseconds.
 
-    The first call, which fills the caches, does not count, nor do the 20 after it of what is quick: a connection to
-    PostgreSQL prepares a statement at the sixth, and may then keep one plan for any values.
+    The first call, which fills the caches, is not counted, nor are the next 20 of a fast operation: the driver prepares
+    a statement at its sixth execution on a connection, and PostgreSQL may change to a generic plan after five more.
     """
-    begun = time.perf_counter()
+    started = time.perf_counter()
     operation()
-    if time.perf_counter() - begun < 0.5:
+    if time.perf_counter() - started < 0.5:
         for _ in range(20):
             operation()
     timings = []
     for _ in range(rounds):
-        begun = time.perf_counter()
+        started = time.perf_counter()
         operation()
-        timings.append(time.perf_counter() - begun)
+        timings.append(time.perf_counter() - started)
     return sorted(timings)[rounds // 2] * 1000
 
 
 def raw(engine: Engine, statement: str) -> Callable[[], Any]:
-    """Return a function that fetches a statement's rows with the driver alone, on one connection."""
+    """Return a function that fetches the rows of a statement with the driver alone, on one connection."""
     connection: Any = engine.raw_connection()
 
     def fetch() -> Any:
@@ -109,26 +110,27 @@ def raw(engine: Engine, statement: str) -> Callable[[], Any]:
 
 
 def time_of(number: int) -> str:
-    """Return when the row of this number was made, as SQLite stores it; one every 18 seconds."""
+    """Return created_at of row `number` in SQLite's stored form; there is one row every 18 seconds."""
     return (START + timedelta(seconds=18 * number)).replace(tzinfo=None).isoformat(" ", "microseconds")
 
 
-def _text(dice: random.Random, phrases: list[str], number: int) -> str:
+def _text(generator: random.Random, phrases: list[str], number: int) -> str:
     rare = ", waterphone" if number % 10_000 == 0 else ""
-    return f"{dice.choice(phrases)}, {dice.choice(phrases)} at {dice.randint(60, 180)} BPM{rare}, take {number}"
+    phrase, other = generator.choice(phrases), generator.choice(phrases)
+    return f"{phrase}, {other} at {generator.randint(60, 180)} BPM{rare}, take {number}"
 
 
-def _prompts(dice: random.Random, texts: list[str]) -> Iterator[tuple[Any, ...]]:
+def _prompts(generator: random.Random, texts: list[str]) -> Iterator[tuple[Any, ...]]:
     for number, text in enumerate(texts, 1):
         at = time_of(number)
-        yield number, text, min(int(dice.paretovariate(1)), 100_000), at, at
+        yield number, text, min(int(generator.paretovariate(1)), 100_000), at, at
 
 
-def _generations(dice: random.Random, texts: list[str]) -> Iterator[tuple[Any, ...]]:
+def _generations(generator: random.Random, texts: list[str]) -> Iterator[tuple[Any, ...]]:
     statuses, weights = zip(*STATUSES, strict=True)
     for number in range(1, len(texts) + 1):
-        prompt = number if dice.random() < 0.7 else dice.randint(1, number)
-        status = dice.choices(statuses, weights)[0]
+        prompt = number if generator.random() < 0.7 else generator.randint(1, number)
+        status = generator.choices(statuses, weights)[0]
         at, finished = time_of(number), status != "pending"
         yield (
             f"01a00000-0000-7000-8000-{number:012d}",
@@ -142,8 +144,8 @@ def _generations(dice: random.Random, texts: list[str]) -> Iterator[tuple[Any, .
             status,
             at,
             time_of(number + 1) if finished else None,
-            dice.lognormvariate(2.9, 0.3) if status == "completed" else None,
-            json.dumps({"bpm": dice.randint(60, 180)}),
+            generator.lognormvariate(2.9, 0.3) if status == "completed" else None,
+            json.dumps({"bpm": generator.randint(60, 180)}),
             0,
             at,
             int(finished),

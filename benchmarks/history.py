@@ -1,4 +1,4 @@
-"""Pages, popular prompts and statistics on a long history, against the same statements on the driver alone."""
+"""Pages, most used prompts and statistics on a long history, compared with the same statements in the driver alone."""
 
 import tempfile
 from pathlib import Path
@@ -25,7 +25,7 @@ SIZE = 1_000_000
 
 
 def run(report: Report, *, size: int, url: str | None = None, prompts: str | None = None) -> None:
-    """Report milliseconds and ratios; `url` names an empty database, or one that was built before."""
+    """Report milliseconds and ratios; `url` names an empty database or one that an earlier run has filled."""
     with tempfile.TemporaryDirectory() as folder:
         storage = Storage(url or f"sqlite:///{Path(folder) / 'history.db'}")
         if storage.read_revision() is None:
@@ -48,20 +48,20 @@ def run(report: Report, *, size: int, url: str | None = None, prompts: str | Non
             report("first page of 100", first, "ms")
             report(f"page {size - number:,} rows deep", far, "ms")
             report("deep page / first page", far / first, "x")
-            report("first page / raw driver", first / median_ms(raw(storage.engine, NEWEST), 31), "x")
+            report("first page / driver alone", first / median_ms(raw(storage.engine, NEWEST), 31), "x")
             for name, conditions in {
                 "completed": {"status": "completed"},
                 "failed": {"status": "failed"},
                 "pending": {"status": "pending"},
                 "one model": {"model_name": "model-1"},
-                "favourites": {"favorite": True},
+                "favorites": {"favorite": True},
                 "bpm 120 to 140": {"metadata": {"bpm": (120, 140)}},
             }.items():
                 report(f"first page, {name}", median_ms(lambda conditions=conditions: page(**conditions)), "ms")
-            report("popular prompts, 10", median_ms(lambda: get_most_used_prompts(session), 31), "ms")
+            report("10 most used prompts", median_ms(lambda: get_most_used_prompts(session), 31), "ms")
             stats = median_ms(lambda: get_database_stats(session), 5)
             report("get_database_stats", stats, "ms")
-            report("get_database_stats / raw driver", stats / median_ms(raw(storage.engine, STATS), 5), "x")
+            report("get_database_stats / driver alone", stats / median_ms(raw(storage.engine, STATS), 5), "x")
             report("get_queue_stats", median_ms(lambda: get_queue_stats(session), 5), "ms")
             report("get_usage, 30 days", median_ms(lambda: get_usage(session), 3), "ms")
             report("get_performance_stats", median_ms(lambda: get_performance_stats(session), 1), "ms")

@@ -1,4 +1,4 @@
-"""Search on a long history: how long a rare and a common word take in each order, and what the index costs a writer."""
+"""Search on a long history: rare and common words in each order, and the cost of the index for writers."""
 
 import argparse
 import tempfile
@@ -25,7 +25,7 @@ SIZE = 1_000_000
 
 
 def run(report: Report, *, size: int, url: str | None = None, prompts: str | None = None) -> None:
-    """Report milliseconds; `url` names an empty database, or one that was built before."""
+    """Report milliseconds; `url` names an empty database or one that an earlier run has filled."""
     with tempfile.TemporaryDirectory() as folder:
         storage = Storage(url or f"sqlite:///{Path(folder) / 'search.db'}")
         if storage.read_revision() is None:
@@ -43,11 +43,11 @@ def run(report: Report, *, size: int, url: str | None = None, prompts: str | Non
 
 
 def measure_reuse(report: Report, storage: Storage, folder: str) -> None:
-    """Report what using a prompt again costs with the index, over what it costs without, in turns."""
+    """Report the time to use a stored prompt again with the index, divided by the time without; run in turns."""
     plain = Storage(f"sqlite:///{Path(folder) / 'plain.db'}", synchronous="NORMAL")
     indexed = Storage(f"sqlite:///{Path(folder) / 'indexed.db'}", synchronous="NORMAL")
-    for one in (plain, indexed):
-        build(one, 20_000)
+    for storage in (plain, indexed):
+        build(storage, 20_000)
     with plain.engine.begin() as connection:
         for event in ("insert", "delete", "update"):
             connection.exec_driver_sql(f"DROP TRIGGER prompts_fts_{event}")
@@ -55,12 +55,12 @@ def measure_reuse(report: Report, storage: Storage, folder: str) -> None:
         texts = [prompt.prompt.text for prompt in search_prompts(session, "take", 500, order_by="newest")]
     timings: dict[str, list[float]] = {"indexed": [], "plain": []}
     for _ in range(6):
-        for name, one in (("plain", plain), ("indexed", indexed)):
+        for name, storage in (("plain", plain), ("indexed", indexed)):
             for text in texts:
-                begun = time.perf_counter()
-                with one.session() as session:
+                started = time.perf_counter()
+                with storage.session() as session:
                     create_generation(session, text, "m", 16.0, 32_000, 2, "o.wav")
-                timings[name].append(time.perf_counter() - begun)
+                timings[name].append(time.perf_counter() - started)
     medians = {name: sorted(values)[len(values) // 2] for name, values in timings.items()}
     report("re-use of a prompt with the index / without", medians["indexed"] / medians["plain"], "x")
     plain.dispose()
@@ -71,7 +71,7 @@ def main(run: Callable[..., Any]) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--size", type=int, default=100_000)
     parser.add_argument("--prompts", help="a .csv of captions or a .json of prompts")
-    parser.add_argument("--url", help="an empty database, or one that was built before")
+    parser.add_argument("--url", help="an empty database, or one that an earlier run has filled")
     options = parser.parse_args()
     run(lambda name, value, unit: print(f"{name:50} {value:12.3f} {unit}"), **vars(options))
 

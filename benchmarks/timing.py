@@ -1,4 +1,4 @@
-"""Calls that take turns, so that whatever else the machine does meanwhile slows all of them alike."""
+"""Compare the times of several calls. They run in turns, so other load on the machine slows all of them equally."""
 
 import statistics
 import time
@@ -10,16 +10,16 @@ Report = Callable[[str, float, str], None]
 def compare(
     report: Report, title: str, calls: Mapping[str, Callable[[], object]], *, rounds: int = 20, each: int = 10
 ) -> None:
-    """Report the median microseconds of every call and their ratio to the first one's."""
+    """Report the median time of every call in microseconds, and its ratio to that of the first call."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
-        call()  # the first time compiles, connects and reads pages
+        call()  # not timed: the first call compiles statements, connects and reads pages
     for _ in range(rounds):
         for name, call in calls.items():
             for _ in range(each):
-                begun = time.perf_counter()
+                started = time.perf_counter()
                 call()
-                times[name].append((time.perf_counter() - begun) * 1e6)
+                times[name].append((time.perf_counter() - started) * 1e6)
     medians = {name: statistics.median(taken) for name, taken in times.items()}
     first, unit = next(iter(medians)), medians[next(iter(medians))]
     report(f"{title}, {first}", unit, "us")

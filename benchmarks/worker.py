@@ -1,4 +1,4 @@
-"""An idle worker: how much of a core it uses, and how soon it starts what is submitted at random moments."""
+"""An idle worker: its share of a CPU core, and the delay until it starts a job submitted at a random moment."""
 
 import random
 import subprocess
@@ -26,7 +26,7 @@ def run(report: Report, *, size: int) -> None:
             before = cpu_seconds(worker.pid)
             time.sleep(size)
             used = 100 * (cpu_seconds(worker.pid) - before) / size
-            report(f"{kind}: of a core, idle for {size} s", used, "%")
+            report(f"{kind}: share of a core, idle for {size} s", used, "%")
             delays = sorted(started_after(storage) for _ in range(SUBMISSIONS))
             report(f"{kind}: until a submission starts, median of {SUBMISSIONS}", delays[SUBMISSIONS // 2], "s")
             report(f"{kind}: until a submission starts, the longest", delays[-1], "s")
@@ -41,7 +41,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 def started_after(storage: Storage) -> float:
-    """Submit at a random moment; return the seconds until a worker had it."""
+    """Submit at a random moment; return the seconds until a worker claimed it."""
     time.sleep(random.uniform(0.5, 3))
     with storage.session() as session:
         generation_id = create_generation(session, "waltz", "musicgen-small", 16.0, 32_000, 2, "outputs/waltz.wav").id

@@ -126,7 +126,7 @@ these objects, because Alembic cannot compare them.
 
 
 def main(arguments: list[str]) -> int:
-    """Write both files, or say which is stale."""
+    """Write both files, or with --check print which of them are stale."""
     if arguments not in ([], ["--check"]):
         print(__doc__, file=sys.stderr)
         return 2
@@ -149,7 +149,7 @@ def main(arguments: list[str]) -> int:
 
 
 def with_schema_sql(source: str, connection: sqlite3.Connection) -> str:
-    """Return the module's source with the schema as its last assignment."""
+    """Return the source of the module with the current schema in its last assignment."""
     statements = [
         *create_statements(connection),
         f"INSERT INTO alembic_version (version_num) VALUES ('{REVISIONS[-1]}')",
@@ -173,7 +173,7 @@ def create_statements(connection: sqlite3.Connection) -> list[str]:
 
 
 def tidy(sql: str) -> str:
-    """Return a statement in our style; SQLite quotes the names of renamed tables."""
+    """Return a statement with consistent whitespace and without the quotes that SQLite adds to renamed tables."""
     sql = re.sub(r'^CREATE TABLE "(\w+)"', r"CREATE TABLE \1", sql)
     sql = re.sub(r"[ \t]+\n", "\n", sql).replace("\t", "    ")
     sql = re.sub(r"(CONSTRAINT \w+) (CHECK|FOREIGN KEY) ?", r"\1\n        \2 ", sql)
@@ -187,7 +187,7 @@ def wrap(rule: str) -> str:
 
 
 def describe(connection: sqlite3.Connection) -> str:
-    """Return the whole document."""
+    """Return the text of database-schema.md."""
     tables = models.Base.metadata.tables
     parts = [
         "# Database schema\n",
@@ -203,7 +203,7 @@ def describe(connection: sqlite3.Connection) -> str:
     unknown = {f"{name}.{column.name}" for name, table in tables.items() for column in table.columns} - {
         f"{name}.{column}" for name, columns in COLUMNS.items() for column in columns
     }
-    assert not unknown, f"scripts/db_docs.py: COLUMNS does not say what {', '.join(sorted(unknown))} is"
+    assert not unknown, f"scripts/db_docs.py: COLUMNS has no description of {', '.join(sorted(unknown))}"
     return "\n".join(parts)
 
 

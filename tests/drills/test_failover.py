@@ -1,4 +1,4 @@
-"""The primary is killed under writers, the standby promoted: they go on, and what was acknowledged is there."""
+"""The primary is killed while threads write, and the standby is promoted: no acknowledged row is lost."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -17,10 +17,10 @@ pytestmark = [pytest.mark.drill, pytest.mark.timeout(900)]
 
 @pytest.fixture
 def servers() -> Iterator[tuple[Server, Server]]:
-    """Start a primary and a standby without which no commit is acknowledged."""
+    """Start a primary with a synchronous standby."""
     with server_folder() as folder:
         primary = Server.create(folder / "primary")
-        standby = primary.follow(folder / "standby", "standby")
+        standby = primary.create_standby(folder / "standby", "standby")
         primary.query("ALTER SYSTEM SET synchronous_standby_names = 'standby'")
         primary.query("SELECT pg_reload_conf()")
         while primary.query("SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'") != 1:
@@ -29,7 +29,7 @@ def servers() -> Iterator[tuple[Server, Server]]:
 
 
 class Writers:
-    """Threads that store one generation after the other and remember what was acknowledged."""
+    """Threads that store generations and record the acknowledged ids and the errors."""
 
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
@@ -57,7 +57,7 @@ class Writers:
                 self.errors[number].append(error)
 
     def wait_for(self, more: int) -> None:
-        """Wait until every writer has stored `more` generations since now."""
+        """Wait until every writer has stored `more` further generations."""
         goals = [len(ids) + more for ids in self.acknowledged]
         with self.stored:
             self.stored.wait_for(
@@ -87,13 +87,13 @@ def test_writers_outlive_their_primary_and_lose_nothing_that_was_acknowledged(
     writers.wait_for(scaled(500))
     writers.finish()
 
-    assert [len(errors) for errors in writers.errors] == failed_until_promotion  # and none after it
+    assert [len(errors) for errors in writers.errors] == failed_until_promotion  # no errors after the promotion
     assert writers.missed_own_write == []
     stored = [generation_id for ids in writers.acknowledged for generation_id in ids]
     with storage.session() as session:
         assert [generation_id for generation_id in stored if get_generation(session, generation_id) is None] == []
         in_flight = count_generations(session) - len(stored)
-    assert 0 <= in_flight <= WRITERS  # committed, but the answer was lost with the primary
+    assert 0 <= in_flight <= WRITERS  # committed, but killed before it was acknowledged
     storage.dispose()
 
 
@@ -104,7 +104,7 @@ def test_readers_are_served_by_the_replica_while_there_is_no_primary(servers: tu
     with storage.session() as session:
         a_generation(session)
     bind = None
-    while not isinstance(bind, Connection):  # until the replica has replayed it
+    while not isinstance(bind, Connection):  # until the replica has replayed the write
         with storage.session(read_only=True) as session:
             bind = session.get_bind()
     primary.kill()

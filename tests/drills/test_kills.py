@@ -1,4 +1,4 @@
-"""kill -9 at every statement of a migration and anywhere in a write: what was there or acknowledged stays."""
+"""kill -9 after every statement of a migration and at any point of a write: no acknowledged row is lost."""
 
 import json
 import random
@@ -11,35 +11,35 @@ import pytest
 from services.storage import Storage, migrations
 from tests.support.databases import ask, file_of, is_sqlite, make_old_database, rows_of, schema_of, tables_of
 from tests.support.factories import a_generation
-from tests.support.processes import Worker, started
+from tests.support.processes import DrillProcess, drill_processes
 
 pytestmark = pytest.mark.drill
 
 
 def contents(url: str) -> Any:
-    """Return schema and rows; None while there is no file, which is as good as an empty one."""
+    """Return the schema and the rows; a missing SQLite file counts as an empty database."""
     if is_sqlite(url) and not file_of(url).exists():
         return ([], {})
     return schema_of(url), {table: rows_of(url, table) for table in tables_of(url)}
 
 
 def kill_after_every_statement(url: str, work: str, scaled: Callable[[int], int]) -> int:
-    """Let `work` be killed after its first statement, its second, … until it ends by itself; return when it did.
+    """Run `work` and kill it after statement 1, 2, … until it completes; return the number of statements then.
 
-    After each kill everything must be as before; so the next round is also the run that comes after that kill.
-    A small drill goes in strides.
+    After each kill the database must be unchanged, so each round also tests the run after the previous kill. A drill
+    at small scale skips some numbers of statements.
     """
     before = contents(url)
     stride = max(1, (5 if is_sqlite(url) else 20) // scaled(20))
-    with started(1, "serve_deaths") as (server,):
+    with drill_processes(1, "fork_and_kill") as (server,):
         statements = 1 - stride
         while True:
             statements += stride
-            server.tell(json.dumps({"url": url, "work": work, "statements": statements}))
-            ended = server.hear()
-            if ended == "0":
+            server.send_line(json.dumps({"url": url, "work": work, "statements": statements}))
+            exit_code = server.read_line()
+            if exit_code == "0":
                 return statements
-            assert ended == "-9"
+            assert exit_code == "-9"
             assert contents(url) == before, f"killed after statement {statements}"
             if is_sqlite(url):
                 assert ask(url, "PRAGMA integrity_check")[0][0] in ("ok", *BAD_ROWS)
@@ -76,18 +76,18 @@ def test_a_reset_killed_after_any_statement_keeps_the_old_rows(
 def test_rows_acknowledged_before_a_kill_are_there_after_it(database_url: str, scaled: Callable[[int], int]) -> None:
     acknowledged: dict[str, str] = {}
     for number in range(scaled(50)):
-        choose = random.Random(number)
-        workers = [Worker("write_for_ever", database_url, f"{number}.{position}") for position in range(2)]
+        generator = random.Random(number)
+        writers = [DrillProcess("write_until_killed", database_url, f"{number}.{position}") for position in range(2)]
         try:
-            for _ in range(choose.randint(2, 40)):
-                note(acknowledged, choose.choice(workers).hear())
-            # Now, wherever they are: between two statements, in a write, in a commit, in a checkpoint.
-            for worker in workers:
-                for line in worker.kill():
+            for _ in range(generator.randint(2, 40)):
+                note(acknowledged, generator.choice(writers).read_line())
+            # At a random point: between two statements, in a write, in a commit, in a checkpoint.
+            for writer in writers:
+                for line in writer.kill():
                     note(acknowledged, line)
         finally:
-            for worker in workers:
-                worker.close()
+            for writer in writers:
+                writer.close()
         stored = dict(ask(database_url, "SELECT id, status FROM generations"))
         lost = {key for key, status in acknowledged.items() if stored.get(key) not in (status, "completed")}
         assert not lost, f"round {number}"
@@ -96,7 +96,7 @@ def test_rows_acknowledged_before_a_kill_are_there_after_it(database_url: str, s
             assert ask(database_url, "PRAGMA foreign_key_check") == []
         counts = "SELECT count(*) FROM generations UNION ALL SELECT coalesce(sum(used_count), 0) FROM prompts"
         rows, uses = (count for (count,) in ask(database_url, counts))
-        assert rows == uses, "a generation and the count of its prompt are one transaction"
+        assert rows == uses, "a generation was stored without counting the use of its prompt, or the reverse"
 
 
 def note(acknowledged: dict[str, str], line: str) -> None:
@@ -106,7 +106,7 @@ def note(acknowledged: dict[str, str], line: str) -> None:
 
 def test_a_killed_first_start_leaves_a_private_file(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/new/generations.db"
-    with started(1, "serve_deaths") as (server,):
-        server.tell(json.dumps({"url": url, "work": "upgrade", "statements": 1}))
-        assert server.hear() == "-9"
+    with drill_processes(1, "fork_and_kill") as (server,):
+        server.send_line(json.dumps({"url": url, "work": "upgrade", "statements": 1}))
+        assert server.read_line() == "-9"
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "new").iterdir()} == {0o600}

@@ -1,4 +1,4 @@
-"""Many processes on one database at once."""
+"""Many processes use one database at the same time."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,7 @@ from services.storage import (
 )
 from tests.support.databases import ask, make_old_database
 from tests.support.factories import a_generation, a_request
-from tests.support.processes import start_at_once, started
+from tests.support.processes import drill_processes, start_together
 
 pytestmark = pytest.mark.drill
 PROCESSES = 6
@@ -24,8 +24,8 @@ def test_reading_then_writing_from_many_processes_that_all_start_on_a_fresh_data
     empty_database_url: str, scaled: Callable[[int], int]
 ) -> None:
     rounds = scaled(150)
-    with started(PROCESSES, "read_then_write", empty_database_url, str(rounds)) as workers:
-        start_at_once(workers)
+    with drill_processes(PROCESSES, "read_then_write", empty_database_url, str(rounds)) as workers:
+        start_together(workers)
         assert [worker.finish() for worker in workers] == [["done"]] * PROCESSES
     storage = Storage(empty_database_url)
     with storage.session() as session:
@@ -39,8 +39,8 @@ def test_reading_then_writing_from_many_processes_that_all_start_on_a_fresh_data
 def test_many_processes_adopt_the_same_database_at_once(empty_database_url: str) -> None:
     make_old_database(empty_database_url, "original")
     rows = ask(empty_database_url, "SELECT count(*) FROM generations")
-    with started(PROCESSES, "initialize", empty_database_url) as workers:
-        start_at_once(workers)
+    with drill_processes(PROCESSES, "initialize", empty_database_url) as workers:
+        start_together(workers)
         assert [worker.finish() for worker in workers] == [["done"]] * PROCESSES
     storage = Storage(empty_database_url)
     assert migrations.check(storage) == []
@@ -51,22 +51,22 @@ def test_many_processes_adopt_the_same_database_at_once(empty_database_url: str)
 def test_the_batch_loop_of_many_processes_takes_every_job_once(
     db: Storage, database_url: str, scaled: Callable[[int], int]
 ) -> None:
-    """Both lists may hold the same rows; the second writer gets a ConflictError and looks again."""
+    """Two processes may read the same rows; the second writer gets a ConflictError and reads again."""
     with db.session() as session:
         ids = [create_generation(session, **a_request()).id for _ in range(scaled(1_200))]
-    with started(PROCESSES, "take_batches", database_url) as workers:
-        start_at_once(workers)
+    with drill_processes(PROCESSES, "take_batches", database_url) as workers:
+        start_together(workers)
         taken = [generation_id for worker in workers for line in worker.finish() for generation_id in line.split()]
     assert sorted(taken) == sorted(ids)
     assert ask(database_url, "SELECT DISTINCT status, version FROM generations") == [("processing", 2)]
 
 
 def test_a_session_that_works_after_marking_delays_no_other_writer(db: Storage, database_url: str) -> None:
-    """The order of events shows it: everybody else commits while that session is still open."""
+    """The order of events shows it: the other sessions commit while that session is still open."""
     with db.session() as session:
         marked = a_generation(session).id
-    with started(1, "sleep_after_marking", database_url, marked) as (sleeper,):
-        assert sleeper.hear() == "ready"
+    with drill_processes(1, "sleep_after_marking", database_url, marked) as (sleeper,):
+        assert sleeper.read_line() == "ready"
         for _ in range(3):
             with db.session() as session:
                 other = a_generation(session, prompt="meanwhile")
@@ -78,7 +78,7 @@ def test_a_session_that_works_after_marking_delays_no_other_writer(db: Storage, 
             waiting = get_generation(session, marked)
             assert waiting is not None
             assert waiting.is_pending
-        sleeper.tell()
+        sleeper.send_line()
         assert sleeper.finish() == ["committed"]
     with db.session() as session:
         done = get_generation(session, marked)

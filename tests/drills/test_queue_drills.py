@@ -1,4 +1,4 @@
-"""Many processes, one queue, and kill -9: every job is done, and recorded once."""
+"""Many processes work on one queue and are killed: every job is completed and recorded exactly once."""
 
 import logging
 import random
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.drill
 PROCESSES = 8
 KILLS = 10
 BATCH = 10
-# What a batch claims at once waits for its turn without a heartbeat.
+# A batch sends no heartbeats, so its lease has to last for all of its jobs.
 LEASE_SECONDS = {"worker": 3.0, "batches": 10.0}
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def start(url: str, mode: str, errors: Path, lease_seconds: float) -> subprocess
 
 def finish(process: subprocess.Popen[str]) -> str:
     output, _ = process.communicate()
-    assert process.returncode in (0, -signal.SIGTERM)  # the latter when it was told to stop before it had begun
+    assert process.returncode in (0, -signal.SIGTERM)  # SIGTERM came before the handler was installed
     return output
 
 
@@ -77,26 +77,26 @@ def test_eight_processes_complete_every_job_exactly_once(
     kills = min(kills, max(2, scaled(kills)))
     submit(jobs)
     errors = tmp_path / "errors"
-    began = time.monotonic()
+    started = time.monotonic()
     processes = [start(database_url, mode, errors, LEASE_SECONDS[mode]) for _ in range(PROCESSES)]
     killed = 0
-    chance = random.Random(7)
+    generator = random.Random(7)
     while (done := completed()) < jobs:
         if killed < kills and done >= jobs * (killed + 1) // (kills + 2):
-            victim = chance.randrange(PROCESSES)
+            victim = generator.randrange(PROCESSES)
             processes[victim].kill()
             processes[victim].communicate()
             processes[victim] = start(database_url, mode, errors, LEASE_SECONDS[mode])
             killed += 1
         time.sleep(0.02)
-    seconds = time.monotonic() - began
+    seconds = time.monotonic() - started
     if mode == "worker":
         for process in processes:
             process.send_signal(signal.SIGTERM)
     output = "".join(finish(process) for process in processes)
 
     assert killed == kills
-    assert output == "", "nobody lost a lease it still needed"
+    assert output == "", "a process lost a lease that it still used"
     assert [line for line in errors.read_text().splitlines() if "Error" in line] == []
     with get_session(read_only=True) as session:
         assert count_generations(session, "completed") == jobs
@@ -115,23 +115,23 @@ def test_eight_processes_complete_every_job_exactly_once(
 
 def test_a_process_stopped_past_its_lease_is_refused_everything(db: Storage, database_url: str, tmp_path: Path) -> None:
     submit(1)
-    zombie = start(database_url, "zombie", tmp_path / "errors", lease_seconds=0.5)
-    assert zombie.stdout is not None
-    assert zombie.stdin is not None
-    _, generation_id = zombie.stdout.readline().split()
-    zombie.send_signal(signal.SIGSTOP)
+    stale = start(database_url, "stale", tmp_path / "errors", lease_seconds=0.5)
+    assert stale.stdout is not None
+    assert stale.stdin is not None
+    _, generation_id = stale.stdout.readline().split()
+    stale.send_signal(signal.SIGSTOP)
     reclaimed: list[Generation] = []
     while not reclaimed:
         with get_session() as session:
             reclaimed = reclaim_generations(session)
     with get_session() as session:
-        generation = claim_generation(session, "heir")
+        generation = claim_generation(session, "next worker")
         assert generation is not None
         assert generation.id == generation_id
-        complete_generation(session, generation_id, 18.5, 5_000_000, {"by": "heir"}, lease=generation.lease)
+        complete_generation(session, generation_id, 18.5, 5_000_000, {"by": "next worker"}, lease=generation.lease)
         result = generation.to_dict()
-    zombie.send_signal(signal.SIGCONT)
-    output, _ = zombie.communicate("go on\n")
+    stale.send_signal(signal.SIGCONT)
+    output, _ = stale.communicate("\n")
     assert output.split("\n")[:4] == [f"{name} refused" for name in ("heartbeat", "complete", "fail", "release")]
     with get_session() as session:
         generation = get_generation(session, generation_id)
@@ -142,11 +142,11 @@ def test_a_process_stopped_past_its_lease_is_refused_everything(db: Storage, dat
 def test_a_job_that_kills_its_worker_each_time_ends_as_failed_with_its_history(
     db: Storage, database_url: str, tmp_path: Path
 ) -> None:
-    """Nobody mends the clock here: real leases run out, and the next worker takes the job up."""
+    """No stored time is changed: real leases expire, and the next worker reclaims the job."""
     with get_session() as session:
         generation_id = create_generations(session, [a_request(max_attempts=3)])[0].id
     for _ in range(3):
-        arguments = [database_url, "deadly", str(tmp_path), '{"lease_seconds": 0.5, "poll_seconds": 0.05}']
+        arguments = [database_url, "kill", str(tmp_path), '{"lease_seconds": 0.5, "poll_seconds": 0.05}']
         process = subprocess.run([sys.executable, "-m", "tests.support.worker_process", *arguments], check=False)
         assert process.returncode == -signal.SIGKILL
     reclaimed: list[Generation] = []

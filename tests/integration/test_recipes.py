@@ -23,8 +23,8 @@ RECIPES = (
 NEEDS_DEV_TOOLS = {
     "test", "test-unit", "test-integration", "coverage", "drill", "lint", "bench", "db-revision", "db-docs",
 }  # fmt: skip
-# .venv/bin/… of the copy: this very environment's Python, run in the copy's folder
-STAND_INS = {
+# Scripts in .venv/bin of the copy: they run this environment's Python in the folder of the copy
+FAKE_TOOLS = {
     "python": 'exec "$REAL_PYTHON" "$@"',
     "alembic": 'exec "$REAL_PYTHON" -m alembic "$@"',
     "ruff": 'exec "$REAL_PYTHON" -m ruff "$@"',
@@ -73,7 +73,7 @@ class Checkout:
 
     def echo_arguments(self) -> None:
         """Let every tool print its name and arguments, one a line, instead of doing anything."""
-        for name in STAND_INS:
+        for name in FAKE_TOOLS:
             write_script(self.path / ".venv/bin" / name, f'printf \'%s\\n\' {name} "$@" "${{DRILL_SCALE-}}"')
 
 
@@ -85,7 +85,7 @@ def checkout(tmp_path: Path) -> Checkout:
             shutil.copytree(ROOT / name, path / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy2(ROOT / name, path / name)
-    for name, script in STAND_INS.items():
+    for name, script in FAKE_TOOLS.items():
         write_script(path / ".venv/bin" / name, script)
     for name in ("python", "python3", *(f"python3.{minor}" for minor in range(11, 15))):
         write_script(path / ".venv/no-python" / name, "exit 1")

@@ -29,7 +29,11 @@ def servers() -> Iterator[tuple[Server, Server, Server]]:
     with server_folder() as folder:
         primary = Server.create(folder / "primary")
         migrations.upgrade(Storage(primary.url()))
-        yield primary, primary.follow(folder / "first", "first"), primary.follow(folder / "second", "second")
+        yield (
+            primary,
+            primary.create_standby(folder / "first", "first"),
+            primary.create_standby(folder / "second", "second"),
+        )
 
 
 @pytest.fixture

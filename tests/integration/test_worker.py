@@ -377,8 +377,8 @@ class TestSignals:
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
     def test_a_running_job_may_finish(self, db: Storage, database_url: str, tmp_path: Path, number: int) -> None:
         first, second = submit(2)
-        process = Process(database_url, "when told", tmp_path)
-        assert process.line() == ["began", first, "1"]
+        process = Process(database_url, "go file", tmp_path)
+        assert process.line() == ["started", first, "1"]
         process.popen.send_signal(number)
         (tmp_path / "go").touch()
         assert process.line() == ["ended", "1"]
@@ -389,7 +389,7 @@ class TestSignals:
     def test_a_job_that_needs_longer_is_given_back(self, db: Storage, database_url: str, tmp_path: Path) -> None:
         (generation_id,) = submit(max_attempts=1)
         process = Process(database_url, "never", tmp_path, grace_seconds=0.2)
-        assert process.line() == ["began", generation_id, "1"]
+        assert process.line() == ["started", generation_id, "1"]
         process.popen.send_signal(signal.SIGTERM)
         assert process.line() == ["ended", "1"]
         assert process.close() == 0
@@ -400,7 +400,7 @@ class TestSignals:
     def test_a_second_signal_gives_it_back_at_once(self, db: Storage, database_url: str, tmp_path: Path) -> None:
         (generation_id,) = submit()
         process = Process(database_url, "never", tmp_path, grace_seconds=600)
-        assert process.line() == ["began", generation_id, "1"]
+        assert process.line() == ["started", generation_id, "1"]
         process.popen.send_signal(signal.SIGTERM)
         process.popen.send_signal(signal.SIGINT)  # another one, for two alike may arrive as one
         assert process.line() == ["ended", "1"]
@@ -410,7 +410,7 @@ class TestSignals:
     def test_an_idle_worker_ends(self, db: Storage, database_url: str, tmp_path: Path) -> None:
         (generation_id,) = submit()
         process = Process(database_url, "at once", tmp_path, poll_seconds=600)
-        assert process.line() == ["began", generation_id, "1"]
+        assert process.line() == ["started", generation_id, "1"]
         wait_until(lambda: stored(generation_id).is_complete)
         process.popen.send_signal(signal.SIGTERM)
         assert process.line() == ["ended", "1"]
@@ -454,8 +454,8 @@ class TestCrashes:
     ) -> None:
         (generation_id,) = submit(max_attempts=3)
         for attempt in (1, 2, 3):
-            process = Process(database_url, "deadly", tmp_path)
-            assert process.line() == ["began", generation_id, str(attempt)]
+            process = Process(database_url, "kill", tmp_path)
+            assert process.line() == ["started", generation_id, str(attempt)]
             assert process.close() == -signal.SIGKILL
             expire_lease(generation_id)
         assert work(lambda job: None) == 0
@@ -471,8 +471,8 @@ class TestCrashes:
         self, db: Storage, database_url: str, tmp_path: Path
     ) -> None:
         (generation_id,) = submit()
-        process = Process(database_url, "frozen", tmp_path, until_empty=True)
-        assert process.line() == ["began", generation_id, "1"]
+        process = Process(database_url, "stop", tmp_path, until_empty=True)
+        assert process.line() == ["started", generation_id, "1"]
         wait_until(lambda: Path(f"/proc/{process.popen.pid}/stat").read_text().split()[2] == "T")
         expire_lease(generation_id)
         assert work(lambda job: Result(2_000)) == 1

@@ -1,4 +1,4 @@
-"""Values that may not be stored, with the field each would go to; one table for every way in."""
+"""Invalid values for each field: one table for all functions and attributes that accept the field."""
 
 import math
 from datetime import datetime, timedelta, timezone
@@ -10,7 +10,7 @@ from services.storage import Generation
 
 
 class Index:
-    """A whole number of another library, such as numpy.int64."""
+    """An integer type of another library, such as numpy.int64."""
 
     def __init__(self, value: int) -> None:
         self.value = value
@@ -20,7 +20,7 @@ class Index:
 
 
 class Fixed:
-    """A number of another library, such as numpy.float32."""
+    """A float type of another library, such as numpy.float32."""
 
     def __init__(self, value: float) -> None:
         self.value = value
@@ -30,7 +30,7 @@ class Fixed:
 
 
 class Deep:
-    """Lists in lists."""
+    """Nested lists."""
 
     @staticmethod
     def levels(count: int) -> list[Any]:
@@ -41,7 +41,7 @@ class Deep:
 
 
 class Array:
-    """An array of another library: it has a float(), and refuses to give it."""
+    """An array type of another library: its __float__() raises."""
 
     def __float__(self) -> float:
         raise TypeError("only length-1 arrays can be converted")
@@ -97,7 +97,7 @@ NOT_JSON_OBJECTS = [
     {"x": [0] * 70_000},
 ]
 
-# What every way in takes: constructor, attribute, create_generation, create_generations.
+# For the constructor, the attributes, create_generation and create_generations.
 BAD_ARGUMENTS: list[tuple[str, Any]] = [
     *[("prompt", value) for value in [*NOT_TEXT, *NOT_STORABLE_TEXT, "x" * 10_001]],
     *[("model_name", value) for value in [*NOT_TEXT, *NOT_STORABLE_TEXT, "x" * 256]],
@@ -117,7 +117,7 @@ BAD_ARGUMENTS: list[tuple[str, Any]] = [
 ]
 BAD_IDS = [("generation_id", value) for value in [*NOT_TEXT[1:], *NOT_STORABLE_TEXT, "x" * 65]]
 
-# What only a row has.
+# For the constructor and the attributes.
 BAD_FIELDS: list[tuple[str, Any]] = [
     *BAD_ARGUMENTS,
     *[("id", value) for value in [*NOT_TEXT, *NOT_STORABLE_TEXT, "x" * 65]],
@@ -146,7 +146,7 @@ def fields_of(table: list[tuple[str, Any]]) -> list[str]:
 
 
 def numbered(table: list[tuple[str, Any]]) -> list[str]:
-    """Return a name for each case: a value's own text may be long, or there twice."""
+    """Return a unique, short name for each case; the repr of a value may be long or repeated."""
     return [f"{field}-{number}" for number, (field, _) in enumerate(table)]
 
 

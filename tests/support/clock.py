@@ -1,4 +1,4 @@
-"""Move stored times instead of waiting for the clock."""
+"""Change stored times instead of waiting."""
 
 from datetime import datetime, timedelta
 from typing import Any
@@ -18,7 +18,7 @@ def ahead(**amount: float) -> datetime:
 
 
 def rewrite(generation_id: str, **values: Any) -> None:
-    """Write columns past the library, as the passing of time would."""
+    """Write columns with an UPDATE, without the rules of the model."""
     with get_session() as session:
         session.execute(update(Generation).where(Generation.id == generation_id).values(values))
 

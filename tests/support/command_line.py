@@ -1,4 +1,4 @@
-"""The command line as tests need it: in this process, as a process, on a terminal; and its database from outside."""
+"""Run the command line in this process, as a process or on a terminal, and read its database directly."""
 
 import os
 import pty
@@ -28,7 +28,7 @@ def environment(**variables: str) -> dict[str, str]:
 
 
 def process(*arguments: str, cwd: Path, env: Mapping[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
-    """Run the command line as a process whose temporary files are made in `cwd`."""
+    """Run the command line as a process that creates its temporary files in `cwd`."""
     return subprocess.run(
         command(*arguments),
         cwd=cwd,
@@ -41,20 +41,24 @@ def process(*arguments: str, cwd: Path, env: Mapping[str, str] | None = None) ->
 
 
 def on_a_terminal(*arguments: str, typed: str = "", env: Mapping[str, str] | None = None) -> tuple[int, str]:
-    """Run the command line on a terminal of its own; return its exit code and what the screen got."""
-    ours, theirs = pty.openpty()
+    """Run the command line on a pseudo-terminal; return its exit code and its output."""
+    master, terminal = pty.openpty()
     with subprocess.Popen(
-        command(*arguments), env=environment(TERM="xterm") | dict(env or {}), stdin=theirs, stdout=theirs, stderr=theirs
+        command(*arguments),
+        env=environment(TERM="xterm") | dict(env or {}),
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
     ) as running:
-        os.close(theirs)
-        os.write(ours, typed.encode())
+        os.close(terminal)
+        os.write(master, typed.encode())
         screen = b""
         try:
-            while chunk := os.read(ours, 65_536):
+            while chunk := os.read(master, 65_536):
                 screen += chunk
-        except OSError:  # how Linux says that the other end is closed
+        except OSError:  # raised on Linux when the process has closed the terminal
             pass
-    os.close(ours)
+    os.close(master)
     return running.returncode, screen.decode()
 
 

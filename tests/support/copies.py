@@ -1,4 +1,4 @@
-"""Databases with everything in them that a copy could lose; and a process that copies, to be killed."""
+"""Fill a database with all kinds of rows, and run copy_database() as a process that a test can kill."""
 
 import sys
 from datetime import UTC, datetime, timedelta
@@ -23,7 +23,7 @@ METADATA: list[dict[str, Any] | None] = [
 
 
 def fill(storage: Storage, count: int, seed: int = 1) -> None:
-    """Store `count` generations of every kind: statuses, links, JSON, times, sizes, ids of callers in any order."""
+    """Store `count` generations with random statuses, parents, JSON, times, sizes and ids."""
     random = Random(seed)
     for start in range(0, count, 1_000):
         requests = []
@@ -51,7 +51,7 @@ def fill(storage: Storage, count: int, seed: int = 1) -> None:
                         generation.progress = 0.1 + 0.2
                 generation.is_favorite = number % 9 == 0
                 if number % 5 == 0:
-                    generation.parent_id = random.choice(stored).id  # often one that comes later in the order of ids
+                    generation.parent_id = random.choice(stored).id  # may have a larger id than its child
             session.flush()
             attempts = [
                 {"generation_id": row.id, "number": 1, "worker_id": "w", "finished_at": START, "outcome": "failed"}
@@ -61,7 +61,7 @@ def fill(storage: Storage, count: int, seed: int = 1) -> None:
 
 
 def contents(storage: Storage) -> dict[str, dict[Any, dict[str, Any]]]:
-    """Return every row of every table as its to_dict(), by key."""
+    """Return every row of every table as a dictionary, by table and primary key."""
     with storage.session(read_only=True) as session:
         found: dict[str, dict[Any, dict[str, Any]]] = {
             model.__tablename__: {row.id: row.to_dict() for row in session.scalars(select(model))}
@@ -75,8 +75,8 @@ def contents(storage: Storage) -> dict[str, dict[Any, dict[str, Any]]]:
 
 if __name__ == "__main__":
 
-    def say(step: str, done: int, total: int) -> None:
+    def print_progress(step: str, done: int, total: int) -> None:
         sys.stdout.write(f"{step} {done}\n")
         sys.stdout.flush()
 
-    copy_database(sys.argv[1], sys.argv[2], progress=say)
+    copy_database(sys.argv[1], sys.argv[2], progress=print_progress)

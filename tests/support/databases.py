@@ -1,4 +1,4 @@
-"""Databases as others left them, and what to compare two databases by: the whole schema, the exact rows."""
+"""Create old databases, and read the schema and rows of a database with the driver alone, to compare them."""
 
 import re
 import sqlite3
@@ -14,7 +14,7 @@ from services.storage import Storage, migrations
 
 ASSETS = Path(__file__).parents[1] / "assets"
 
-# All that a PostgreSQL schema consists of, a line each; names but no numbers that differ from one run to the next.
+# One line for each column, constraint, index and sequence of a PostgreSQL schema, without OIDs.
 POSTGRESQL_CATALOG = """
     SELECT concat_ws(' ', c.relname, a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull,
                      pg_get_expr(d.adbin, d.adrelid), a.attstattarget)
@@ -31,13 +31,13 @@ POSTGRESQL_CATALOG = """
 
 
 def make_old_database(url: str, name: str) -> str:
-    """Make the stored database `name`, "001" or "original", at `url`; return the URL."""
+    """Create the database of the asset `name` ("001" or "original") at `url`; return the URL."""
     if is_sqlite(url):
         run_script(url, (ASSETS / f"{name}.sql").read_text("utf-8"))
     elif name == "original":
         run_script(url, (ASSETS / "original_postgresql.sql").read_text("utf-8"))
     else:
-        # The same rows, in the tables that the revision makes here.
+        # The asset is for SQLite: insert its rows into tables that the revision creates.
         storage = Storage(url)
         migrations.upgrade(storage, "001")
         storage.dispose()
@@ -49,7 +49,7 @@ def make_old_database(url: str, name: str) -> str:
 
 
 def run_script(url: str, script: str) -> None:
-    """Run many statements and commit, past everything of ours."""
+    """Run statements with the driver alone, and commit."""
     with opened(url) as connection:
         if is_sqlite(url):
             connection.executescript(script)
@@ -59,7 +59,7 @@ def run_script(url: str, script: str) -> None:
 
 
 def ask(url: str, query: str) -> list[tuple[Any, ...]]:
-    """Return what the driver alone answers."""
+    """Return the rows of a query, fetched with the driver alone."""
     with opened(url) as connection:
         rows: list[tuple[Any, ...]] = connection.execute(query).fetchall()
     return rows
@@ -67,7 +67,7 @@ def ask(url: str, query: str) -> list[tuple[Any, ...]]:
 
 @contextmanager
 def opened(url: str) -> Iterator[Any]:
-    """Open a connection of the bare driver."""
+    """Open a connection with the driver alone."""
     connection = sqlite3.connect(file_of(url)) if is_sqlite(url) else psycopg.connect(url)
     try:
         yield connection
@@ -76,14 +76,14 @@ def opened(url: str) -> Iterator[Any]:
 
 
 def schema_of(url: str) -> list[str]:
-    """Return the whole schema, a line for each part: in SQLite's own words, without the spaces and quotes."""
+    """Return the schema, one line for each object. On SQLite the lines are its SQL without spaces and quotes."""
     if is_sqlite(url):
         return sorted(re.sub(r'[\s"]', "", sql) for (sql,) in ask(url, "SELECT sql FROM sqlite_master") if sql)
     return sorted(line for (line,) in ask(url, POSTGRESQL_CATALOG))
 
 
 def structure_of(url: str) -> list[str]:
-    """Return the schema without what a downgrade need not give back: the order of the columns, the wording."""
+    """Return the schema without what a downgrade need not restore: the order of columns and the wording of the SQL."""
     if not is_sqlite(url):
         return schema_of(url)
     lines = [line for line in schema_of(url) if not line.startswith("CREATETABLE")]
@@ -95,7 +95,7 @@ def structure_of(url: str) -> list[str]:
 
 
 def rows_of(url: str, table: str, columns: tuple[str, ...] | None = None) -> list[tuple[Any, ...]]:
-    """Return every row byte for byte: each value as the literal that would store it, in the columns named."""
+    """Return every row exactly, each value as an SQL literal; `columns` selects the columns."""
     names = columns_of(url, table) if columns is None else columns
     literal = "quote({})" if is_sqlite(url) else "{}::text"
     return sorted(ask(url, f"SELECT {', '.join(literal.format(name) for name in names)} FROM {table}"), key=repr)
@@ -116,7 +116,7 @@ def columns_of(url: str, table: str) -> tuple[str, ...]:
 
 
 def tables_of(url: str) -> set[str]:
-    """Return the tables that hold rows of their own, not those in which the search index keeps its pages."""
+    """Return the names of the tables, except those of the full-text index."""
     catalog = (
         "sqlite_master WHERE type = 'table' AND name NOT LIKE 'prompts_fts%'"
         if is_sqlite(url)
@@ -126,7 +126,7 @@ def tables_of(url: str) -> set[str]:
 
 
 def everything_in(url: str) -> Any:
-    """Return what must not change when a database is refused: SQLite's file itself, PostgreSQL's schema and rows."""
+    """Return the contents to compare after a refusal: the bytes of the SQLite file, or PostgreSQL's schema and rows."""
     if is_sqlite(url):
         return file_of(url).read_bytes()
     return schema_of(url), {table: rows_of(url, table) for table in sorted(tables_of(url))}

@@ -1,6 +1,6 @@
-"""What the drills' processes do: `python -m tests.support.drill_process FUNCTION ARGUMENTS`.
+"""The processes of the drills: `python -m tests.support.drill_process FUNCTION ARGUMENTS`.
 
-Every function is one process's whole life; what it prints, a line each and flushed, is what it acknowledges.
+Each function is what one process does. It prints a line, flushed at once, for everything it acknowledges.
 """
 
 import json
@@ -31,19 +31,19 @@ from services.storage import (
 from tests.support.factories import a_request
 
 
-def say(*words: object) -> None:
+def print_line(*words: object) -> None:
     sys.stdout.write(" ".join(map(str, words)) + "\n")
     sys.stdout.flush()
 
 
-def await_signal() -> None:
-    say("ready")
+def wait_for_start() -> None:
+    print_line("ready")
     sys.stdin.readline()
 
 
 def read_then_write(url: str, rounds: str) -> None:
-    """Start on a database that may not be there yet, then read and write in `rounds` sessions."""
-    await_signal()
+    """Initialize a database that may not exist yet, then read and write in `rounds` sessions."""
+    wait_for_start()
     init_db(url)
     for number in range(int(rounds)):
         with get_session() as session:
@@ -53,20 +53,20 @@ def read_then_write(url: str, rounds: str) -> None:
             assert generation.prompt_id == (prompt.id if prompt else generation.prompt_id)
         with get_session() as session:
             assert get_generation(session, generation.id) is not None
-    say("done")
+    print_line("done")
 
 
 def initialize(url: str) -> None:
-    """Start on a database that others start on too."""
-    await_signal()
+    """Initialize a database that other processes initialize at the same time."""
+    wait_for_start()
     init_db(url)
-    say("done")
+    print_line("done")
 
 
 def take_batches(url: str) -> None:
-    """Run the batch loop of the specification until nothing is pending; print the ids of every committed batch."""
+    """Run the batch loop of the specification until nothing is pending; print the ids of each committed batch."""
     init_db(url)
-    await_signal()
+    wait_for_start()
     taken: list[str] | None = None
     while taken != []:
         try:
@@ -78,35 +78,35 @@ def take_batches(url: str) -> None:
         except (ConflictError, RetryableError):
             taken = None
         else:
-            say(*taken)
+            print_line(*taken)
 
 
 def sleep_after_marking(url: str, generation_id: str) -> None:
-    """Mark a generation, then do nothing in the open session until told; print when marked and when committed."""
+    """Mark a generation, keep the session open until a line is read, then commit; print a line after each."""
     init_db(url)
     with get_session() as session:
         generation = get_generation(session, generation_id)
         assert generation is not None
         generation.mark_processing()
-        await_signal()
-    say("committed")
+        wait_for_start()
+    print_line("committed")
 
 
-def write_for_ever(url: str, seed: str) -> None:
-    """Create and complete until killed; print each id with its status once the commit has returned."""
-    choose = random.Random(seed)
+def write_until_killed(url: str, seed: str) -> None:
+    """Create and complete generations until killed; print their status and ids after each commit."""
+    generator = random.Random(seed)
     init_db(url)
     while True:
 
         def write(session: Any) -> list[str]:
-            count = choose.randint(1, 20)
+            count = generator.randint(1, 20)
             return [
-                create_generation(session, **a_request(prompt=f"prompt {choose.randint(1, 5)}")).id
+                create_generation(session, **a_request(prompt=f"prompt {generator.randint(1, 5)}")).id
                 for _ in range(count)
             ]
 
         ids = run_in_transaction(write, attempts=100)
-        say("pending", *ids)
+        print_line("pending", *ids)
         finished = ids[: len(ids) // 2 + 1]
 
         def finish(session: Any, ids: list[str] = finished) -> None:
@@ -114,51 +114,51 @@ def write_for_ever(url: str, seed: str) -> None:
                 complete_generation(session, generation_id, 18.5, 1_000, {"bpm": 140})
 
         run_in_transaction(finish, attempts=100)
-        say("completed", *finished)
+        print_line("completed", *finished)
 
 
 def count_up(url: str, writer: str) -> None:
-    """Store one numbered generation a transaction until killed; print each number once its commit has returned."""
+    """Store one numbered generation per transaction until killed; print each number after its commit."""
     init_db(url)
     number = 0
     while True:
         number += 1
         request = a_request(prompt=f"prompt of {writer}", batch_id=writer, idempotency_key=f"{writer} {number}")
         run_in_transaction(lambda session, request=request: create_generation(session, **request), attempts=100)
-        say(number)
+        print_line(number)
 
 
-def back_up_for_ever(url: str, folder: str) -> None:
+def back_up_until_killed(url: str, folder: str) -> None:
     """Write backups until killed."""
     init_db(url)
-    say("ready")
+    print_line("ready")
     while True:
         backup_database(folder)
 
 
-def restore_for_ever(url: str, *backups: str) -> None:
+def restore_until_killed(url: str, *backups: str) -> None:
     """Restore backups in turn until killed."""
     init_db(url)
-    say("ready")
+    print_line("ready")
     while True:
         for backup in backups:
             restore_database(backup)
 
 
-def serve_deaths() -> None:
-    """Fork for every order on stdin a child that does what it says and dies after so many statements.
+def fork_and_kill() -> None:
+    """For each line of stdin, fork a child that does `work` and is killed after a number of statements.
 
-    Prints how each ended: -9, or 0 when the work was done before that many. Forked, because starting Python and
-    importing everything for each of a hundred statements would take minutes.
+    Prints the exit code of each child: -9, or 0 if the work took fewer statements. A fork is used because starting
+    Python and importing everything for each of a hundred statements would take minutes.
     """
     for line in sys.stdin:
-        order = json.loads(line)
+        request = json.loads(line)
         child = os.fork()
         if child == 0:
-            die_after(order["statements"])
-            {"upgrade": init_db, "reset": reset}[order["work"]](order["url"])
+            kill_after(request["statements"])
+            {"upgrade": init_db, "reset": reset}[request["work"]](request["url"])
             os._exit(0)
-        say(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        print_line(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 
 def reset(url: str) -> None:
@@ -166,8 +166,8 @@ def reset(url: str) -> None:
     reset_database()
 
 
-def die_after(statements: int) -> None:
-    """Let this process be killed as soon as it has executed so many statements, before it does anything else."""
+def kill_after(statements: int) -> None:
+    """Kill this process with SIGKILL right after it has executed this number of statements."""
     executed = 0
 
     @event.listens_for(Engine, "after_cursor_execute")
@@ -181,18 +181,18 @@ def die_after(statements: int) -> None:
 FUNCTIONS = {
     function.__name__: function
     for function in (
-        back_up_for_ever,
+        back_up_until_killed,
         count_up,
         read_then_write,
-        restore_for_ever,
+        restore_until_killed,
         initialize,
         take_batches,
         sleep_after_marking,
-        write_for_ever,
-        serve_deaths,
+        write_until_killed,
+        fork_and_kill,
     )
 }
 
 if __name__ == "__main__":
-    assert migrations  # imported before any fork
+    assert migrations  # imported once, before the forks
     FUNCTIONS[sys.argv[1]](*sys.argv[2:])

@@ -1,4 +1,4 @@
-"""Requests for tests, complete and valid; name only what the test is about."""
+"""Valid requests and generations; a test passes only the fields that it is about."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""A process that forks after it used its pool: children and parent all store generations; prints how many there are."""
+"""A process that forks after it used its pool. Parent and children store generations; it prints their number."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""Which statements an operation sends, and how the database plans them."""
+"""Capture the queries of an operation and their query plans."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -10,9 +10,9 @@ from sqlalchemy.orm import Session
 
 
 def explain(session: Session, operation: Callable[[], Any]) -> list[str]:
-    """Return the plan of every statement that `operation` sends; on PostgreSQL with that for any values below it.
+    """Return the plan of every query of `operation`; on PostgreSQL followed by the generic plan.
 
-    PostgreSQL may change to the latter when a connection has prepared and sent the same statement often enough.
+    PostgreSQL may change to the generic plan after a connection has executed a prepared statement five times.
     """
     with statements_of(session) as sent:
         operation()
@@ -23,16 +23,16 @@ def explain(session: Session, operation: Callable[[], Any]) -> list[str]:
         rows = connection.exec_driver_sql(f"{'EXPLAIN QUERY PLAN' if is_sqlite else 'EXPLAIN'} {statement}", parameters)
         lines = [str(row[-1]) for row in rows]
         if not is_sqlite:
-            lines += _explain_for_any_values(connection, statement)
+            lines += _explain_generic(connection, statement)
         plans.append("\n".join(lines) + "\n")
     return plans
 
 
-def _explain_for_any_values(connection: Any, statement: str) -> list[str]:
+def _explain_generic(connection: Any, statement: str) -> list[str]:
     numbers: dict[str, int] = {}
     numbered = re.sub(r"%\((\w+)\)s", lambda found: f"${numbers.setdefault(found[1], len(numbers) + 1)}", statement)
     asked = f"EXPLAIN (GENERIC_PLAN) {numbered.replace('%%', '%')}"
-    # The driver alone, and unprepared: the server must not ask for the values.
+    # With the driver alone and unprepared, because a prepared statement would need the values.
     with connection.connection.cursor() as cursor:
         rows = cursor.execute(asked, prepare=False).fetchall()
     return [str(row[-1]) for row in rows]

@@ -1,4 +1,4 @@
-"""Worker processes of the drills, and how to wait for what they say."""
+"""Start the processes of the drills, and exchange lines with them."""
 
 import subprocess
 import sys
@@ -10,8 +10,8 @@ from typing import IO
 ROOT = Path(__file__).resolve().parents[2]
 
 
-class Worker:
-    """One process that runs a function of tests.support.drill_process."""
+class DrillProcess:
+    """A process that runs one function of tests.support.drill_process."""
 
     def __init__(self, function: str, *arguments: str) -> None:
         self.process = subprocess.Popen(
@@ -27,27 +27,27 @@ class Worker:
         assert self.process.stdout is not None
         return self.process.stdout
 
-    def hear(self) -> str:
-        """Return the next line; "" when there will be none."""
+    def read_line(self) -> str:
+        """Wait for the next line of output and return it; "" at the end of the output."""
         return self.output.readline().rstrip("\n")
 
-    def tell(self, line: str = "") -> None:
+    def send_line(self, line: str = "") -> None:
         assert self.process.stdin is not None
         self.process.stdin.write(line + "\n")
         self.process.stdin.flush()
 
     def kill(self) -> list[str]:
-        """Kill it with signal 9; return the whole lines it had still said."""
+        """Kill the process with SIGKILL; return the complete lines that were not read yet."""
         self.process.kill()
         rest = self.output.read()
         self.process.wait()
         return rest.split("\n")[:-1]
 
     def finish(self) -> list[str]:
-        """Wait for its end, which must be a good one; return what it said until then."""
-        said = self.output.read().splitlines()
+        """Wait until the process exits with code 0; return the lines that were not read yet."""
+        lines = self.output.read().splitlines()
         assert self.process.wait() == 0
-        return said
+        return lines
 
     def close(self) -> None:
         self.process.kill()
@@ -58,19 +58,19 @@ class Worker:
 
 
 @contextmanager
-def started(count: int, function: str, *arguments: str) -> Iterator[list[Worker]]:
-    """Start as many workers, and wait for none of them."""
-    workers = [Worker(function, *arguments) for _ in range(count)]
+def drill_processes(count: int, function: str, *arguments: str) -> Iterator[list[DrillProcess]]:
+    """Start `count` processes; kill those that still run at the end of the block."""
+    processes = [DrillProcess(function, *arguments) for _ in range(count)]
     try:
-        yield workers
+        yield processes
     finally:
-        for worker in workers:
-            worker.close()
+        for process in processes:
+            process.close()
 
 
-def start_at_once(workers: list[Worker]) -> None:
-    """Let all of them go when the last one is ready."""
-    for worker in workers:
-        assert worker.hear() == "ready"
-    for worker in workers:
-        worker.tell()
+def start_together(processes: list[DrillProcess]) -> None:
+    """Wait until every process is ready, then let all of them start."""
+    for process in processes:
+        assert process.read_line() == "ready"
+    for process in processes:
+        process.send_line()

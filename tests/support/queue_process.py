@@ -1,7 +1,7 @@
 """A process of the queue's drills: `python -m tests.support.queue_process URL MODE LEASE_SECONDS`.
 
-It renders nothing, as fast as it can, until it is told to stop (MODE worker), until no job is left (MODE batches), or
-tries what it must not (MODE zombie). Errors end it with a traceback and a code that is not 0.
+MODE worker completes jobs, without rendering, until it is told to stop. MODE batches does so until no job is left. MODE
+stale uses a lease after it was lost. Errors end the process with a traceback and an exit code other than 0.
 """
 
 import sys
@@ -30,7 +30,7 @@ from services.storage import (
 from services.storage.database import count_generations
 
 BATCH = 10
-TRIES: dict[str, Callable[[Any, Lease], Any]] = {
+CALLS: dict[str, Callable[[Any, Lease], Any]] = {
     "heartbeat": heartbeat_generation,
     "complete": lambda session, lease: complete_generation(session, lease.generation_id, 1.0, 1, lease=lease),
     "fail": lambda session, lease: fail_generation(session, lease.generation_id, "x", lease=lease),
@@ -38,7 +38,7 @@ TRIES: dict[str, Callable[[Any, Lease], Any]] = {
 }
 
 
-def say(*words: object) -> None:
+def print_line(*words: object) -> None:
     print(*words, flush=True)  # noqa: T201
 
 
@@ -53,9 +53,9 @@ def work_in_batches(lease_seconds: float) -> None:
         for generation in batch:
             assert generation.lease is not None
             try:
-                run_in_transaction(lambda session, lease=generation.lease: TRIES["complete"](session, lease))
+                run_in_transaction(lambda session, lease=generation.lease: CALLS["complete"](session, lease))
             except LeaseLostError:
-                say("lost", generation.id)
+                print_line("lost", generation.id)
         if not batch:
             if run_in_transaction(count_unfinished) == 0:
                 return
@@ -66,26 +66,26 @@ def count_unfinished(session: Any) -> int:
     return sum(count_generations(session, status) for status in (GenerationStatus.PENDING, GenerationStatus.PROCESSING))
 
 
-def rise_again(lease_seconds: float) -> None:
-    """Claim, wait for a line from whoever took the job over meanwhile, and try to finish it all the same."""
+def use_lost_lease(lease_seconds: float) -> None:
+    """Claim a job, wait for a line that is sent once the lease is lost, then try every call with the lease."""
     with get_session() as session:
-        generation = claim_generation(session, "zombie", lease_seconds=lease_seconds)
+        generation = claim_generation(session, "stale worker", lease_seconds=lease_seconds)
         assert generation is not None
         lease = generation.lease
         assert lease is not None
-    say("claimed", generation.id)
+    print_line("claimed", generation.id)
     sys.stdin.readline()
-    for name, call in TRIES.items():
+    for name, call in CALLS.items():
         with get_session() as session:
             try:
                 call(session, lease)
             except LeaseLostError:
-                say(name, "refused")
+                print_line(name, "refused")
             else:
-                say(name, "accepted")
+                print_line(name, "accepted")
 
 
 if __name__ == "__main__":
     init_db(sys.argv[1])
-    {"worker": work, "batches": work_in_batches, "zombie": rise_again}[sys.argv[2]](float(sys.argv[3]))
+    {"worker": work, "batches": work_in_batches, "stale": use_lost_lease}[sys.argv[2]](float(sys.argv[3]))
     get_storage().dispose()

