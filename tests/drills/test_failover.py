@@ -70,7 +70,7 @@ class Writers:
             thread.join()
 
 
-def test_writers_outlive_their_primary_and_lose_nothing_that_was_acknowledged(
+def test_writers_continue_after_a_failover_and_lose_no_acknowledged_row(
     servers: tuple[Server, Server], scaled: Callable[[int], int]
 ) -> None:
     primary, standby = servers
@@ -97,7 +97,7 @@ def test_writers_outlive_their_primary_and_lose_nothing_that_was_acknowledged(
     storage.dispose()
 
 
-def test_readers_are_served_by_the_replica_while_there_is_no_primary(servers: tuple[Server, Server]) -> None:
+def test_read_only_sessions_use_the_replica_while_there_is_no_primary(servers: tuple[Server, Server]) -> None:
     primary, standby = servers
     storage = Storage(both_hosts(primary, standby), replica_urls=[standby.url()])
     migrations.upgrade(storage)

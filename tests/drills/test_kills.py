@@ -49,7 +49,7 @@ BAD_ROWS = ("CHECK constraint failed in generations", "CHECK constraint failed i
 
 
 @pytest.mark.parametrize("name", ["nothing", "001", "original"])
-def test_a_migration_killed_after_any_statement_is_simply_run_again(
+def test_a_migration_killed_after_any_statement_can_be_run_again(
     name: str, empty_database_url: str, scaled: Callable[[int], int]
 ) -> None:
     if name != "nothing":
@@ -73,7 +73,7 @@ def test_a_reset_killed_after_any_statement_keeps_the_old_rows(
     assert ask(database_url, "SELECT count(*) FROM generations") == [(0,)]
 
 
-def test_rows_acknowledged_before_a_kill_are_there_after_it(database_url: str, scaled: Callable[[int], int]) -> None:
+def test_rows_acknowledged_before_a_kill_are_stored(database_url: str, scaled: Callable[[int], int]) -> None:
     acknowledged: dict[str, str] = {}
     for number in range(scaled(50)):
         generator = random.Random(number)

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.drill
 PROCESSES = 6
 
 
-def test_reading_then_writing_from_many_processes_that_all_start_on_a_fresh_database(
+def test_many_processes_initialize_a_new_database_and_read_then_write(
     empty_database_url: str, scaled: Callable[[int], int]
 ) -> None:
     rounds = scaled(150)
@@ -36,7 +36,7 @@ def test_reading_then_writing_from_many_processes_that_all_start_on_a_fresh_data
     storage.dispose()
 
 
-def test_many_processes_adopt_the_same_database_at_once(empty_database_url: str) -> None:
+def test_many_processes_adopt_the_same_database_concurrently(empty_database_url: str) -> None:
     make_old_database(empty_database_url, "original")
     rows = ask(empty_database_url, "SELECT count(*) FROM generations")
     with drill_processes(PROCESSES, "initialize", empty_database_url) as workers:

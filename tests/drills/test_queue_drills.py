@@ -113,7 +113,9 @@ def test_eight_processes_complete_every_job_exactly_once(
     log.info("%s %s: %d jobs, %d attempts lost, %.0f jobs/s", db.backend.name, mode, jobs, len(lost), jobs / seconds)
 
 
-def test_a_process_stopped_past_its_lease_is_refused_everything(db: Storage, database_url: str, tmp_path: Path) -> None:
+def test_every_call_with_a_lost_lease_of_a_stopped_process_is_refused(
+    db: Storage, database_url: str, tmp_path: Path
+) -> None:
     submit(1)
     stale = start(database_url, "stale", tmp_path / "errors", lease_seconds=0.5)
     assert stale.stdout is not None
@@ -139,7 +141,7 @@ def test_a_process_stopped_past_its_lease_is_refused_everything(db: Storage, dat
         assert generation.to_dict() == result
 
 
-def test_a_job_that_kills_its_worker_each_time_ends_as_failed_with_its_history(
+def test_a_job_that_kills_its_worker_in_each_attempt_fails_with_its_history(
     db: Storage, database_url: str, tmp_path: Path
 ) -> None:
     """No stored time is changed: real leases expire, and the next worker reclaims the job."""

@@ -72,7 +72,7 @@ def test_every_row_is_kept_byte_for_byte(original_file: str) -> None:
             assert new == old
 
 
-def test_every_row_is_kept_on_postgresql_and_its_json_where_it_is_json(original_url: str) -> None:
+def test_every_row_is_kept_on_postgresql_and_valid_json_stays_json(original_url: str) -> None:
     if is_sqlite(original_url):
         return  # above
     before = {row[0]: row for row in rows_of(original_url, "generations", tuple(BASELINE))}
@@ -97,7 +97,7 @@ def test_every_row_is_kept_on_postgresql_and_its_json_where_it_is_json(original_
     }
 
 
-def test_adopted_rows_are_readable_and_the_queue_goes_on(original_url: str) -> None:
+def test_adopted_rows_are_readable_and_can_be_claimed(original_url: str) -> None:
     init_db(original_url)
     with get_session() as session:
         generations = get_all_generations(session)
@@ -118,7 +118,7 @@ def test_adopted_rows_are_readable_and_the_queue_goes_on(original_url: str) -> N
     assert ask(original_url, "SELECT used_count FROM prompts WHERE id = 1") == [(3,)]
 
 
-def test_a_bad_row_can_be_mended_afterwards(original_url: str) -> None:
+def test_a_bad_row_can_be_corrected_after_adoption(original_url: str) -> None:
     init_db(original_url)
     with get_session() as session:
         generation = get_generation(session, "bad-status")
@@ -130,7 +130,7 @@ def test_a_bad_row_can_be_mended_afterwards(original_url: str) -> None:
         assert mended.completed_at is not None
 
 
-def test_prompts_nobody_counted_are_made_and_every_generation_is_linked(original_url: str) -> None:
+def test_missing_prompts_are_created_and_every_generation_is_linked(original_url: str) -> None:
     counted = rows_of(original_url, "prompts")
     init_db(original_url)
     assert set(counted) <= set(rows_of(original_url, "prompts")) or not is_sqlite(original_url)
@@ -147,7 +147,7 @@ def test_prompts_nobody_counted_are_made_and_every_generation_is_linked(original
         assert idle.used_count == 5
 
 
-def test_prompts_stored_twice_become_one(original_url: str) -> None:
+def test_duplicate_prompts_are_merged(original_url: str) -> None:
     if is_sqlite(original_url):
         run_script(
             original_url,
@@ -178,7 +178,7 @@ def test_prompts_stored_twice_become_one(original_url: str) -> None:
     assert drift(original_url) == []
 
 
-def test_an_adopted_database_has_the_schema_of_a_fresh_one(original_url: str, fresh_url: str) -> None:
+def test_an_adopted_database_has_the_schema_of_a_new_one(original_url: str, fresh_url: str) -> None:
     """On PostgreSQL but for the constraints that its bad rows break: those stay NOT VALID."""
     init_db(original_url)
     adopted = schema_of(original_url)
@@ -191,7 +191,7 @@ def test_an_adopted_database_has_the_schema_of_a_fresh_one(original_url: str, fr
     assert broken == (set() if is_sqlite(original_url) else expected)
 
 
-def test_long_prompts_are_welcome_after_adoption(original_url: str) -> None:
+def test_long_prompts_can_be_stored_after_adoption(original_url: str) -> None:
     init_db(original_url)
     with get_session() as session:
         for position in range(2):
@@ -199,7 +199,7 @@ def test_long_prompts_are_welcome_after_adoption(original_url: str) -> None:
 
 
 @pytest.mark.parametrize("index", ["UNIQUE INDEX ix_prompts_text", "INDEX ix_prompts_text"])
-def test_a_key_on_the_text_by_another_name_is_in_nobodys_way(original_url: str, index: str) -> None:
+def test_a_unique_key_on_the_text_with_another_name_is_accepted(original_url: str, index: str) -> None:
     run_script(original_url, f"CREATE {index} ON prompts (text)")
     init_db(original_url)
     assert drift(original_url) == []
@@ -218,14 +218,14 @@ def test_a_second_init_db_changes_nothing(original_url: str) -> None:
     assert schema_of(original_url) == schema
 
 
-def test_sessions_before_adoption_ask_for_init_db_and_change_nothing(original_url: str) -> None:
+def test_a_session_before_adoption_raises_and_changes_nothing(original_url: str) -> None:
     before = everything_in(original_url)
     with opened(original_url) as storage, pytest.raises(NotInitializedError, match="init_db"), storage.session():
         pass
     assert everything_in(original_url) == before
 
 
-def test_an_empty_version_table_counts_as_none(original_url: str) -> None:
+def test_an_empty_version_table_counts_as_no_version(original_url: str) -> None:
     run_script(original_url, "CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)")
     init_db(original_url)
     assert drift(original_url) == []
@@ -233,7 +233,7 @@ def test_an_empty_version_table_counts_as_none(original_url: str) -> None:
         assert get_generation(session, "good-completed") is not None
 
 
-def test_the_originals_own_001_is_upgraded_like_ours(original_url: str) -> None:
+def test_the_001_of_the_original_is_upgraded(original_url: str) -> None:
     run_script(
         original_url,
         "CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY);"
@@ -252,7 +252,7 @@ def test_an_empty_original_is_adopted(original_url: str) -> None:
         create_generation(session, **a_request())
 
 
-def test_what_an_operator_added_is_kept(original_url: str) -> None:
+def test_objects_that_an_operator_added_are_kept(original_url: str) -> None:
     run_script(
         original_url,
         """
@@ -285,7 +285,7 @@ def test_what_an_operator_added_is_kept(original_url: str) -> None:
         run_script(original_url, "UPDATE generations SET stars = 6 WHERE id = 'good-completed'")
 
 
-def test_what_only_sqlite_has_is_kept_too(original_file: str) -> None:
+def test_objects_that_only_sqlite_has_are_kept(original_file: str) -> None:
     """Generated columns, collations, comments, triggers: also through a downgrade, which makes the table anew again."""
     run_script(
         original_file,
@@ -327,9 +327,7 @@ def test_what_only_sqlite_has_is_kept_too(original_file: str) -> None:
         ("CREATE TABLE attempts (id INTEGER)", "attempts"),
     ],
 )
-def test_a_name_that_the_upgrade_needs_is_asked_for_before_anything_changes(
-    original_url: str, script: str, name: str
-) -> None:
+def test_a_name_conflict_is_reported_before_anything_changes(original_url: str, script: str, name: str) -> None:
     run_script(original_url, script)
     before = schema_of(original_url), {table: rows_of(original_url, table) for table in tables_of(original_url)}
     with pytest.raises(ForeignDatabaseError, match=rf"already has {name}: rename"):
@@ -338,7 +336,7 @@ def test_a_name_that_the_upgrade_needs_is_asked_for_before_anything_changes(
     assert after == before
 
 
-def test_a_column_of_001_that_is_missing_makes_it_foreign(original_url: str) -> None:
+def test_a_database_without_a_column_of_001_is_foreign(original_url: str) -> None:
     run_script(original_url, "ALTER TABLE generations DROP COLUMN error_message")
     before = everything_in(original_url)
     with pytest.raises(ForeignDatabaseError):
@@ -346,7 +344,7 @@ def test_a_column_of_001_that_is_missing_makes_it_foreign(original_url: str) -> 
     assert everything_in(original_url) == before
 
 
-def test_a_null_that_cannot_be_kept_is_refused_by_name_and_nothing_changes(tmp_path: Path) -> None:
+def test_a_null_in_a_required_column_is_named_and_nothing_changes(tmp_path: Path) -> None:
     url = make_old_database(f"sqlite:///{tmp_path}/old.db", "original")
     run_script(
         url,
@@ -361,7 +359,7 @@ def test_a_null_that_cannot_be_kept_is_refused_by_name_and_nothing_changes(tmp_p
     assert (schema_of(url), rows_of(url, "generations")) == before
 
 
-def test_nullable_columns_of_001_become_as_they_should(original_url: str) -> None:
+def test_nullable_columns_of_001_become_not_null(original_url: str) -> None:
     if not is_sqlite(original_url):
         columns = "ALTER COLUMN created_at DROP NOT NULL, ALTER COLUMN status DROP NOT NULL"
         run_script(original_url, f"ALTER TABLE generations {columns}")
@@ -369,7 +367,7 @@ def test_nullable_columns_of_001_become_as_they_should(original_url: str) -> Non
     assert drift(original_url) == []
 
 
-def test_a_view_that_stands_in_the_way_on_postgresql_is_named(original_url: str) -> None:
+def test_a_view_that_blocks_the_upgrade_on_postgresql_is_named(original_url: str) -> None:
     """PostgreSQL changes the type of no column that a view shows."""
     run_script(original_url, "CREATE VIEW best AS SELECT id FROM generations")
     if is_sqlite(original_url):
@@ -383,7 +381,7 @@ def test_a_view_that_stands_in_the_way_on_postgresql_is_named(original_url: str)
     init_db(original_url)
 
 
-def test_a_database_that_lost_its_version_is_told_how_to_get_it_back(db: Storage, database_url: str) -> None:
+def test_a_database_without_its_version_gives_the_command_that_restores_it(db: Storage, database_url: str) -> None:
     with db.session() as session:
         create_generation(session, **a_request())
     run_script(database_url, "DROP TABLE alembic_version")

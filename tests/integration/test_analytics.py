@@ -30,7 +30,7 @@ from tests.support.plans import statements_of
 from tests.support.unchecked import break_row
 
 
-def test_an_empty_database_has_reports_too(db: Storage) -> None:
+def test_reports_of_an_empty_database_are_empty(db: Storage) -> None:
     with get_session(read_only=True) as session:
         stats = get_queue_stats(session)
         assert (stats.backlog, stats.oldest_seconds, stats.scheduled, stats.processing, stats.workers) == (
@@ -48,7 +48,7 @@ def test_an_empty_database_has_reports_too(db: Storage) -> None:
         assert len(get_usage(session)) == 30
 
 
-def test_the_queue_is_counted_as_its_report_defines(db: Storage) -> None:
+def test_queue_stats_follow_their_definitions(db: Storage) -> None:
     now = utcnow()
     with get_session() as session:
         for seconds in (10, 500, 20):
@@ -165,7 +165,7 @@ def test_percentiles_are_those_of_the_standard_library_and_of_postgresql(db: Sto
 
 
 @pytest.mark.parametrize(("taken", "length"), [(5e-324, 16.0), (1e300, 1e-300), (1e-300, 1e300), (0.0, 5e-324)])
-def test_no_time_or_length_that_can_be_stored_breaks_a_report(db: Storage, taken: float, length: float) -> None:
+def test_every_time_and_length_that_can_be_stored_can_be_reported(db: Storage, taken: float, length: float) -> None:
     with get_session() as session:
         a_generation(session, duration_seconds=length).mark_completed(taken)
         session.flush()
@@ -174,7 +174,7 @@ def test_no_time_or_length_that_can_be_stored_breaks_a_report(db: Storage, taken
         assert report.real_time_factor.p50 is not None
 
 
-def test_performance_is_narrowed_by_time_and_model(db: Storage) -> None:
+def test_performance_can_be_limited_to_a_time_and_a_model(db: Storage) -> None:
     now = utcnow()
     with get_session() as session:
         for model, days, seconds in (("a", 1, 5.0), ("a", 9, 50.0), ("b", 1, 7.0)):
@@ -189,7 +189,7 @@ def test_performance_is_narrowed_by_time_and_model(db: Storage) -> None:
 
 
 @pytest.mark.parametrize(("bucket", "hours"), [("hour", 1), ("day", 24), ("week", 168)])
-def test_usage_has_every_bucket_also_the_empty_ones(db: Storage, bucket: Any, hours: int) -> None:
+def test_usage_includes_empty_buckets(db: Storage, bucket: Any, hours: int) -> None:
     now = utcnow()
     size = timedelta(hours=hours)
     with get_session() as session:
@@ -225,7 +225,7 @@ def test_usage_has_every_bucket_also_the_empty_ones(db: Storage, bucket: Any, ho
     assert sum(one.created for one in usage) == 5
 
 
-def test_usage_begins_with_the_bucket_that_is_asked_for(db: Storage) -> None:
+def test_usage_starts_with_the_bucket_of_since(db: Storage) -> None:
     since = utcnow() - timedelta(days=10)
     with get_session() as session:
         row = a_generation(session)
@@ -242,7 +242,7 @@ def test_usage_begins_with_the_bucket_that_is_asked_for(db: Storage) -> None:
         assert get_usage(session, since=utcnow() + timedelta(days=3)) == []
 
 
-def test_a_prompt_is_judged_by_its_generations(db: Storage) -> None:
+def test_prompt_stats_count_the_generations_of_the_prompt(db: Storage) -> None:
     with get_session() as session:
         for number, status in enumerate(["completed", "completed", "failed", "cancelled", "pending", "completed"]):
             row = a_generation(session, prompt="slow piano")
@@ -283,7 +283,7 @@ def test_failures_that_differ_in_numbers_are_one_reason(db: Storage) -> None:
         assert [one.count for one in get_failure_reasons(session, model_name="m0", limit=1)] == [15]
 
 
-def test_times_that_others_wrote_do_not_spoil_a_report(sqlite_url: str) -> None:
+def test_stored_times_in_other_formats_do_not_break_a_report(sqlite_url: str) -> None:
     storage = Storage(sqlite_url)
     forms = ("2026-11-22 10:00:00", "2026-11-22T10:00:00.25Z", "nonsense", "")
     with storage.session() as session:

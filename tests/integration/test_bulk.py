@@ -20,7 +20,7 @@ from services.storage.errors import ConstraintError
 from tests.support.factories import a_request
 
 
-def test_thousands_are_stored_and_claimed_in_the_order_they_were_given(db: Storage) -> None:
+def test_thousands_of_requests_are_stored_and_claimed_in_order(db: Storage) -> None:
     requests = [a_request(prompt=f"prompt {number % 100}", file_path=f"{number}.wav") for number in range(2_500)]
     with get_session() as session:
         created = create_generations(session, iter(requests), batch_id="batch")
@@ -33,7 +33,7 @@ def test_thousands_are_stored_and_claimed_in_the_order_they_were_given(db: Stora
         assert [prompt.used_count for prompt in get_all_prompts(session)] == [25] * 100
 
 
-def test_their_number_does_not_change_the_number_of_statements(db: Storage) -> None:
+def test_the_number_of_statements_does_not_depend_on_the_number_of_requests(db: Storage) -> None:
     counts = []
     for size in (2, 900):
         statements: list[str] = []
@@ -50,7 +50,7 @@ def test_their_number_does_not_change_the_number_of_statements(db: Storage) -> N
 
 
 @pytest.mark.parametrize("bad", [{"channels": 3}, {"prompt": ""}, {"tempo": 140}, {"sample_rate": "44100"}], ids=str)
-def test_one_bad_request_stores_none_and_says_which(db: Storage, bad: dict[str, Any]) -> None:
+def test_one_bad_request_stores_none_and_its_position_is_named(db: Storage, bad: dict[str, Any]) -> None:
     with get_session() as session:
         with pytest.raises((ValueError, TypeError), match=rf"requests\[2\].*{next(iter(bad))}"):
             create_generations(session, [a_request(), a_request(), a_request(**bad), a_request()])
@@ -58,7 +58,7 @@ def test_one_bad_request_stores_none_and_says_which(db: Storage, bad: dict[str, 
         assert (stats["total_generations"], stats["total_prompts"]) == (0, 0)
 
 
-def test_what_is_no_request_is_refused_with_its_position(db: Storage) -> None:
+def test_a_value_that_is_not_a_mapping_is_refused_with_its_position(db: Storage) -> None:
     lacking = a_request()
     del lacking["prompt"]
     nonsense: list[Any] = [lacking, "text", 5, None, ["prompt"]]
@@ -68,7 +68,7 @@ def test_what_is_no_request_is_refused_with_its_position(db: Storage) -> None:
                 create_generations(session, [a_request(), request])
 
 
-def test_what_the_database_refuses_stores_none_and_the_session_goes_on(db: Storage) -> None:
+def test_a_refusal_by_the_database_stores_none_and_the_session_stays_usable(db: Storage) -> None:
     with get_session() as session:
         create_generations(session, [a_request(generation_id="abc-123")])
         with pytest.raises(ConflictError, match="generation_id"):
@@ -83,7 +83,7 @@ def test_what_the_database_refuses_stores_none_and_the_session_goes_on(db: Stora
         assert [prompt.used_count for prompt in get_all_prompts(session)] == [2]
 
 
-def test_a_request_may_name_an_earlier_one_as_its_parent(db: Storage) -> None:
+def test_a_request_can_name_an_earlier_one_as_its_parent(db: Storage) -> None:
     with get_session() as session:
         create_generations(session, [a_request(generation_id="theme"), a_request(parent_id="theme", batch_id="own")])
         theme = get_generation(session, "theme")
@@ -91,7 +91,7 @@ def test_a_request_may_name_an_earlier_one_as_its_parent(db: Storage) -> None:
         assert theme.batch_id is None
 
 
-def test_a_batch_id_of_its_own_is_kept(db: Storage) -> None:
+def test_a_request_keeps_its_own_batch_id(db: Storage) -> None:
     with get_session() as session:
         first, second = create_generations(session, [a_request(), a_request(batch_id="own")], batch_id="all")
         assert (first.batch_id, second.batch_id) == ("all", "own")
@@ -99,13 +99,13 @@ def test_a_batch_id_of_its_own_is_kept(db: Storage) -> None:
             create_generations(session, [a_request()], batch_id=" ")
 
 
-def test_nothing_is_nothing(db: Storage) -> None:
+def test_no_requests_create_no_rows(db: Storage) -> None:
     with get_session() as session:
         assert create_generations(session, []) == []
         assert count_generations(session) == 0
 
 
-def test_the_objects_are_stored_ones(db: Storage) -> None:
+def test_the_returned_objects_are_persistent(db: Storage) -> None:
     with get_session() as session:
         created = create_generations(session, [a_request(metadata={"n": n}, parameters={"n": n}) for n in range(3)])
         created[0].mark_processing()

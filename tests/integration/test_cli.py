@@ -21,20 +21,20 @@ HOSTILE_PROMPT = "lofi [red]rain[/b]\x1b[2J\r\u202eon a\ttrain\x07"
 
 
 @pytest.mark.parametrize("flag", ["-h", "--help"])
-def test_help_names_every_verb(flag: str) -> None:
+def test_help_lists_every_verb(flag: str) -> None:
     result = run(flag)
     assert result.exit_code == 0
     assert all(f"\n  {verb} " in result.stdout for verb in VERBS)
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_has_help_that_touches_no_database(verb: str, tmp_path: Path) -> None:
+def test_the_help_of_a_verb_opens_no_database(verb: str, tmp_path: Path) -> None:
     result = run(verb, "-h", url=f"sqlite:///{tmp_path / 'no.db'}")
     assert result.exit_code == 0
     assert not (tmp_path / "no.db").exists()
 
 
-def test_version_is_the_packages() -> None:
+def test_the_version_option_prints_the_version_of_the_package() -> None:
     assert run("--version").stdout == f"dgx-storage, version {__version__}\n"
 
 
@@ -44,7 +44,7 @@ def test_a_misspelt_verb_is_wrong_usage() -> None:
     assert "'statz'" in result.stderr
 
 
-def test_init_makes_the_database_twice_without_complaint(tmp_path: Path) -> None:
+def test_init_can_be_repeated(tmp_path: Path) -> None:
     for _ in range(2):
         done = process("init", cwd=tmp_path)
         assert (done.returncode, done.stdout) == (0, "")
@@ -92,7 +92,7 @@ def test_reset_with_yes_empties_the_database(sqlite_url: str) -> None:
 
 
 @pytest.mark.parametrize(("answer", "code", "left"), [("n", 1, 1), ("", 1, 1), ("y", 0, 0)])
-def test_reset_on_a_terminal_asks_and_does_as_told(sqlite_url: str, answer: str, code: int, left: int) -> None:
+def test_reset_on_a_terminal_asks_for_confirmation(sqlite_url: str, answer: str, code: int, left: int) -> None:
     add(sqlite_url, "ask me")
     done, screen = on_a_terminal("--database-url", sqlite_url, "reset", typed=f"{answer}\n")
     assert done == code
@@ -108,7 +108,7 @@ def test_stats_are_tab_separated_when_piped(sqlite_url: str) -> None:
     assert lines[lines.index("") + 1 :] == ["2\ttrap beat", "1\tjazz"]
 
 
-def test_stats_show_as_many_prompts_as_asked_for(sqlite_url: str) -> None:
+def test_stats_show_the_requested_number_of_prompts(sqlite_url: str) -> None:
     for prompt in ("a", "b", "c"):
         add(sqlite_url, prompt)
     assert len(run("stats", "--prompts", "2", url=sqlite_url).stdout.split("\n\n")[1].splitlines()) == 2
@@ -125,7 +125,7 @@ def test_stats_as_json_are_one_object_with_exact_prompts(sqlite_url: str) -> Non
     assert stats["most_used_prompts"][0]["text"] == HOSTILE_PROMPT
 
 
-def test_a_prompt_cannot_break_the_lines_or_steer_the_terminal(sqlite_url: str) -> None:
+def test_a_prompt_cannot_break_lines_or_control_the_terminal(sqlite_url: str) -> None:
     add(sqlite_url, HOSTILE_PROMPT)
     assert run("stats", url=sqlite_url).stdout.endswith("\n1\tlofi [red]rain[/b] [2J on a train \n")
     code, screen = on_a_terminal("--database-url", sqlite_url, "stats", env={"NO_COLOR": "1"})
@@ -134,7 +134,9 @@ def test_a_prompt_cannot_break_the_lines_or_steer_the_terminal(sqlite_url: str) 
 
 
 @pytest.mark.parametrize("verb", [["stats"], ["stats", "--json"]])
-def test_a_missing_database_is_an_error_that_names_the_cure_and_makes_no_file(verb: list[str], tmp_path: Path) -> None:
+def test_a_missing_database_is_an_error_that_names_the_command_to_run_and_creates_no_file(
+    verb: list[str], tmp_path: Path
+) -> None:
     result = run(*verb, url=f"sqlite:///{tmp_path / 'no.db'}")
     assert (result.exit_code, result.stdout) == (1, "")
     assert "just db-init" in result.stderr
@@ -151,7 +153,7 @@ def test_a_missing_database_is_an_error_that_names_the_cure_and_makes_no_file(ve
     ],
 )
 @pytest.mark.parametrize("verb", ["init", "stats"])
-def test_a_wrong_url_is_a_message_without_password_or_traceback(url: str, verb: str) -> None:
+def test_an_invalid_url_gives_a_message_without_password_or_traceback(url: str, verb: str) -> None:
     result = run("--database-url", url, verb)
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.startswith("Error: ")
@@ -159,7 +161,7 @@ def test_a_wrong_url_is_a_message_without_password_or_traceback(url: str, verb: 
     assert isinstance(result.exception, SystemExit)
 
 
-def test_a_reader_that_closes_the_pipe_early_sees_no_complaint(sqlite_url: str, tmp_path: Path) -> None:
+def test_a_reader_that_closes_the_pipe_early_causes_no_error(sqlite_url: str, tmp_path: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(
@@ -175,7 +177,7 @@ def test_a_reader_that_closes_the_pipe_early_sees_no_complaint(sqlite_url: str, 
 
 
 @pytest.mark.parametrize("missing", ["click", "rich"])
-def test_without_its_extra_the_command_line_says_how_to_install_it(missing: str, tmp_path: Path) -> None:
+def test_without_click_or_rich_the_command_line_says_how_to_install_them(missing: str, tmp_path: Path) -> None:
     code = f"import sys; sys.modules[{missing!r}] = None; from services.storage.__main__ import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False
@@ -184,7 +186,7 @@ def test_without_its_extra_the_command_line_says_how_to_install_it(missing: str,
     assert done.stderr == f"The command line needs {missing}: pip install 'dgx-music-storage[cli]'\n"
 
 
-def test_the_worker_renders_what_is_pending_to_where_its_row_says(sqlite_url: str, tmp_path: Path) -> None:
+def test_the_worker_renders_pending_generations_to_their_file_paths(sqlite_url: str, tmp_path: Path) -> None:
     add(sqlite_url, "lofi rain", file_path="new folder/rain.wav")
     add(sqlite_url, HOSTILE_PROMPT, file_path=str(tmp_path / "elsewhere.wav"))
     add(sqlite_url, "silence at 0 BPM")
@@ -201,7 +203,7 @@ def test_the_worker_renders_what_is_pending_to_where_its_row_says(sqlite_url: st
     }
 
 
-def test_the_worker_takes_only_the_models_and_as_many_jobs_as_told(sqlite_url: str, tmp_path: Path) -> None:
+def test_the_worker_obeys_model_and_max_jobs(sqlite_url: str, tmp_path: Path) -> None:
     for model in ("a", "b", "b", "b"):
         add(sqlite_url, "jazz", model=model, file_path=str(tmp_path / "jazz.wav"))
     worker = ("--database-url", sqlite_url, "worker", "--model", "b")
@@ -213,7 +215,7 @@ def test_the_worker_takes_only_the_models_and_as_many_jobs_as_told(sqlite_url: s
     assert run("worker", "--max-jobs", "0", url=sqlite_url).exit_code == 2
 
 
-def test_a_file_that_cannot_be_written_is_one_line_and_another_attempt(sqlite_url: str, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_written_prints_one_line_and_is_retried(sqlite_url: str, tmp_path: Path) -> None:
     (tmp_path / "full").write_text("not a folder")
     add(sqlite_url, "jazz", file_path=str(tmp_path / "full" / "jazz.wav"))
     done = process("--database-url", sqlite_url, "worker", "--max-jobs", "1", cwd=tmp_path)
@@ -224,7 +226,7 @@ def test_a_file_that_cannot_be_written_is_one_line_and_another_attempt(sqlite_ur
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_worker_told_to_stop_finishes_its_job_and_ends_well(
+def test_a_worker_that_is_stopped_finishes_its_job_and_exits_with_0(
     sqlite_url: str, tmp_path: Path, number: signal.Signals
 ) -> None:
     working = subprocess.Popen(
@@ -248,13 +250,13 @@ def test_a_worker_told_to_stop_finishes_its_job_and_ends_well(
     assert counts(sqlite_url)["completed_generations"] >= 1
 
 
-def test_the_worker_without_a_database_says_what_to_do(tmp_path: Path) -> None:
+def test_the_worker_without_a_database_names_the_command_to_run(tmp_path: Path) -> None:
     result = run("worker", url=f"sqlite:///{tmp_path / 'no.db'}")
     assert result.exit_code == 1
     assert "just db-init" in result.stderr
 
 
-def test_copy_prints_counts_and_checksums_that_are_the_same_again(sqlite_url: str, tmp_path: Path) -> None:
+def test_copy_prints_counts_and_checksums_that_are_equal_for_equal_databases(sqlite_url: str, tmp_path: Path) -> None:
     for prompt in ("trap beat", "trap beat", "jazz"):
         add(sqlite_url, prompt)
     there, home = (f"sqlite:///{tmp_path / name}" for name in ("there.db", "home.db"))

@@ -44,11 +44,13 @@ def ids(*arguments: str, url: str) -> list[str]:
         (["--favorites"], ["g3"]),
     ],
 )
-def test_list_shows_the_newest_first_narrowed_down(history: str, arguments: list[str], expected: list[str]) -> None:
+def test_list_shows_the_newest_first_and_applies_its_filters(
+    history: str, arguments: list[str], expected: list[str]
+) -> None:
     assert ids(*arguments, url=history) == expected
 
 
-def test_list_goes_on_where_a_page_ended(history: str) -> None:
+def test_list_continues_after_the_previous_page(history: str) -> None:
     first = json.loads(run("list", "--limit", "3", "--json", url=history).stdout)
     assert [row["id"] for row in first["generations"]] == ["g4", "g3", "g2"]
     assert f"--after {first['next']}" in run("list", "--limit", "3", url=history).stderr
@@ -57,14 +59,14 @@ def test_list_goes_on_where_a_page_ended(history: str) -> None:
     assert rest.stderr == ""
 
 
-def test_a_narrow_terminal_has_room_for_the_prompt(history: str) -> None:
+def test_a_narrow_terminal_shows_the_prompt(history: str) -> None:
     code, screen = on_a_terminal("--database-url", history, "list", env={"NO_COLOR": "1", "COLUMNS": "80"})
     assert code == 0
     assert "lofi rain" in screen
     assert "musicgen-small" not in screen
 
 
-def test_an_empty_list_says_so(sqlite_url: str) -> None:
+def test_an_empty_list_prints_a_message(sqlite_url: str) -> None:
     result = run("list", url=sqlite_url)
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", "No generations.\n")
 
@@ -73,7 +75,7 @@ def test_an_empty_list_says_so(sqlite_url: str) -> None:
     ("name", "value"),
     [("POOL_SIZE", "x"), ("PGBOUNCER", "maybe"), ("REPLICA_MAX_LAG", "abc"), ("STATEMENT_TIMEOUT", "-1")],
 )
-def test_a_setting_that_is_none_is_named_without_a_traceback(
+def test_an_invalid_setting_is_named_without_a_traceback(
     history: str, name: str, value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(f"DATABASE_{name}", value)
@@ -87,13 +89,13 @@ def test_a_setting_that_is_none_is_named_without_a_traceback(
     ("arguments", "code"),
     [(["--status", "done"], 2), (["--limit", "0"], 2), (["--after", "nonsense"], 1)],
 )
-def test_list_refuses_what_it_cannot_mean(history: str, arguments: list[str], code: int) -> None:
+def test_list_refuses_invalid_options(history: str, arguments: list[str], code: int) -> None:
     result = run("list", *arguments, url=history)
     assert (result.exit_code, result.stdout) == (code, "")
     assert "Traceback" not in result.stderr
 
 
-def test_lines_of_list_hold_one_generation_each_whatever_its_prompt(sqlite_url: str) -> None:
+def test_list_prints_one_line_per_generation_whatever_its_prompt(sqlite_url: str) -> None:
     add(sqlite_url, HOSTILE_PROMPT)
     line = run("list", url=sqlite_url).stdout
     assert line.endswith("\tpending\t" + line.split("\t")[2] + "\tmodel\tlofi [red]rain[/b] [2J on a train \n")
@@ -109,13 +111,13 @@ def test_search_marks_what_matches(history: str) -> None:
     assert run("search", "--order", "newest", "--", "lofi", "-jazz", url=history).stdout == "3\t[lofi] rain\n"
 
 
-def test_search_without_an_answer_says_so_and_is_no_failure(history: str) -> None:
+def test_search_without_a_match_prints_a_message_and_exits_with_0(history: str) -> None:
     result = run("search", "polka", url=history)
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", "No matching prompts.\n")
     assert run("search", url=history).exit_code == 2
 
 
-def test_search_is_bold_on_a_terminal_and_a_prompt_cannot_steer_it(sqlite_url: str) -> None:
+def test_search_prints_matches_in_bold_and_a_prompt_cannot_control_the_terminal(sqlite_url: str) -> None:
     add(sqlite_url, HOSTILE_PROMPT)
     code, screen = on_a_terminal("--database-url", sqlite_url, "search", "train")
     assert code == 0
@@ -124,7 +126,7 @@ def test_search_is_bold_on_a_terminal_and_a_prompt_cannot_steer_it(sqlite_url: s
     assert "[red]rain[/b]" in screen
 
 
-def test_stats_on_a_terminal_are_a_picture(history: str) -> None:
+def test_stats_on_a_terminal_are_tables_and_bars(history: str) -> None:
     code, screen = on_a_terminal("--database-url", history, "stats", env={"NO_COLOR": "1"})
     assert code == 0
     upper = [line for line in screen.partition("total")[0].splitlines() if line.strip()]
@@ -137,13 +139,13 @@ def test_stats_on_a_terminal_are_a_picture(history: str) -> None:
     assert "most used prompts" in screen
 
 
-def test_stats_of_an_empty_database_are_a_picture_too(sqlite_url: str) -> None:
+def test_stats_of_an_empty_database_are_shown_on_a_terminal(sqlite_url: str) -> None:
     code, screen = on_a_terminal("--database-url", sqlite_url, "stats")
     assert code == 0
     assert "queue: backlog 0" in screen
 
 
-def test_stats_as_json_hold_the_queue_the_days_and_the_models(history: str) -> None:
+def test_stats_as_json_contain_the_queue_the_days_and_the_models(history: str) -> None:
     stats = json.loads(run("stats", "--json", url=history).stdout)
     assert stats["queue"]["backlog"] == 4
     assert sum(day["created"] for day in stats["days"]) == 5
@@ -151,7 +153,7 @@ def test_stats_as_json_hold_the_queue_the_days_and_the_models(history: str) -> N
     assert "backlog\t4\n" in run("stats", url=history).stdout
 
 
-def test_why_tells_what_a_generation_waits_for_and_until_when(history: str) -> None:
+def test_why_explains_the_wait_and_estimates_its_end(history: str) -> None:
     nobody = run("why", "g0", url=history)
     assert (nobody.exit_code, nobody.stdout) == (
         0,
@@ -174,19 +176,19 @@ def test_why_tells_what_a_generation_waits_for_and_until_when(history: str) -> N
     assert (unknown.exit_code, unknown.stderr) == (1, "Error: no generation has the id nobody [2J\n")
 
 
-def test_check_of_a_sound_database_prints_nothing_to_stdout(history: str) -> None:
+def test_check_of_a_correct_database_prints_nothing_to_stdout(history: str) -> None:
     result = run("check", url=history)
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", "No problems found.\n")
 
 
-def test_check_mends_the_search_index_and_is_content(history: str) -> None:
+def test_check_rebuilds_the_search_index_and_exits_with_0(history: str) -> None:
     run_script(history, "INSERT INTO prompts_fts (prompts_fts) VALUES ('delete-all')")
     result = run("check", url=history)
     assert (result.exit_code, result.stdout) == (0, "search index: it does not match the prompts (fixed)\n")
     assert run("check", url=history).stdout == ""
 
 
-def test_check_fails_when_something_is_left_to_mend(history: str, tmp_path: Path) -> None:
+def test_check_fails_when_findings_remain(history: str, tmp_path: Path) -> None:
     storage = Storage(history)
     with storage.session() as session:
         update_generation_status(session, "g0", "processing")

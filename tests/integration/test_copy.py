@@ -54,7 +54,7 @@ def rows_of(url: str) -> dict[str, object]:
 
 @pytest.mark.drill
 @pytest.mark.timeout(1_800)
-def test_a_copy_there_and_back_again_is_identical(
+def test_a_copy_to_postgresql_and_back_is_identical(
     source: Storage, postgresql_url: str, tmp_path: Path, scaled: Callable[[int], int]
 ) -> None:
     fill(source, scaled(50_000))
@@ -80,7 +80,7 @@ def test_a_copy_there_and_back_again_is_identical(
 @pytest.mark.drill
 @pytest.mark.timeout(1_800)
 @pytest.mark.parametrize("direction", ["to PostgreSQL", "to SQLite"])
-def test_a_copy_that_is_killed_goes_on_where_it_stopped(
+def test_a_killed_copy_continues_where_it_stopped(
     source: Storage, postgresql_url: str, tmp_path: Path, scaled: Callable[[int], int], direction: str
 ) -> None:
     fill(source, scaled(50_000))
@@ -116,7 +116,7 @@ def kill_after(step: str, source_url: str, target_url: str) -> None:
     assert seen == 2
 
 
-def test_a_copy_is_made_into_a_database_without_tables_too(source: Storage, empty_database_url: str) -> None:
+def test_a_copy_creates_missing_tables(source: Storage, empty_database_url: str) -> None:
     with source.session() as session:
         a_generation(session)
     report = copy_database(str(source.url), empty_database_url)
@@ -124,7 +124,7 @@ def test_a_copy_is_made_into_a_database_without_tables_too(source: Storage, empt
     assert rows_of(empty_database_url) == contents(source)
 
 
-def test_bad_rows_are_reported_before_tables_are_made(source: Storage, empty_database_url: str) -> None:
+def test_bad_rows_are_reported_before_tables_are_created(source: Storage, empty_database_url: str) -> None:
     with source.session() as session:
         generation = a_generation(session)
     spoil(source, generation.id, "channels = 3")
@@ -135,7 +135,7 @@ def test_bad_rows_are_reported_before_tables_are_made(source: Storage, empty_dat
     target.dispose()
 
 
-def test_a_target_with_rows_is_refused_and_stays_as_it_is(source: Storage, database_url: str) -> None:
+def test_a_target_with_rows_is_refused_and_not_changed(source: Storage, database_url: str) -> None:
     with source.session() as session:
         a_generation(session)
     target = Storage(database_url)
@@ -148,7 +148,7 @@ def test_a_target_with_rows_is_refused_and_stays_as_it_is(source: Storage, datab
     target.dispose()
 
 
-def test_half_a_copy_of_another_source_is_refused(source: Storage, postgresql_url: str) -> None:
+def test_an_unfinished_copy_of_another_source_is_refused(source: Storage, postgresql_url: str) -> None:
     fill(source, 2 * BATCH_ROWS)
     kill_after("copy generations", str(source.url), postgresql_url)
     with source.session() as session:
@@ -162,7 +162,7 @@ def test_half_a_copy_of_another_source_is_refused(source: Storage, postgresql_ur
     target.dispose()
 
 
-def test_rows_that_somebody_put_into_the_target_meanwhile_are_found_by_the_comparison(
+def test_rows_inserted_into_the_target_during_the_copy_are_found_by_the_comparison(
     source: Storage, postgresql_url: str
 ) -> None:
     with source.session() as session:
@@ -220,7 +220,7 @@ def spoil(storage: Storage, generation_id: str, change: str) -> None:
         connection.invalidate()
 
 
-def test_metadata_that_is_no_json_is_kept_as_a_string(source: Storage, postgresql_url: str, tmp_path: Path) -> None:
+def test_metadata_that_is_not_json_is_kept_as_a_string(source: Storage, postgresql_url: str, tmp_path: Path) -> None:
     with source.session() as session:
         generation = a_generation(session)
     spoil(source, generation.id, "metadata = '{oops', parameters = '[1, 2]'")
@@ -238,7 +238,7 @@ def test_metadata_that_is_no_json_is_kept_as_a_string(source: Storage, postgresq
     storage.dispose()
 
 
-def test_a_source_of_an_older_schema_is_refused_by_name(tmp_path: Path, postgresql_url: str) -> None:
+def test_a_source_with_an_older_schema_is_refused(tmp_path: Path, postgresql_url: str) -> None:
     old = Storage(f"sqlite:///{tmp_path / 'old.db'}")
     migrations.upgrade(old, "001")
     with pytest.raises(SchemaOutdatedError):

@@ -77,7 +77,7 @@ def spoil(generation_id: str, **columns: Any) -> None:
 
 
 class TestCreate:
-    def test_everything_given_is_found_again(self, db: Storage) -> None:
+    def test_all_given_values_are_stored(self, db: Storage) -> None:
         parent = stored()
         scheduled = datetime(2030, 1, 1, 12, tzinfo=timezone(timedelta(hours=5)))
         request = a_request(
@@ -102,7 +102,7 @@ class TestCreate:
         assert found.scheduled_at.tzinfo is UTC
         assert found.version == 1
 
-    def test_what_is_returned_equals_what_is_stored(self, db: Storage) -> None:
+    def test_the_returned_object_equals_the_stored_row(self, db: Storage) -> None:
         with get_session() as session:
             created = a_generation(session, metadata={"b": 1, "a": 2.5}, parameters={"seed": 7})
             before = created.to_dict()
@@ -125,7 +125,7 @@ class TestCreate:
         assert found is not None
         assert found.id == known
 
-    def test_a_rolled_back_savepoint_takes_its_generation_along(self, db: Storage) -> None:
+    def test_a_rolled_back_savepoint_removes_its_generation(self, db: Storage) -> None:
         with get_session() as session:
             kept = a_generation(session)
             with undone(session.begin_nested()):
@@ -137,7 +137,7 @@ class TestCreate:
             assert get_prompt_by_text(session, "never mind") is None
             assert count_generations(session) == 1
 
-    def test_a_rolled_back_session_takes_its_generation_along(self, db: Storage) -> None:
+    def test_a_rolled_back_session_removes_its_generation(self, db: Storage) -> None:
         with get_session() as session:
             dropped = a_generation(session)
             session.rollback()
@@ -152,7 +152,7 @@ class TestCreate:
             assert get_generation(session, kept.id) is kept
         assert read(kept.id).id == kept.id
 
-    def test_commit_inside_the_block_and_going_on(self, db: Storage) -> None:
+    def test_a_session_can_continue_after_a_commit_inside_the_block(self, db: Storage) -> None:
         with get_session() as session:
             first = a_generation(session)
             session.commit()
@@ -163,13 +163,13 @@ class TestCreate:
         assert read(first.id).is_processing
         assert read(second.id).is_pending
 
-    def test_an_object_added_by_hand_is_stored_too(self, db: Storage) -> None:
+    def test_an_object_added_with_session_add_is_stored(self, db: Storage) -> None:
         generation = Generation(**a_request(metadata={"bpm": 1}), status="completed")
         with get_session() as session:
             session.add(generation)
         assert read(generation.id).to_dict() == generation.to_dict()
 
-    def test_numbers_and_paths_of_other_libraries_are_taken(self, db: Storage) -> None:
+    def test_numbers_and_paths_of_other_libraries_are_accepted(self, db: Storage) -> None:
         generation_id = stored(
             duration_seconds=Fixed(16), sample_rate=Index(48_000), channels=Index(1), file_path=Path("outputs/x.wav")
         )
@@ -177,7 +177,7 @@ class TestCreate:
         assert (found.duration_seconds, found.sample_rate, found.channels) == (16.0, 48_000, 1)
         assert found.file_path == "outputs/x.wav"
 
-    def test_an_unknown_parent_is_refused_and_the_session_goes_on(self, db: Storage) -> None:
+    def test_an_unknown_parent_is_refused_and_the_session_stays_usable(self, db: Storage) -> None:
         with get_session() as session:
             with pytest.raises(ConstraintError, match="parent_id"):
                 a_generation(session, parent_id="nobody")
@@ -189,7 +189,7 @@ class TestCreate:
         assert prompt is not None
         assert prompt.used_count == 1
 
-    def test_a_known_id_is_a_conflict_and_the_session_goes_on(self, db: Storage) -> None:
+    def test_a_stored_id_is_a_conflict_and_the_session_stays_usable(self, db: Storage) -> None:
         stored(generation_id="abc-123")
         with get_session() as session:
             with pytest.raises(ConflictError, match="generation_id"):
@@ -208,7 +208,7 @@ class TestCreate:
 
 class TestBadInput:
     @pytest.mark.parametrize("field", fields_of(BAD_ARGUMENTS + BAD_IDS))
-    def test_it_is_refused_by_name_the_session_goes_on_and_nothing_is_stored(self, db: Storage, field: str) -> None:
+    def test_bad_input_is_named_and_not_stored_and_the_session_stays_usable(self, db: Storage, field: str) -> None:
         with get_session() as session:
             for value in values_for(BAD_ARGUMENTS + BAD_IDS, field):
                 with pytest.raises((ValueError, TypeError), match=field):
@@ -223,7 +223,7 @@ class TestBadInput:
             assert get_prompt_by_text(session, "afterwards") is not None
 
     @pytest.mark.parametrize("field", ["prompt", "file_path", "channels", "duration_seconds", "metadata", "status"])
-    def test_a_stored_row_keeps_what_it_had(self, db: Storage, field: str) -> None:
+    def test_a_stored_row_is_not_changed_by_bad_input(self, db: Storage, field: str) -> None:
         generation_id = stored(metadata={"bpm": 140})
         with get_session() as session:
             generation = get_generation(session, generation_id)
@@ -234,7 +234,7 @@ class TestBadInput:
                     setattr(generation, field, value)
         assert read(generation_id).to_dict() == before
 
-    def test_limits_are_whole_numbers(self, db: Storage) -> None:
+    def test_limits_must_be_whole_numbers(self, db: Storage) -> None:
         with get_session() as session:
             for value in (-1, 1.5, "10", True, 2**63, None):
                 for list_some in (get_all_generations, get_pending_generations):
@@ -258,7 +258,7 @@ class TestBadInput:
                     ask()
         assert read(generation_id).is_pending
 
-    def test_looking_for_what_cannot_be_there_finds_nothing(self, db: Storage) -> None:
+    def test_values_that_cannot_be_stored_are_not_found(self, db: Storage) -> None:
         for nowhere in ("", "a\0b", "\ud800", "x" * 1_000):
             with get_session() as session:
                 assert get_generation(session, nowhere) is None
@@ -268,7 +268,7 @@ class TestBadInput:
                 assert update_generation_status(session, nowhere, "failed") is None
                 assert clone_generation(session, nowhere, file_path="x.wav") is None
 
-    def test_an_id_is_text(self, db: Storage) -> None:
+    def test_an_id_must_be_text(self, db: Storage) -> None:
         uses: list[Any] = [get_generation, delete_generation, set_favorite]
         with get_session() as session:
             for use, generation_id in product(uses, (None, 5, b"abc")):
@@ -279,7 +279,7 @@ class TestBadInput:
 class TestRoundTrips:
     @PER_DATABASE
     @given(prompt=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=300))
-    def test_any_text_that_may_be_stored_comes_back_exactly(self, db: Storage, prompt: str) -> None:
+    def test_any_valid_text_is_returned_exactly(self, db: Storage, prompt: str) -> None:
         with get_session() as session:
             if not prompt.strip():
                 with pytest.raises(ValueError, match="prompt"):
@@ -310,7 +310,7 @@ class TestRoundTrips:
             max_size=4,
         )
     )
-    def test_any_json_object_comes_back_equal_and_can_be_merged_onto(self, db: Storage, value: dict[str, Any]) -> None:
+    def test_any_json_object_is_returned_equal_and_can_be_merged(self, db: Storage, value: dict[str, Any]) -> None:
         with get_session() as session:
             created = a_generation(session, metadata=value, parameters=value)
             session.commit()
@@ -330,7 +330,7 @@ class TestRoundTrips:
             timezones=st.sampled_from([None, UTC, *(timezone(timedelta(hours=hours)) for hours in (-12, 5, 14))]),
         )
     )
-    def test_any_time_comes_back_in_utc(self, db: Storage, at: datetime) -> None:
+    def test_any_time_is_returned_in_utc(self, db: Storage, at: datetime) -> None:
         expected = at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
         with get_session() as session:
             created = a_generation(session, scheduled_at=at)
@@ -369,20 +369,20 @@ class TestStatus:
             if not legal or current == target:
                 assert after.to_dict() == before
 
-    def test_an_error_message_belongs_to_a_failure(self, db: Storage) -> None:
+    def test_an_error_message_needs_a_failed_or_cancelled_status(self, db: Storage) -> None:
         generation_id = stored()
         for status in ("pending", "processing", "completed"):
             with get_session() as session, pytest.raises(ValueError, match="error_message"):
                 update_generation_status(session, generation_id, status, error_message="boom")
         assert read(generation_id).is_pending
 
-    def test_a_cancelled_one_may_say_why(self, db: Storage) -> None:
+    def test_a_cancelled_generation_can_have_an_error_message(self, db: Storage) -> None:
         generation_id = stored()
         with get_session() as session:
             update_generation_status(session, generation_id, "cancelled", error_message="changed my mind")
         assert read(generation_id).error_message == "changed my mind"
 
-    def test_a_status_set_in_a_query_loop_is_stored_with_its_consequences(self, db: Storage) -> None:
+    def test_a_status_set_in_a_query_loop_is_stored_with_its_other_columns(self, db: Storage) -> None:
         for _ in range(3):
             stored()
         with get_session() as session:
@@ -402,7 +402,7 @@ class TestStatus:
         assert found.get_metadata() == {"bpm": 141, "deep": {"b": 2}}
         assert (found.generation_time_seconds, found.file_size_bytes) == (18.5, 5_000_000)
 
-    def test_what_is_finished_is_not_completed_again(self, db: Storage) -> None:
+    def test_a_finished_generation_cannot_be_completed_again(self, db: Storage) -> None:
         for status in ("completed", "failed", "cancelled"):
             generation_id = stored()
             with get_session() as session:
@@ -431,7 +431,7 @@ class TestStatus:
                 session.commit()  # nothing may be half-changed in it
             assert read(generation_id).to_dict() == before
 
-    def test_results_given_by_other_libraries_are_taken(self, db: Storage) -> None:
+    def test_numbers_of_other_libraries_are_accepted_as_results(self, db: Storage) -> None:
         generation_id = stored()
         with get_session() as session:
             complete_generation(session, generation_id, Fixed(1.5), Index(7), {"bpm": Fixed(140.5)})  # type: ignore[arg-type]
@@ -439,7 +439,7 @@ class TestStatus:
         assert (found.generation_time_seconds, found.file_size_bytes) == (1.5, 7)
         assert found.get_metadata() == {"bpm": 140.5}
 
-    def test_the_second_of_two_sessions_that_change_one_row_is_told(self, db: Storage) -> None:
+    def test_the_second_of_two_sessions_that_change_one_row_gets_a_conflict(self, db: Storage) -> None:
         generation_id = stored()
         with get_session() as first:
             mine = get_generation(first, generation_id)
@@ -457,7 +457,7 @@ class TestStatus:
             mine.mark_completed(2.0)
         assert read(generation_id).generation_time_seconds == 2.0
 
-    def test_a_row_deleted_meanwhile_is_a_conflict_too(self, db: Storage) -> None:
+    def test_a_change_of_a_row_deleted_meanwhile_is_a_conflict(self, db: Storage) -> None:
         generation_id = stored()
         with get_session() as first:
             mine = get_generation(first, generation_id)
@@ -471,7 +471,7 @@ class TestStatus:
         with get_session() as session:
             assert get_generation(session, generation_id) is None
 
-    def test_the_prompt_of_a_stored_row_does_not_change(self, db: Storage) -> None:
+    def test_the_prompt_of_a_stored_row_cannot_be_changed(self, db: Storage) -> None:
         generation_id = stored()
         with get_session() as session:
             generation = get_generation(session, generation_id)
@@ -491,7 +491,7 @@ class TestLists:
         session.flush()
         return [row.id for row in rows]
 
-    def test_pending_ones_come_in_the_order_of_their_claims(self, db: Storage) -> None:
+    def test_pending_generations_are_returned_in_claim_order(self, db: Storage) -> None:
         now = datetime.now(UTC)
         with get_session() as session:
             late = a_generation(session, scheduled_at=now + timedelta(days=1)).id
@@ -504,13 +504,15 @@ class TestLists:
             assert [generation.id for generation in get_generations_by_status(session, "pending")] == expected
             assert [generation.id for generation in get_pending_generations(session, limit=2)] == expected[:2]
 
-    def test_pending_ones_of_one_moment_come_by_id(self, db: Storage) -> None:
+    def test_pending_generations_of_the_same_time_are_ordered_by_id(self, db: Storage) -> None:
         with get_session() as session:
             ids = self.some(session, 5)
             assert [generation.id for generation in get_pending_generations(session)] == ids
 
     @pytest.mark.parametrize("status", [None, "completed", "failed"])
-    def test_histories_come_newest_first_and_by_id_within_a_moment(self, db: Storage, status: str | None) -> None:
+    def test_histories_are_ordered_newest_first_and_by_id_within_the_same_time(
+        self, db: Storage, status: str | None
+    ) -> None:
         with get_session() as session:
             ids = self.some(session, 5, status=status or "failed")
             newest = a_generation(session)
@@ -520,7 +522,7 @@ class TestLists:
             assert listed == [newest.id, *reversed(ids)]
 
     @pytest.mark.parametrize("status", [None, "pending", "completed"])
-    def test_offsets_and_limits_cut_the_same_list(self, db: Storage, status: str | None) -> None:
+    def test_offset_and_limit_are_slices_of_the_same_list(self, db: Storage, status: str | None) -> None:
         with get_session() as session:
             self.some(session, 7, status=status or "pending")
             everything = [generation.id for generation in get_all_generations(session, status=status)]
@@ -528,18 +530,18 @@ class TestLists:
                 page = get_all_generations(session, limit=limit, offset=offset, status=status)
                 assert [generation.id for generation in page] == everything[offset : offset + limit]
 
-    def test_the_largest_numbers_are_fine(self, db: Storage) -> None:
+    def test_the_largest_offset_and_limit_are_accepted(self, db: Storage) -> None:
         generation_id = stored()
         with get_session() as session:
             assert [row.id for row in get_all_generations(session, limit=2**63 - 1)] == [generation_id]
             assert get_all_generations(session, offset=2**63 - 1) == []
 
-    def test_a_hundred_is_the_default(self, db: Storage) -> None:
+    def test_the_default_limit_is_a_hundred(self, db: Storage) -> None:
         with get_session() as session:
             create_generations(session, [a_request()] * 101)
             assert len(get_all_generations(session)) == len(get_pending_generations(session)) == 100
 
-    def test_statistics_count_every_status_also_unknown_ones(self, db: Storage) -> None:
+    def test_statistics_count_unknown_statuses_in_the_total(self, db: Storage) -> None:
         ids = [stored(prompt=f"prompt {number}") for number in range(7)]
         for generation_id, status in zip(ids, [*STATUSES[1:], "rendering"], strict=False):
             if status == "rendering":
@@ -560,13 +562,13 @@ class TestLists:
             assert count_generations(session) == 7
             assert count_generations(session, "pending") == 2
 
-    def test_statistics_of_nothing_are_noughts(self, db: Storage) -> None:
+    def test_statistics_of_an_empty_database_are_zeros(self, db: Storage) -> None:
         with get_session() as session:
             assert set(get_database_stats(session).values()) == {0}
 
 
 class TestDeleteFavoriteClone:
-    def test_deleting_takes_the_attempts_and_keeps_the_prompts_count(self, db: Storage) -> None:
+    def test_deleting_a_generation_deletes_its_attempts_and_keeps_the_count_of_its_prompt(self, db: Storage) -> None:
         with get_session() as session:
             generation = a_generation(session)
             session.add(Attempt(generation_id=generation.id, number=1, worker_id="w", outcome="failed"))
@@ -579,7 +581,7 @@ class TestDeleteFavoriteClone:
             assert prompt is not None
             assert prompt.used_count == 1
 
-    def test_deleting_in_the_session_that_has_it(self, db: Storage) -> None:
+    def test_a_generation_can_be_deleted_in_the_session_that_loaded_it(self, db: Storage) -> None:
         with get_session() as session:
             generation = a_generation(session)
             generation.mark_processing()
@@ -587,14 +589,14 @@ class TestDeleteFavoriteClone:
             assert get_generation(session, generation.id) is None
             assert get_all_generations(session) == []
 
-    def test_deleting_a_parent_leaves_its_variations(self, db: Storage) -> None:
+    def test_deleting_a_parent_keeps_its_variations(self, db: Storage) -> None:
         parent = stored()
         child = stored(parent_id=parent)
         with get_session() as session:
             assert delete_generation(session, parent)
         assert read(child).parent_id is None
 
-    def test_a_favourite_is_one_until_it_is_not(self, db: Storage) -> None:
+    def test_set_favorite_marks_and_unmarks(self, db: Storage) -> None:
         generation_id = stored()
         with get_session() as session:
             marked = set_favorite(session, generation_id)
@@ -607,7 +609,7 @@ class TestDeleteFavoriteClone:
         with get_session() as session, pytest.raises(TypeError, match="is_favorite"):
             set_favorite(session, generation_id, "yes")  # type: ignore[arg-type]
 
-    def test_marking_a_favourite_does_not_disturb_the_object_in_the_session(self, db: Storage) -> None:
+    def test_marking_a_favorite_keeps_changes_of_the_object_in_the_session(self, db: Storage) -> None:
         with get_session() as session:
             generation = a_generation(session)
             generation.current_step = "mixing"
@@ -617,7 +619,7 @@ class TestDeleteFavoriteClone:
         found = read(generation.id)
         assert (found.is_favorite, found.current_step, found.status) == (True, "mixing", "processing")
 
-    def test_a_clone_repeats_the_request_and_nothing_of_the_result(self, db: Storage) -> None:
+    def test_a_clone_copies_the_request_and_not_the_result(self, db: Storage) -> None:
         source = stored(priority=3, max_attempts=5, parameters={"seed": 7}, model_version="1", batch_id="b")
         with get_session() as session:
             complete_generation(session, source, 1.0, 1, {"bpm": 1})
@@ -636,7 +638,7 @@ class TestDeleteFavoriteClone:
             assert prompt is not None
             assert prompt.used_count == 2
 
-    def test_a_clone_takes_changes(self, db: Storage) -> None:
+    def test_a_clone_can_change_fields(self, db: Storage) -> None:
         source = stored(parameters={"seed": 7})
         with get_session() as session:
             clone = clone_generation(session, source, file_path="x.wav", parameters={"seed": 8}, prompt="slower")
@@ -649,8 +651,8 @@ class TestDeleteFavoriteClone:
         assert (found.prompt, found.parameters, found.parent_id) == ("slower", {"seed": 8}, source)
 
 
-class TestRowsThatOthersSpoilt:
-    def test_an_unknown_status_loads_and_can_be_mended(self, db: Storage) -> None:
+class TestInvalidStoredRows:
+    def test_an_unknown_status_loads_and_can_be_corrected(self, db: Storage) -> None:
         generation_id = stored()
         spoil(generation_id, status="rendering")
         found = read(generation_id)
@@ -661,7 +663,7 @@ class TestRowsThatOthersSpoilt:
         assert read(generation_id).is_failed
 
     @pytest.mark.parametrize("broken", ["[1, 2]", '"text"', "7"])
-    def test_metadata_that_is_no_object_is_kept_and_not_merged_onto(self, db: Storage, broken: str) -> None:
+    def test_metadata_that_is_not_an_object_is_kept_and_cannot_be_merged(self, db: Storage, broken: str) -> None:
         generation_id = stored()
         spoil(generation_id, metadata=broken)
         found = read(generation_id)
@@ -682,7 +684,7 @@ class TestRowsThatOthersSpoilt:
             generation.set_metadata({"bpm": 140})
         assert read(generation_id).get_metadata() == {"bpm": 140}
 
-    def test_numbers_larger_than_ours_load(self, db: Storage) -> None:
+    def test_numbers_above_the_limits_load(self, db: Storage) -> None:
         generation_id = stored()
         spoil(generation_id, metadata='{"x": 1' + "0" * 5_000 + ', "y": 1e400, "z": 12345678901234567890}')
         assert isinstance(read(generation_id).get_metadata(), dict)

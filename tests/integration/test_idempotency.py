@@ -39,7 +39,7 @@ def test_the_same_key_again_returns_the_first_row_and_counts_nothing(db: Storage
 
 
 @pytest.mark.parametrize("parameters", [None, {"guidance": 1e300, "top_p": 0.1, "steps": 2**53 + 1, "name": "é"}])
-def test_what_the_database_gives_back_is_still_the_same_request(db: Storage, parameters: Any) -> None:
+def test_values_that_the_database_normalized_are_the_same_request(db: Storage, parameters: Any) -> None:
     for _ in range(2):
         with get_session() as session:
             a_generation(session, idempotency_key="key", duration_seconds=16, parameters=parameters)
@@ -57,7 +57,7 @@ def test_another_path_batch_or_metadata_is_still_the_same_request(db: Storage) -
         assert again.file_path == a_request()["file_path"]
 
 
-def test_another_request_is_a_conflict_that_names_the_field_and_the_session_goes_on(db: Storage) -> None:
+def test_a_different_request_is_a_conflict_that_names_the_field(db: Storage) -> None:
     with get_session() as session:
         a_generation(session, idempotency_key="key", parameters={"seed": 7})
         for field, value in DIFFERENT.items():
@@ -85,14 +85,14 @@ def test_a_key_is_free_again_once_its_session_rolled_back(db: Storage) -> None:
         assert count_generations(session) == 1
 
 
-def test_no_key_is_no_key(db: Storage) -> None:
+def test_requests_without_a_key_are_never_the_same(db: Storage) -> None:
     with get_session() as session:
         for _ in range(3):
             a_generation(session, idempotency_key=None)
         assert count_generations(session) == 3
 
 
-def test_within_one_batch_and_across_batches(db: Storage) -> None:
+def test_a_key_is_recognized_within_a_batch_and_across_batches(db: Storage) -> None:
     requests = [a_request(idempotency_key=key, prompt=f"prompt {key}") for key in ("a", "b", "a", None)]
     with get_session() as session:
         first = create_generations(session, requests)
@@ -116,7 +116,7 @@ def test_a_conflict_within_a_batch_stores_none_of_it(db: Storage) -> None:
     assert used_count(a_request()["prompt"]) == 0
 
 
-def test_threads_with_one_key_make_one_row(db: Storage) -> None:
+def test_threads_with_the_same_key_create_one_row(db: Storage) -> None:
     def work(number: int) -> None:
         for key in ("x", "y", "z"):
             with get_session() as session:

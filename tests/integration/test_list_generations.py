@@ -42,7 +42,7 @@ def test_the_newest_come_first_and_ties_are_broken_by_id(db: Storage) -> None:
         assert [g.id for g in list_generations(session).items] == ["tie-3", "tie-2", "tie-1", "older"]
 
 
-def test_pages_join_into_the_whole_history_and_the_last_one_says_so(db: Storage) -> None:
+def test_pages_together_are_the_whole_history_and_the_last_has_no_cursor(db: Storage) -> None:
     with get_session() as session:
         create_generations(session, [a_request() for _ in range(25)])
         whole = [g.id for g in list_generations(session).items]
@@ -58,7 +58,7 @@ def test_an_empty_history_has_one_empty_page(db: Storage) -> None:
         assert (page.items, page.next) == ([], None)
 
 
-def test_every_condition_narrows_the_history(db: Storage) -> None:
+def test_every_condition_filters_the_history(db: Storage) -> None:
     with get_session() as session:
         one = a_generation(
             session, prompt="a", model_name="m1", batch_id="b1", metadata={"bpm": 128, "genre": "trap", "loop": True}
@@ -100,7 +100,7 @@ def test_every_condition_narrows_the_history(db: Storage) -> None:
 
 
 @pytest.mark.parametrize("key", ['"', "a.b", "$", "[0]", "a'b", "ключ", "", "%s", ":x", "a\\b", 'x"y"z'])
-def test_any_text_is_a_key_of_metadata(db: Storage, key: str) -> None:
+def test_any_text_can_be_a_key_of_a_metadata_condition(db: Storage, key: str) -> None:
     with get_session() as session:
         one = a_generation(session, metadata={key: 7})
         a_generation(session, metadata={"other": 7})
@@ -110,7 +110,7 @@ def test_any_text_is_a_key_of_metadata(db: Storage, key: str) -> None:
 
 @given(st.floats(allow_nan=False, allow_infinity=False), st.integers(-(2**63) + 1, 2**63 - 1))
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_every_number_finds_itself_in_metadata(db: Storage, real: float, whole: int) -> None:
+def test_every_number_in_metadata_can_be_found(db: Storage, real: float, whole: int) -> None:
     with get_session() as session:
         one = a_generation(session, metadata={"real": real, "whole": whole})
         session.flush()
@@ -136,14 +136,14 @@ def test_every_number_finds_itself_in_metadata(db: Storage, real: float, whole: 
         ({"metadata": {"bpm": float("nan")}}, ValueError, r"metadata\['bpm'\] must not contain NaN"),
     ],
 )
-def test_a_condition_that_is_none_is_named(
+def test_an_invalid_condition_is_named(
     db: Storage, conditions: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with get_session() as session, pytest.raises(error, match=message):
         list_generations(session, **conditions)
 
 
-def test_a_cursor_of_another_query_is_refused_and_the_session_lives_on(db: Storage) -> None:
+def test_a_cursor_of_another_query_is_refused_and_the_session_stays_usable(db: Storage) -> None:
     with get_session() as session:
         create_generations(session, [a_request() for _ in range(3)])
         cursor = list_generations(session, limit=1).next
@@ -155,7 +155,7 @@ def test_a_cursor_of_another_query_is_refused_and_the_session_lives_on(db: Stora
         assert len(list_generations(session, after=cursor, limit=7).items) == 2
 
 
-def test_a_cursor_of_the_other_database_system_is_refused_or_a_place(db: Storage) -> None:
+def test_a_cursor_of_the_other_database_system_is_refused_or_valid(db: Storage) -> None:
     from services.storage.pagination import PagePosition, encode_cursor
 
     asked = dict.fromkeys(
@@ -170,7 +170,7 @@ def test_a_cursor_of_the_other_database_system_is_refused_or_a_place(db: Storage
                 session.rollback()
 
 
-def test_pages_hold_when_the_row_of_their_cursor_is_deleted(db: Storage) -> None:
+def test_paging_continues_when_the_row_of_the_cursor_is_deleted(db: Storage) -> None:
     with get_session() as session:
         rows = [g.id for g in create_generations(session, [a_request() for _ in range(6)])][::-1]
         page = list_generations(session, limit=3)
@@ -185,7 +185,7 @@ def test_pages_hold_when_the_row_of_their_cursor_is_deleted(db: Storage) -> None
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-def test_paging_while_others_write_repeats_nothing_and_skips_nothing_that_was_there_throughout(
+def test_paging_during_writes_repeats_no_row_and_skips_no_row_that_existed_throughout(
     db: Storage, changes: list[tuple[str, int]], data: st.DataObject
 ) -> None:
     with get_session() as session:
@@ -222,7 +222,7 @@ def test_paging_while_others_write_repeats_nothing_and_skips_nothing_that_was_th
         session.rollback()
 
 
-def test_rows_whose_times_others_wrote_in_their_own_form_are_paged_once_each(sqlite_url: str) -> None:
+def test_rows_with_times_in_other_formats_are_paged_once_each(sqlite_url: str) -> None:
     storage = Storage(sqlite_url)
     forms = ["2026-11-22 10:00:00", "2026-11-22T10:00:00Z", "2026-11-22 10:00:00.5", "nonsense", "", "2026-11-22"] * 3
     with storage.session() as session:
@@ -236,7 +236,7 @@ def test_rows_whose_times_others_wrote_in_their_own_form_are_paged_once_each(sql
     storage.dispose()
 
 
-def test_unreadable_metadata_holds_nothing_and_hides_no_row(sqlite_url: str) -> None:
+def test_unreadable_metadata_matches_no_condition_and_hides_no_row(sqlite_url: str) -> None:
     storage = Storage(sqlite_url)
     with storage.session() as session:
         for number, stored in enumerate(['{"bpm": 1', "[1, 2]", "nonsense", '{"bpm": 1, "bpm": 128}', "null"]):
@@ -253,7 +253,7 @@ def test_unreadable_metadata_holds_nothing_and_hides_no_row(sqlite_url: str) -> 
 
 
 @pytest.mark.drill
-def test_any_cursor_is_a_cursor_or_an_invalid_one(db: Storage, scaled: Callable[[int], int]) -> None:
+def test_any_text_is_a_valid_cursor_or_an_invalid_cursor_error(db: Storage, scaled: Callable[[int], int]) -> None:
     import random
 
     dice = random.Random(5)
@@ -275,7 +275,7 @@ def test_any_cursor_is_a_cursor_or_an_invalid_one(db: Storage, scaled: Callable[
             assert joined.rstrip("=") == valid, "a changed cursor was taken"
 
 
-def test_histories_are_read_from_an_index_and_never_sorted_whole(db: Storage) -> None:
+def test_histories_are_read_from_an_index_without_a_full_sort(db: Storage) -> None:
     build(db, 20_000)
     with db.session() as session:
         cursor = list_generations(session, limit=5).next
@@ -301,7 +301,7 @@ def test_histories_are_read_from_an_index_and_never_sorted_whole(db: Storage) ->
         assert "Sort" not in plan, plan
 
 
-def test_searches_are_answered_by_their_index(db: Storage) -> None:
+def test_searches_use_their_index(db: Storage) -> None:
     build(db, 20_000)
     name = {"sqlite": "VIRTUAL TABLE INDEX", "postgresql": "idx_prompts_words"}[db.backend.name]
     with db.session() as session:
@@ -320,7 +320,7 @@ def test_searches_are_answered_by_their_index(db: Storage) -> None:
         assert not any("TEMP B-TREE" in plan or "Sort" in plan for plan in common), common
 
 
-def test_a_search_asks_for_its_words_once_and_not_for_every_row(db: Storage) -> None:
+def test_a_search_queries_its_words_once_and_not_for_every_row(db: Storage) -> None:
     build(db, 20_000)
     with db.session() as session:
         for query in ("waterphone", "take", '"take 7"', "tak*", "take -piano"):
@@ -332,7 +332,7 @@ def test_a_search_asks_for_its_words_once_and_not_for_every_row(db: Storage) -> 
             assert not re.search("(Filter|Cond): .*tsquery", "".join(plans)), (query, plans)
 
 
-def test_popular_prompts_and_counts_are_read_from_an_index(db: Storage) -> None:
+def test_most_used_prompts_and_counts_are_read_from_an_index(db: Storage) -> None:
     build(db, 20_000)
     with db.session() as session:
         [popular] = explain(session, lambda: get_most_used_prompts(session))
@@ -352,7 +352,7 @@ def pages_of(session: Session, limit: int) -> Iterator[list[str]]:
             return
 
 
-def test_metadata_of_a_page_is_what_was_stored(db: Storage) -> None:
+def test_a_page_returns_the_stored_metadata(db: Storage) -> None:
     with get_session() as session:
         a_generation(session, metadata={"bpm": 128})
     with get_session(read_only=True) as session:

@@ -23,7 +23,7 @@ from tests.support.factories import a_generation
 from tests.support.sessions import path_of
 
 
-def test_a_sound_database_has_no_findings(db: Storage) -> None:
+def test_a_correct_database_has_no_findings(db: Storage) -> None:
     with db.session() as session:
         a_generation(session)
         assert claim_generation(session, "worker") is not None
@@ -35,7 +35,7 @@ def test_an_empty_database_has_no_findings(db: Storage) -> None:
     assert check_database(storage=db) == []
 
 
-def test_a_drifted_search_index_is_found_once_and_mended(db: Storage, database_url: str) -> None:
+def test_a_drifted_search_index_is_found_once_and_rebuilt(db: Storage, database_url: str) -> None:
     if is_sqlite(database_url):
         with db.session() as session:
             a_generation(session, prompt="lofi rain")
@@ -54,7 +54,7 @@ def test_a_drifted_search_index_is_found_once_and_mended(db: Storage, database_u
         assert [match.prompt.text for match in search_prompts(session, "rain")] == ["lofi rain"]
 
 
-def test_a_row_made_processing_outside_the_queue_is_found(db: Storage) -> None:
+def test_a_row_that_is_processing_without_a_lease_is_found(db: Storage) -> None:
     with db.session() as session:
         left = a_generation(session)
         update_generation_status(session, left.id, "processing")
@@ -63,7 +63,7 @@ def test_a_row_made_processing_outside_the_queue_is_found(db: Storage) -> None:
     assert check_database() == [Finding("it is processing without a lease", f"generations {left.id}")]
 
 
-def test_rows_that_adoption_kept_although_they_break_rules_are_found(empty_database_url: str) -> None:
+def test_adopted_rows_that_break_a_constraint_are_found(empty_database_url: str) -> None:
     init_db(make_old_database(empty_database_url, "original"))
     found = check_database()
     problems = {finding.problem for finding in found}
@@ -72,7 +72,7 @@ def test_rows_that_adoption_kept_although_they_break_rules_are_found(empty_datab
     assert {finding.subject.split()[0] for finding in found} <= {"generations", "prompts"}
 
 
-def test_a_row_that_refers_to_nothing_is_found(db: Storage, database_url: str) -> None:
+def test_a_row_with_a_broken_foreign_key_is_found(db: Storage, database_url: str) -> None:
     with db.session() as session:
         lost = a_generation(session)
     parent = "UPDATE generations SET parent_id = 'gone'"
@@ -83,7 +83,7 @@ def test_a_row_that_refers_to_nothing_is_found(db: Storage, database_url: str) -
     assert check_database() == [Finding("parent_id refers to a missing row", f"generations {lost.id}")]
 
 
-def test_a_missing_file_is_found_where_outputs_dir_says(db: Storage, tmp_path: Path) -> None:
+def test_a_missing_file_is_searched_in_outputs_dir(db: Storage, tmp_path: Path) -> None:
     with db.session() as session:
         ids = [a_generation(session, file_path=path).id for path in ("there.wav", "gone.wav", "x" * 4_000, "later.wav")]
         for id in ids[:3]:
@@ -96,7 +96,7 @@ def test_a_missing_file_is_found_where_outputs_dir_says(db: Storage, tmp_path: P
         check_database(outputs_dir=tmp_path / "nowhere")
 
 
-def test_a_damaged_file_is_found_and_left_alone(sqlite_url: str) -> None:
+def test_a_damaged_file_is_found_and_not_changed(sqlite_url: str) -> None:
     storage = Storage(sqlite_url)
     fill(storage, 300)
     storage.dispose()

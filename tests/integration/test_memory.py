@@ -27,7 +27,7 @@ URLS = [
 
 
 @pytest.mark.parametrize("url", URLS)
-def test_every_usual_name_of_a_memory_database_is_one(
+def test_every_usual_url_of_a_memory_database_is_accepted(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -40,7 +40,7 @@ def test_every_usual_name_of_a_memory_database_is_one(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_eight_threads_share_it_and_lose_nothing() -> None:
+def test_eight_threads_share_a_memory_database_and_lose_no_row() -> None:
     init_db("sqlite:///:memory:")
 
     def work(number: int) -> None:
@@ -61,7 +61,7 @@ def test_eight_threads_share_it_and_lose_nothing() -> None:
     assert used_count("never mind") == 0
 
 
-def test_what_is_not_committed_is_invisible_to_other_threads() -> None:
+def test_uncommitted_rows_are_invisible_to_other_threads() -> None:
     init_db("sqlite:///:memory:")
     seen: list[int] = []
 
@@ -79,7 +79,9 @@ def test_what_is_not_committed_is_invisible_to_other_threads() -> None:
     assert seen == [1, 1]
 
 
-def test_naming_it_again_makes_a_new_one_and_naming_nothing_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_init_db_with_the_url_creates_a_new_memory_database_and_without_it_keeps_the_old_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("DATABASE_URL", "sqlite:///:memory:")
     init_db()
     with get_session() as session:
@@ -92,7 +94,7 @@ def test_naming_it_again_makes_a_new_one_and_naming_nothing_keeps_it(monkeypatch
         assert count_generations(session) == 0
 
 
-def test_two_of_them_have_nothing_in_common() -> None:
+def test_two_memory_databases_share_no_rows() -> None:
     init_db("sqlite:///:memory:")
     first = get_storage()
     with first.session() as session:
@@ -105,7 +107,7 @@ def test_two_of_them_have_nothing_in_common() -> None:
     assert not first.is_same(get_storage()) or first.url != get_storage().url
 
 
-def test_it_survives_its_connections_but_not_its_storage() -> None:
+def test_a_memory_database_lives_as_long_as_its_storage() -> None:
     init_db("sqlite:///:memory:")
     with get_session() as session:
         a_generation(session)
@@ -115,7 +117,7 @@ def test_it_survives_its_connections_but_not_its_storage() -> None:
         assert count_generations(session) == 1
 
 
-def test_it_can_be_reset() -> None:
+def test_a_memory_database_can_be_reset() -> None:
     init_db("sqlite:///:memory:")
     with get_session() as session:
         a_generation(session)
@@ -124,7 +126,7 @@ def test_it_can_be_reset() -> None:
         assert count_generations(session) == 0
 
 
-def test_it_is_not_opened_before_it_is_made() -> None:
+def test_a_memory_database_without_tables_is_not_initialized() -> None:
     from services.storage import NotInitializedError
 
     with pytest.raises(NotInitializedError), Storage("sqlite:///:memory:").session():

@@ -94,7 +94,7 @@ def test_the_folder_of_the_revisions_does_not_shadow_alembic() -> None:
     assert not (ROOT / "alembic/__init__.py").exists()
 
 
-def test_an_old_database_gets_the_schema_of_a_fresh_one(empty_database_url: str, fresh_url: str) -> None:
+def test_an_upgraded_database_has_the_schema_of_a_new_one(empty_database_url: str, fresh_url: str) -> None:
     init_db(make_old_database(empty_database_url, "001"))
     assert schema_of(empty_database_url) == schema_of(fresh_url)
 
@@ -106,7 +106,7 @@ def test_an_upgraded_database_has_no_drift(name: str, empty_database_url: str) -
         assert migrations.check(storage) == []
 
 
-def test_a_fresh_database_has_no_drift(db: Storage) -> None:
+def test_a_new_database_has_no_drift(db: Storage) -> None:
     assert migrations.check(db) == []
 
 
@@ -173,7 +173,7 @@ def test_every_step_down_and_up_again_gives_that_revisions_schema_and_keeps_the_
 
 
 @pytest.mark.parametrize("revision", REVISIONS[4:-1])
-def test_what_no_downgrade_says_it_loses_is_there_afterwards(db: Storage, database_url: str, revision: str) -> None:
+def test_a_downgrade_loses_only_what_its_docstring_names(db: Storage, database_url: str, revision: str) -> None:
     fill(db)
     everything = {table: rows_of(database_url, table) for table in tables_of(database_url)}
     migrations.downgrade(db, revision)
@@ -196,7 +196,7 @@ def test_a_rebuild_keeps_the_children_of_every_row(db: Storage) -> None:
         assert session.scalar(text("SELECT count(*) FROM generations WHERE parent_id IS NOT NULL")) == 0
 
 
-def test_all_the_way_down_and_up_gives_an_empty_database_of_today(db: Storage, database_url: str) -> None:
+def test_downgrading_to_base_and_upgrading_gives_the_head_schema(db: Storage, database_url: str) -> None:
     schema = schema_of(database_url)
     migrations.downgrade(db, "base")
     assert tables_of(database_url) == {"alembic_version"}
@@ -213,7 +213,7 @@ def test_downgrading_a_database_without_a_version_is_refused(empty_database_url:
     assert tables_of(empty_database_url) == {"generations", "prompts"}
 
 
-def test_downgrading_a_missing_file_makes_none(tmp_path: Path) -> None:
+def test_downgrading_a_missing_file_does_not_create_it(tmp_path: Path) -> None:
     for operation in (lambda storage: migrations.downgrade(storage, "-1"), migrations.check):
         with opened(f"sqlite:///{tmp_path}/missing.db") as storage, pytest.raises(NotInitializedError):
             operation(storage)
@@ -237,7 +237,7 @@ def test_an_older_database_is_refused_by_sessions_and_upgraded_by_init_db(empty_
         assert count_generations(session) == 4
 
 
-def test_rows_of_an_old_database_live_on(empty_database_url: str) -> None:
+def test_rows_of_an_old_database_can_be_used_after_the_upgrade(empty_database_url: str) -> None:
     init_db(make_old_database(empty_database_url, "001"))
     with get_session() as session:
         generation = get_generation(session, "0191a0d0-0000-7000-8000-000000000001")
@@ -250,7 +250,7 @@ def test_rows_of_an_old_database_live_on(empty_database_url: str) -> None:
 
 
 @pytest.mark.parametrize("name", FOREIGN)
-def test_a_foreign_database_is_refused_and_stays_as_it_is(name: str, empty_database_url: str) -> None:
+def test_a_foreign_database_is_refused_and_not_changed(name: str, empty_database_url: str) -> None:
     run_script(empty_database_url, FOREIGN[name])
     before = everything_in(empty_database_url)
     with pytest.raises(ForeignDatabaseError, match="DATABASE_URL"):
@@ -266,7 +266,7 @@ def test_a_foreign_database_is_refused_and_stays_as_it_is(name: str, empty_datab
         assert list(file_of(empty_database_url).parent.iterdir()) == [file_of(empty_database_url)]
 
 
-def test_a_newer_database_is_refused_and_stays_as_it_is(db: Storage, database_url: str) -> None:
+def test_a_newer_database_is_refused_and_not_changed(db: Storage, database_url: str) -> None:
     fill(db)
     with db.session() as session:
         session.execute(text("UPDATE alembic_version SET version_num = '999'"))
@@ -283,7 +283,7 @@ def test_a_newer_database_is_refused_and_stays_as_it_is(db: Storage, database_ur
     assert everything_in(database_url) == before
 
 
-def test_a_failed_init_db_leaves_the_default_database_as_it_was(db: Storage, tmp_path: Path) -> None:
+def test_a_failed_init_db_keeps_the_default_database(db: Storage, tmp_path: Path) -> None:
     run_script(f"sqlite:///{tmp_path}/foreign.db", "CREATE TABLE songs (id INTEGER)")
     with pytest.raises(ForeignDatabaseError):
         init_db(f"sqlite:///{tmp_path}/foreign.db")
@@ -302,7 +302,7 @@ def test_a_failed_init_db_leaves_the_default_database_as_it_was(db: Storage, tmp
         "DROP INDEX idx_generations_due",
     ],
 )
-def test_reset_mends_whatever_was_ours(damage: str, db: Storage, database_url: str) -> None:
+def test_reset_repairs_a_damaged_schema(damage: str, db: Storage, database_url: str) -> None:
     schema = schema_of(database_url)
     fill(db)
     if "outcome" in damage and is_sqlite(database_url):
@@ -315,20 +315,20 @@ def test_reset_mends_whatever_was_ours(damage: str, db: Storage, database_url: s
         assert count_generations(session) == 0
 
 
-def test_reset_leaves_the_tables_of_others_alone(db: Storage, database_url: str) -> None:
+def test_reset_keeps_tables_of_other_programs(db: Storage, database_url: str) -> None:
     run_script(database_url, "CREATE TABLE songs (id INTEGER); INSERT INTO songs VALUES (1)")
     reset_database()
     assert ask(database_url, "SELECT id FROM songs") == [(1,)]
 
 
-def test_reset_makes_a_database_that_was_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reset_creates_a_missing_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", f"sqlite:///{tmp_path}/new/generations.db")
     reset_database()
     with get_session() as session:
         assert count_generations(session) == 0
 
 
-def test_init_db_at_head_asks_one_question(db: Storage, database_url: str) -> None:
+def test_init_db_at_head_sends_one_query(db: Storage, database_url: str) -> None:
     with opened(database_url) as storage:
         statements: list[str] = []
         event.listen(storage.engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
@@ -337,7 +337,7 @@ def test_init_db_at_head_asks_one_question(db: Storage, database_url: str) -> No
     assert len(statements) == 1
 
 
-def test_a_file_that_cannot_have_a_wal_is_migrated_all_the_same(tmp_path: Path) -> None:
+def test_a_file_that_cannot_use_wal_is_migrated(tmp_path: Path) -> None:
     """As on a network file system: the VFS with dot-files has no shared memory."""
     init_db(f"sqlite:///file:{tmp_path}/generations.db?vfs=unix-dotfile&uri=true")
     with get_session() as session:

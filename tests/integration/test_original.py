@@ -47,17 +47,17 @@ def unsaved() -> Generation:
 
 
 class TestGenerationModel:
-    def test_creation_keeps_what_was_given(self, unsaved: Generation) -> None:
+    def test_a_new_generation_has_the_given_values(self, unsaved: Generation) -> None:
         assert {field: getattr(unsaved, field) for field in REQUEST} == REQUEST
 
-    def test_creation_gives_an_id(self, unsaved: Generation) -> None:
+    def test_a_new_generation_has_an_id(self, unsaved: Generation) -> None:
         assert isinstance(unsaved.id, str)
         assert len(unsaved.id) == 36
 
-    def test_creation_gives_the_pending_status(self, unsaved: Generation) -> None:
+    def test_a_new_generation_is_pending(self, unsaved: Generation) -> None:
         assert unsaved.status == GenerationStatus.PENDING
 
-    def test_creation_gives_a_time(self, unsaved: Generation) -> None:
+    def test_a_new_generation_has_a_creation_time(self, unsaved: Generation) -> None:
         assert unsaved.created_at is not None
         assert unsaved.completed_at is None
 
@@ -77,12 +77,12 @@ class TestGenerationModel:
         finished = [Generation(**REQUEST, status=status).is_finished for status in GenerationStatus]
         assert finished == [False, False, True, True, True]
 
-    def test_metadata_goes_in_as_a_dict_and_lies_there_as_text(self, unsaved: Generation) -> None:
+    def test_metadata_given_as_a_dict_is_stored_as_text(self, unsaved: Generation) -> None:
         unsaved.set_metadata({"bpm": 140, "key": "Cm"})
         assert isinstance(unsaved.metadata, str)
         assert json.loads(unsaved.metadata) == {"bpm": 140, "key": "Cm"}
 
-    def test_metadata_comes_out_as_a_dict(self, unsaved: Generation) -> None:
+    def test_get_metadata_returns_a_dict(self, unsaved: Generation) -> None:
         unsaved.metadata = '{"bpm": 140}'
         assert unsaved.get_metadata() == {"bpm": 140}
 
@@ -150,7 +150,7 @@ class TestPromptModel:
 
 
 class TestDatabase:
-    def test_init_db_makes_the_file(self, tmp_path: Path) -> None:
+    def test_init_db_creates_the_file(self, tmp_path: Path) -> None:
         init_db(f"sqlite:///{tmp_path}/new/generations.db")
         assert (tmp_path / "new" / "generations.db").is_file()
 

@@ -36,7 +36,7 @@ def test_the_wheel_is_pure_python_of_this_version(wheel: Path) -> None:
     assert wheel.name == f"dgx_music_storage-{__version__}-py3-none-any.whl"
 
 
-def test_the_wheel_holds_the_package_its_types_and_every_migration_and_nothing_else(wheel: Path) -> None:
+def test_the_wheel_contains_only_the_package_its_types_and_every_migration(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     migrations = {path.name for path in ROOT.glob("alembic/versions/*.py")}
     assert {f"services/storage/_alembic/versions/{name}" for name in migrations} < names
@@ -46,7 +46,7 @@ def test_the_wheel_holds_the_package_its_types_and_every_migration_and_nothing_e
     assert not [name for name in names if "__pycache__" in name or name.endswith((".pyc", ".db"))]
 
 
-def test_the_wheel_names_its_licence_extras_and_command(unzipped: Path) -> None:
+def test_the_wheel_declares_its_license_extras_and_command(unzipped: Path) -> None:
     (info,) = unzipped.glob("*.dist-info")
     metadata = (info / "METADATA").read_text()
     assert "License-Expression: MIT" in metadata
@@ -57,7 +57,7 @@ def test_the_wheel_names_its_licence_extras_and_command(unzipped: Path) -> None:
     assert "dgx-storage = services.storage.__main__:main" in (info / "entry_points.txt").read_text()
 
 
-def test_an_installed_wheel_makes_a_database_from_its_own_migrations(unzipped: Path, tmp_path: Path) -> None:
+def test_an_installed_wheel_creates_a_database_with_its_own_migrations(unzipped: Path, tmp_path: Path) -> None:
     code = (
         "import services.storage.migrations as m; print(m.__file__, m.script_location(), sep='\\n');"
         "from services.storage.__main__ import main; main()"
@@ -86,11 +86,11 @@ def test_the_sdist_can_build_the_wheel_and_test_it(tmp_path: Path) -> None:
     assert not [name for name in names if name.startswith((".venv", ".git/", "data/"))]
 
 
-def test_the_migrations_folder_is_no_package_because_it_would_hide_the_library() -> None:
+def test_the_migrations_folder_is_not_a_package_because_it_would_hide_alembic() -> None:
     assert not (ROOT / "alembic/__init__.py").exists()
 
 
-def test_no_file_names_a_registry_host_or_a_path_of_somebodys_machine(tmp_path: Path) -> None:
+def test_no_file_contains_a_registry_host_or_a_local_path(tmp_path: Path) -> None:
     # The sdist is what git would track: it leaves out what .gitignore names, with or without git.
     with tarfile.open(build("sdist", tmp_path)) as sdist:
         files = [member for member in sdist.getmembers() if member.isfile() and not member.name.endswith("/PKG-INFO")]

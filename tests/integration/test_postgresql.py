@@ -52,7 +52,7 @@ def show(storage: Storage, setting: str) -> str | None:
 # --- addresses
 
 
-def test_a_password_may_hold_every_character_a_url_could_trip_over(server: Server) -> None:
+def test_a_password_can_contain_characters_that_need_quoting(server: Server) -> None:
     assert {"%", "@", ":", "/", "?"} <= set(PASSWORD)
     storage = Storage(server.url())
     with storage.session() as session:
@@ -61,7 +61,7 @@ def test_a_password_may_hold_every_character_a_url_could_trip_over(server: Serve
     storage.dispose()
 
 
-def test_the_old_scheme_is_understood(server: Server) -> None:
+def test_the_postgres_scheme_is_accepted(server: Server) -> None:
     storage = Storage(server.url().replace("postgresql://", "postgres://"))
     assert storage.read_revision() is not None
     storage.dispose()
@@ -75,7 +75,7 @@ def test_the_old_scheme_is_understood(server: Server) -> None:
         "postgres://u:p%40@one:5433,two:5432/name?target_session_attrs=read-write",
     ],
 )
-def test_several_hosts_may_be_named_in_every_spelling_and_the_primary_among_them_is_sought(given: str) -> None:
+def test_several_hosts_can_be_named_in_every_form_and_the_primary_is_found(given: str) -> None:
     storage = Storage(given)
     _, arguments = storage.engine.dialect.create_connect_args(storage.url)
     assert arguments["host"] == "one,two"
@@ -84,14 +84,14 @@ def test_several_hosts_may_be_named_in_every_spelling_and_the_primary_among_them
     assert arguments["target_session_attrs"] == "read-write"
 
 
-def test_a_wrong_password_is_an_unreachable_database_and_is_not_repeated(server: Server) -> None:
+def test_a_wrong_password_is_not_in_the_error_message(server: Server) -> None:
     storage = Storage(f"postgresql://dgx:hunter2@127.0.0.1:{server.port}/postgres")
     with pytest.raises(UnreachableError) as caught:
         storage.read_revision()
     assert "hunter2" not in str(caught.value)
 
 
-def test_a_user_who_lacks_a_right_hears_what_to_grant(server: Server) -> None:
+def test_a_missing_privilege_gives_an_error_that_names_the_grant(server: Server) -> None:
     server.query("CREATE ROLE guest LOGIN PASSWORD 'hunter2'")
     storage = Storage(f"postgresql://guest:hunter2@127.0.0.1:{server.port}/postgres")
     with pytest.raises(AccessDeniedError, match="GRANT"), storage.session():
@@ -191,7 +191,7 @@ def test_a_bad_setting_in_the_environment_is_named(monkeypatch: pytest.MonkeyPat
     "options",
     [{"pool_size": 0}, {"max_overflow": -1}, {"lock_timeout": -1}, {"pool_timeout": float("inf")}, {"pool_size": 2.5}],
 )
-def test_a_bad_setting_is_refused_by_name(options: dict[str, float]) -> None:
+def test_a_bad_setting_is_named(options: dict[str, float]) -> None:
     with pytest.raises((ValueError, TypeError), match=next(iter(options))):
         Storage("sqlite://", **options)  # type: ignore[arg-type]
 
@@ -203,7 +203,7 @@ def test_connections_carry_the_timeouts_and_a_name(storage: Storage) -> None:
     assert show(storage, "application_name") == "dgx-storage"
 
 
-def test_options_of_the_url_win(server: Server) -> None:
+def test_options_in_the_url_override_the_defaults(server: Server) -> None:
     storage = Storage(server.url() + "?options=-c%20statement_timeout%3D7s&application_name=api")
     assert show(storage, "statement_timeout") == "7s"
     assert show(storage, "lock_timeout") == "10s"
@@ -211,7 +211,7 @@ def test_options_of_the_url_win(server: Server) -> None:
     storage.dispose()
 
 
-def test_behind_pgbouncer_nothing_is_prepared_and_nothing_is_asked_for_at_startup(server: Server) -> None:
+def test_behind_pgbouncer_no_statement_is_prepared_and_no_startup_option_is_sent(server: Server) -> None:
     storage = Storage(server.url(), pgbouncer=True)
     with storage.session() as session:
         for _ in range(10):
@@ -235,9 +235,7 @@ def test_a_statement_that_runs_for_too_long_is_cancelled_and_the_next_one_works(
     storage.dispose()
 
 
-def test_a_row_that_another_session_holds_is_waited_for_no_longer_than_the_lock_timeout(
-    server: Server, storage: Storage
-) -> None:
+def test_a_row_lock_is_waited_for_no_longer_than_the_lock_timeout(server: Server, storage: Storage) -> None:
     hasty = Storage(server.url(), lock_timeout=0.05)
     with storage.session() as holder:
         generation = a_generation(holder)
@@ -362,7 +360,7 @@ def test_a_transaction_whose_connection_is_lost_is_run_again(server: Server, sto
         assert get_generation(session, last) is not None
 
 
-def test_after_a_fork_children_and_parent_both_go_on(server: Server) -> None:
+def test_after_a_fork_children_and_parent_can_use_the_database(server: Server) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tests.support.fork_process", server.url(), "4", "25"],
         capture_output=True,
@@ -390,7 +388,7 @@ def test_prompts_of_ten_thousand_characters_are_stored_and_found(storage: Storag
         assert get_prompt_by_text(session, prompt[:-1]) is None
 
 
-def test_a_file_may_have_five_gibibytes(storage: Storage) -> None:
+def test_a_file_size_of_five_gibibytes_can_be_stored(storage: Storage) -> None:
     with storage.session() as session:
         generation = a_generation(session)
         generation.file_size_bytes = 5 * 2**30
@@ -400,7 +398,7 @@ def test_a_file_may_have_five_gibibytes(storage: Storage) -> None:
         assert stored.file_size_bytes == 5 * 2**30
 
 
-def test_numbers_in_metadata_come_back_as_what_they_were(db: Storage) -> None:
+def test_numbers_in_metadata_are_returned_with_their_type(db: Storage) -> None:
     metadata = {
         "large": [1e16, 1.2345678901234567e17, -1e23, 1.7976931348623157e308],
         "small": [1e-7, 5e-324, 0.1, 1.0],
@@ -423,7 +421,7 @@ def test_json_for_postgresql_keeps_strings_that_look_like_numbers() -> None:
     assert dump_jsonb({"a": "1e+16", "b": 1e16}) == '{"a": "1e+16", "b": 10000000000000000.0}'
 
 
-def test_a_dead_first_host_is_passed_over(server: Server) -> None:
+def test_a_dead_first_host_is_skipped(server: Server) -> None:
     nobody = Server(server.folder.parent / "nobody")
     storage = Storage(both_hosts(nobody, server))
     assert storage.read_revision() is not None

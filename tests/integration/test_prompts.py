@@ -50,7 +50,7 @@ def test_a_count_in_the_session_is_the_one_in_the_database(db: Storage) -> None:
     assert used_count("lo-fi") == 6
 
 
-def test_texts_are_told_apart_to_the_last_character(db: Storage) -> None:
+def test_prompts_that_differ_in_one_character_are_different(db: Storage) -> None:
     texts = [
         "lo-fi",
         "Lo-fi",
@@ -73,7 +73,7 @@ def test_texts_are_told_apart_to_the_last_character(db: Storage) -> None:
             assert (found.id, found.text, found.used_count) == (prompt_id, text, 1)
 
 
-def test_looking_for_what_cannot_be_there_finds_nothing(db: Storage) -> None:
+def test_values_that_cannot_be_stored_are_not_found(db: Storage) -> None:
     with get_session() as session:
         for text in ("", "nobody wrote this", "a\0b", "\ud800", "x" * 100_000):
             assert get_prompt_by_text(session, text) is None
@@ -92,7 +92,7 @@ def test_looking_for_what_cannot_be_there_finds_nothing(db: Storage) -> None:
                 delete_prompt(session, bad)
 
 
-def test_a_text_that_is_no_prompt_is_not_counted(db: Storage) -> None:
+def test_an_invalid_prompt_is_not_counted(db: Storage) -> None:
     bad_texts: list[Any] = ["", " ", None, 5, b"x", "x" * 10_001, "a\0b", "\ud800"]
     with get_session() as session:
         for bad in bad_texts:
@@ -101,7 +101,7 @@ def test_a_text_that_is_no_prompt_is_not_counted(db: Storage) -> None:
         assert get_all_prompts(session) == []
 
 
-def test_the_most_used_come_first_and_the_oldest_of_equals(db: Storage) -> None:
+def test_the_most_used_prompts_come_first_and_ties_oldest_first(db: Storage) -> None:
     with get_session() as session:
         for text, count in {"a": 1, "b": 3, "c": 3, "d": 2}.items():
             for _ in range(count):
@@ -118,20 +118,20 @@ def test_the_most_used_come_first_and_the_oldest_of_equals(db: Storage) -> None:
                 get_all_prompts(session, offset=bad)
 
 
-def test_ten_are_the_default_of_the_most_used(db: Storage) -> None:
+def test_the_default_limit_of_most_used_prompts_is_ten(db: Storage) -> None:
     with get_session() as session:
         create_generations(session, [a_request(prompt=f"prompt {number}") for number in range(12)])
         assert len(get_most_used_prompts(session)) == 10
 
 
-def test_a_rolled_back_use_is_none(db: Storage) -> None:
+def test_a_rolled_back_use_is_not_counted(db: Storage) -> None:
     with undone(get_session()) as session:
         track_prompt_usage(session, "lo-fi")
     assert used_count("lo-fi") == 0
 
 
 class TestIncrement:
-    def test_the_sum_can_be_read_before_and_after_the_flush_and_the_session(self, db: Storage) -> None:
+    def test_the_count_can_be_read_before_and_after_the_flush_and_the_session(self, db: Storage) -> None:
         with get_session() as session:
             prompt = track_prompt_usage(session, "lo-fi")
             prompt.increment_usage()
@@ -144,7 +144,7 @@ class TestIncrement:
         assert prompt.used_count == 4
         assert used_count("lo-fi") == 4
 
-    def test_two_sessions_lose_no_count(self, db: Storage) -> None:
+    def test_increments_of_two_sessions_are_both_counted(self, db: Storage) -> None:
         with get_session() as session:
             track_prompt_usage(session, "lo-fi")
         with get_session() as first:
@@ -160,7 +160,7 @@ class TestIncrement:
             assert mine.used_count == 4  # the database's sum, not 2
         assert used_count("lo-fi") == 4
 
-    def test_an_increment_that_was_rolled_back_is_forgotten(self, db: Storage) -> None:
+    def test_an_increment_that_was_rolled_back_is_not_counted(self, db: Storage) -> None:
         with get_session() as session:
             prompt = track_prompt_usage(session, "lo-fi")
             session.commit()
@@ -169,14 +169,14 @@ class TestIncrement:
             prompt.increment_usage()
         assert used_count("lo-fi") == 2
 
-    def test_a_count_that_was_set_is_what_it_was_set_to(self, db: Storage) -> None:
+    def test_used_count_can_be_assigned(self, db: Storage) -> None:
         with get_session() as session:
             prompt = track_prompt_usage(session, "lo-fi")
             prompt.increment_usage()
             prompt.used_count = 7
         assert used_count("lo-fi") == 7
 
-    def test_an_sql_expression_may_be_set_too(self, db: Storage) -> None:
+    def test_used_count_can_be_an_sql_expression(self, db: Storage) -> None:
         with get_session() as session:
             prompt = track_prompt_usage(session, "lo-fi")
             prompt.used_count = Prompt.used_count + 5
@@ -191,7 +191,7 @@ class TestIncrement:
 
 
 class TestDelete:
-    def test_a_prompt_takes_its_generations_and_their_attempts_along(self, db: Storage) -> None:
+    def test_deleting_a_prompt_deletes_its_generations_and_their_attempts(self, db: Storage) -> None:
         with get_session() as session:
             gone, kept = a_generation(session, prompt="gone"), a_generation(session, prompt="kept")
             child = a_generation(session, prompt="kept", parent_id=gone.id)
@@ -211,7 +211,7 @@ class TestDelete:
             assert orphan is not None
             assert orphan.parent_id is None
 
-    def test_changes_waiting_in_the_session_do_no_harm(self, db: Storage) -> None:
+    def test_a_prompt_with_unflushed_changes_can_be_deleted(self, db: Storage) -> None:
         with get_session() as session:
             generation = a_generation(session)
             assert generation.prompt_id is not None
@@ -224,7 +224,7 @@ class TestDelete:
         with get_session() as session:
             assert get_database_stats(session)["total_generations"] == 1
 
-    def test_objects_that_were_expired_do_no_harm_either(self, db: Storage) -> None:
+    def test_a_prompt_with_expired_objects_can_be_deleted(self, db: Storage) -> None:
         with get_session() as session:
             generation = a_generation(session)
             generation_id, prompt_id = generation.id, generation.prompt_id
@@ -245,7 +245,7 @@ class TestDelete:
 
 
 class TestAtOnce:
-    def test_uses_tracked_in_threads_are_all_counted(self, db: Storage) -> None:
+    def test_uses_in_many_threads_are_all_counted(self, db: Storage) -> None:
         def work(number: int) -> None:
             for _ in range(10):
                 run_in_transaction(lambda session: track_prompt_usage(session, "lo-fi"))
@@ -253,7 +253,7 @@ class TestAtOnce:
         at_once(4, work)
         assert used_count("lo-fi") == 40
 
-    def test_threads_that_create_overlapping_batches_count_all_and_never_lock_each_other_out(self, db: Storage) -> None:
+    def test_threads_that_create_overlapping_batches_count_all_uses_without_a_deadlock(self, db: Storage) -> None:
         texts = [f"prompt {number}" for number in range(20)]
 
         def work(number: int) -> None:

@@ -46,19 +46,19 @@ def claimed(**options: Any) -> str | None:
 
 @pytest.mark.usefixtures("db")
 class TestOrder:
-    def test_higher_priority_goes_first_then_the_older(self) -> None:
+    def test_higher_priority_is_claimed_first_then_older(self) -> None:
         ids = [submit(priority=priority) for priority in (0, 5, -3, 5, 0)]
         assert [claimed() for _ in ids] == [ids[1], ids[3], ids[0], ids[4], ids[2]]
         assert claimed() is None
 
-    def test_pending_generations_are_listed_in_the_order_of_their_claims(self) -> None:
+    def test_pending_generations_are_listed_in_claim_order(self) -> None:
         for priority in (0, 2, 1, 2, 0):
             submit(priority=priority)
         with get_session() as session:
             listed = [generation.id for generation in get_pending_generations(session)]
         assert [claimed() for _ in listed] == listed
 
-    def test_nothing_is_claimed_before_its_time(self) -> None:
+    def test_nothing_is_claimed_before_scheduled_at(self) -> None:
         later = submit(priority=9, scheduled_at=ahead(hours=1))
         now = submit()
         assert claimed() == now
@@ -66,7 +66,7 @@ class TestOrder:
         make_due(later)
         assert claimed() == later
 
-    def test_an_earlier_schedule_goes_before_an_earlier_submission(self) -> None:
+    def test_an_earlier_schedule_is_claimed_before_an_earlier_submission(self) -> None:
         second = submit(scheduled_at=ago(minutes=1))
         first = submit(scheduled_at=ago(minutes=2))
         assert [claimed(), claimed()] == [first, second]
@@ -77,7 +77,7 @@ class TestOrder:
                 a_generation(session).status = status
         assert claimed() is None
 
-    def test_a_million_priorities_are_as_good_as_one(self) -> None:
+    def test_many_different_priorities_are_claimed_in_order(self) -> None:
         with get_session() as session:
             create_generations(session, [a_request(priority=priority) for priority in range(300)])
         with get_session() as session:
@@ -90,7 +90,7 @@ class TestOrder:
             session.rollback()
         assert claimed() == waiting
 
-    def test_what_a_transaction_submits_it_can_claim(self) -> None:
+    def test_a_transaction_can_claim_what_it_submitted(self) -> None:
         with get_session() as session:
             generation = a_generation(session)
             assert claim_generation(session) is generation
@@ -98,8 +98,8 @@ class TestOrder:
 
 
 @pytest.mark.usefixtures("db")
-class TestWhatAClaimSays:
-    def test_it_gives_a_lease(self) -> None:
+class TestClaimedRow:
+    def test_a_claim_returns_a_lease(self) -> None:
         generation_id = submit()
         with get_session() as session:
             generation = claim_generation(session, "gpu-0", lease_seconds=30)
@@ -110,14 +110,14 @@ class TestWhatAClaimSays:
             assert 29 <= (generation.lease_expires_at - generation.started_at).total_seconds() <= 31
             assert generation.version == 2
 
-    def test_it_refreshes_the_object_that_the_session_holds(self) -> None:
+    def test_a_claim_refreshes_the_object_in_the_session(self) -> None:
         with get_session() as session:
             generation = a_generation(session)
             session.commit()
             assert claim_generation(session, "gpu-0") is generation
             assert (generation.status, generation.worker_id) == ("processing", "gpu-0")
 
-    def test_without_a_name_the_worker_is_this_process(self) -> None:
+    def test_the_default_worker_id_names_this_process(self) -> None:
         submit(), submit()
         with get_session() as session:
             first, second = claim_generations(session, 1)[0], claim_generations(session, 1)[0]
@@ -130,7 +130,7 @@ class TestWhatAClaimSays:
 
 @pytest.mark.usefixtures("db")
 class TestBatches:
-    def test_many_are_claimed_at_once_across_priorities(self) -> None:
+    def test_a_batch_is_claimed_across_priorities(self) -> None:
         ids = [submit(priority=priority) for priority in (0, 1, 2, 0, 1)]
         submit(scheduled_at=ahead(days=1), priority=3)
         with get_session() as session:
@@ -139,12 +139,12 @@ class TestBatches:
             assert {row.worker_id for row in batch} == {"gpu-0"}
             assert [row.id for row in claim_generations(session, 2**63 - 1)] == [ids[3]]
 
-    def test_a_limit_of_nothing_claims_nothing(self) -> None:
+    def test_a_limit_of_zero_claims_nothing(self) -> None:
         submit()
         with get_session() as session:
             assert claim_generations(session, 0) == []
 
-    def test_two_transactions_at_once_share_the_queue(self, db: Storage) -> None:
+    def test_two_concurrent_transactions_claim_different_rows(self, db: Storage) -> None:
         """On SQLite the second waits for the first, on PostgreSQL it passes over the locked rows."""
         ids = [submit(priority=priority) for priority in (1, 1, 0, 0)]
         with get_session() as first:
@@ -166,7 +166,7 @@ class TestModels:
         assert claimed(model_names=["small"]) is None
         assert claimed(model_names=("large", "small")) == large
 
-    def test_several_models_are_served_in_one_order(self) -> None:
+    def test_several_models_are_claimed_in_one_order(self) -> None:
         ids = [
             submit(model_name=model, priority=priority)
             for model, priority in [("a", 0), ("b", 1), ("c", 9), ("b", 0), ("a", 1)]
@@ -175,37 +175,37 @@ class TestModels:
             batch = claim_generations(session, 9, model_names=["b", "a"])
         assert [row.id for row in batch] == [ids[1], ids[4], ids[0], ids[3]]
 
-    def test_no_model_at_all_claims_nothing(self) -> None:
+    def test_an_empty_list_of_models_claims_nothing(self) -> None:
         submit()
         assert claimed(model_names=[]) is None
 
-    def test_the_preferred_model_goes_ahead(self) -> None:
+    def test_the_preferred_model_is_claimed_first(self) -> None:
         head = submit(model_name="cold")
         warm = submit(model_name="warm")
         assert claimed(prefer_model="warm") == warm
         assert claimed(prefer_model="warm") == head
 
-    def test_the_preferred_model_is_looked_for_among_the_first_fifty_only(self) -> None:
+    def test_the_preferred_model_is_searched_among_the_first_fifty_only(self) -> None:
         with get_session() as session:
             rows = create_generations(session, [a_request(model_name="cold") for _ in range(50)])
             warm = a_generation(session, model_name="warm").id
         assert claimed(prefer_model="warm") == rows[0].id
         assert claimed(prefer_model="warm") == warm
 
-    def test_a_head_that_waited_five_minutes_goes_first_all_the_same(self) -> None:
+    def test_a_head_that_waited_five_minutes_is_claimed_before_the_preferred_model(self) -> None:
         head = submit(model_name="cold", scheduled_at=ago(minutes=6))
         warm = submit(model_name="warm")
         assert claimed(prefer_model="warm") == head
         assert claimed(prefer_model="warm") == warm
 
-    def test_preferring_one_of_the_named_models(self) -> None:
+    def test_one_of_the_named_models_can_be_preferred(self) -> None:
         submit(model_name="other", priority=9)
         cold, warm = submit(model_name="cold"), submit(model_name="warm")
         assert claimed(model_names=["cold", "warm"], prefer_model="warm") == warm
         assert claimed(model_names=["cold", "warm"], prefer_model="warm") == cold
         assert claimed(model_names=["cold", "warm"], prefer_model="warm") is None
 
-    def test_a_batch_takes_the_preferred_model_first(self) -> None:
+    def test_a_batch_claims_the_preferred_model_first(self) -> None:
         cold = [submit(model_name="cold") for _ in range(2)]
         warm = [submit(model_name="warm") for _ in range(2)]
         with get_session() as session:
@@ -215,7 +215,7 @@ class TestModels:
 
 @pytest.mark.usefixtures("db")
 class TestPause:
-    def test_a_paused_queue_serves_nobody_until_it_is_resumed(self) -> None:
+    def test_a_paused_queue_gives_no_claims_until_it_is_resumed(self) -> None:
         waiting = submit()
         with get_session() as session:
             pause_queue(session, "maintenance")
@@ -227,7 +227,7 @@ class TestPause:
             assert has_due(session)
         assert claimed() == waiting
 
-    def test_what_runs_may_finish_in_a_paused_queue(self) -> None:
+    def test_running_jobs_can_finish_while_the_queue_is_paused(self) -> None:
         submit()
         with get_session() as session:
             generation = claim_generation(session)
@@ -236,7 +236,7 @@ class TestPause:
             complete_generation(session, generation.id, 1.0, 1, lease=generation.lease)
             assert generation.is_complete
 
-    def test_pausing_again_keeps_the_moment_and_takes_the_new_reason(self) -> None:
+    def test_pausing_again_keeps_paused_at_and_replaces_the_reason(self) -> None:
         with get_session() as session:
             pause_queue(session, "first")
         with get_session() as session:
@@ -247,7 +247,7 @@ class TestPause:
             assert (state.paused_at, state.reason) == (since, "second")
             assert since is not None
 
-    def test_resuming_a_queue_that_runs_does_nothing(self) -> None:
+    def test_resuming_a_queue_that_is_not_paused_does_nothing(self) -> None:
         submit()
         with get_session() as session:
             resume_queue(session)
@@ -256,19 +256,19 @@ class TestPause:
 
 @pytest.mark.usefixtures("db")
 class TestPosition:
-    def test_it_counts_in_the_order_of_claims(self) -> None:
+    def test_the_position_counts_in_claim_order(self) -> None:
         ids = [submit(priority=priority) for priority in (0, 5, -3, 5, 0)]
         with get_session() as session:
             assert [get_queue_position(session, one) for one in ids] == [3, 1, 5, 2, 4]
 
-    def test_what_is_not_due_yet_is_ahead_only_of_what_is_due_later(self) -> None:
+    def test_a_scheduled_generation_is_ahead_only_of_later_ones(self) -> None:
         tomorrow = submit(priority=9, scheduled_at=ahead(days=1))
         today = submit()
         next_week = submit(scheduled_at=ahead(days=7))
         with get_session() as session:
             assert [get_queue_position(session, one) for one in (today, tomorrow, next_week)] == [1, 1, 3]
 
-    def test_it_is_none_for_what_does_not_wait(self) -> None:
+    def test_the_position_is_none_unless_pending(self) -> None:
         generation_id = submit()
         assert claimed() == generation_id
         with get_session() as session:
@@ -276,7 +276,7 @@ class TestPosition:
             assert get_queue_position(session, "unknown") is None
             assert get_queue_position(session, "nul\0") is None
 
-    def test_the_first_is_what_the_next_claim_gives(self) -> None:
+    def test_the_next_claim_returns_position_one(self) -> None:
         ids = [submit(priority=priority % 3) for priority in range(7)]
         for _ in ids:
             with get_session() as session:
@@ -285,8 +285,8 @@ class TestPosition:
 
 
 @pytest.mark.usefixtures("db")
-class TestPlainPath:
-    def test_a_plain_write_to_a_row_that_was_claimed_meanwhile_is_refused(self) -> None:
+class TestWithoutLease:
+    def test_an_orm_update_of_a_row_that_was_claimed_meanwhile_is_refused(self) -> None:
         generation_id = submit()
         with get_session() as mine:
             generation = get_generation(mine, generation_id)
@@ -297,7 +297,7 @@ class TestPlainPath:
                 mine.flush()
             mine.rollback()
 
-    def test_a_claimed_generation_may_be_finished_plainly(self) -> None:
+    def test_a_claimed_generation_can_be_completed_without_its_lease(self) -> None:
         generation_id = submit()
         assert claimed() == generation_id
         with get_session() as session:
@@ -382,7 +382,7 @@ class TestPlans:
         ("options", "index"),
         [({}, "idx_generations_due"), ({"model_names": ["musicgen-small"]}, "idx_generations_due_model")],
     )
-    def test_a_claim_seeks_in_the_partial_index_and_sorts_nothing(
+    def test_a_claim_seeks_in_the_partial_index_without_a_sort(
         self, backlog: Storage, options: dict[str, Any], index: str
     ) -> None:
         recorder = Recorder(backlog.engine)
@@ -400,7 +400,7 @@ class TestPlans:
             assert "priority=? AND scheduled_at<?" in plan
 
     @pytest.mark.parametrize("options", [{"model_names": ["musicgen-small", "large"]}, {"prefer_model": "large"}])
-    def test_a_claim_among_several_models_sorts_only_what_it_looked_at(
+    def test_a_claim_of_several_models_sorts_only_the_merged_rows(
         self, backlog: Storage, options: dict[str, Any]
     ) -> None:
         recorder = Recorder(backlog.engine)
@@ -412,7 +412,7 @@ class TestPlans:
         assert "idx_generations_status" not in plan
         assert "idx_generations_due" in plan
 
-    def test_the_list_of_pending_generations_is_read_from_the_queue(self, backlog: Storage) -> None:
+    def test_pending_generations_are_read_from_the_index_of_the_queue(self, backlog: Storage) -> None:
         recorder = Recorder(backlog.engine)
         with get_session() as session:
             assert len(get_pending_generations(session)) == 100

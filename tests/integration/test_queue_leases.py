@@ -76,7 +76,7 @@ ENDINGS = {"complete": complete, "fail": fail, "release": release_generation}
 
 
 class TestHeartbeat:
-    def test_it_extends_the_lease_and_says_how_far_the_work_is(self) -> None:
+    def test_a_heartbeat_extends_the_lease_and_stores_the_progress(self) -> None:
         lease = leased()
         expire_lease(lease.generation_id)
         with get_session() as session:
@@ -85,14 +85,14 @@ class TestHeartbeat:
         assert generation.lease_expires_at is not None
         assert timedelta(seconds=110) < generation.lease_expires_at - utcnow() <= timedelta(seconds=120)
 
-    def test_it_leaves_what_was_said_before(self) -> None:
+    def test_a_heartbeat_without_progress_keeps_the_stored_progress(self) -> None:
         lease = leased()
         with get_session() as session:
             heartbeat_generation(session, lease, progress=0.25, current_step="decoding")
             heartbeat_generation(session, lease)
         assert (stored(lease).progress, stored(lease).current_step) == (0.25, "decoding")
 
-    def test_it_is_no_reason_for_another_writer_to_start_again(self) -> None:
+    def test_a_heartbeat_does_not_conflict_with_another_writer(self) -> None:
         lease = leased()
         with get_session() as mine:
             generation = get_generation(mine, lease.generation_id)
@@ -126,7 +126,7 @@ class TestComplete:
         assert generation.lease is None
         assert history(lease) == [(1, "gpu-0", "completed")]
 
-    def test_the_history_says_when_it_began_and_ended(self) -> None:
+    def test_the_history_has_the_start_and_end_of_the_attempt(self) -> None:
         lease = leased()
         with get_session() as session:
             complete(session, lease)
@@ -170,7 +170,7 @@ class TestComplete:
         assert stored(lease).lease == lease
         assert history(lease) == []
 
-    def test_metadata_that_cannot_be_merged_leaves_no_history_behind(self) -> None:
+    def test_metadata_that_cannot_be_merged_adds_no_history(self) -> None:
         lease = leased(metadata={"first": "x" * 40_000})
         with get_session() as session:
             with pytest.raises(ValueError, match="metadata"):
@@ -181,7 +181,7 @@ class TestComplete:
 
 
 class TestFail:
-    def test_it_is_tried_again_after_a_wait(self) -> None:
+    def test_a_failed_attempt_is_retried_after_a_backoff(self) -> None:
         lease = leased()
         with get_session() as session:
             generation = fail(session, lease, retry_policy=RetryPolicy(base_seconds=100, jitter=0))
@@ -192,7 +192,7 @@ class TestFail:
         with get_session() as session:
             assert claim_generation(session) is None
 
-    def test_it_fails_for_good_when_no_attempt_is_left(self) -> None:
+    def test_a_generation_fails_for_good_when_no_attempt_is_left(self) -> None:
         lease = leased(max_attempts=2)
         with get_session() as session:
             fail(session, lease, retry_policy=AT_ONCE)
@@ -205,7 +205,7 @@ class TestFail:
         assert generation.error_message == "CUDA out of memory"
         assert history(lease) == [(1, "gpu-0", "failed"), (2, "gpu-1", "failed")]
 
-    def test_it_fails_at_once_when_asked_to(self) -> None:
+    def test_retry_false_fails_at_once(self) -> None:
         lease = leased()
         with get_session() as session:
             fail(session, lease, retry=False)
@@ -219,7 +219,7 @@ class TestFail:
         assert attempt.error_message == stored(lease).error_message
         assert len(attempt.error_message or "") <= 8_192
 
-    def test_without_a_lease_it_just_fails(self) -> None:
+    def test_without_a_lease_the_default_is_no_retry(self) -> None:
         with get_session() as session:
             generation = a_generation(session)
             failed = fail_generation(session, generation.id, "no GPU")
@@ -229,7 +229,7 @@ class TestFail:
             with pytest.raises(IllegalTransitionError):
                 fail_generation(session, generation.id, "no GPU")
 
-    def test_without_a_lease_it_may_be_tried_again_too(self) -> None:
+    def test_without_a_lease_a_retry_can_be_requested(self) -> None:
         with get_session() as session:
             generation = a_generation(session)
             generation.mark_processing()
@@ -240,7 +240,7 @@ class TestFail:
 
 
 class TestRelease:
-    def test_it_goes_back_to_its_place_and_burns_no_attempt(self) -> None:
+    def test_a_released_generation_keeps_its_position_and_its_attempts(self) -> None:
         lease = leased(max_attempts=1)
         with get_session() as session:
             younger = a_generation(session)
@@ -252,7 +252,7 @@ class TestRelease:
             assert younger.is_pending
         assert history(lease) == [(1, "gpu-0", "released")]
 
-    def test_the_most_attempts_there_can_be_stay_as_many(self) -> None:
+    def test_a_release_does_not_exceed_the_limit_of_max_attempts(self) -> None:
         lease = leased(max_attempts=2**31 - 1)
         with get_session() as session:
             assert release_generation(session, lease).max_attempts == 2**31 - 1
@@ -261,7 +261,7 @@ class TestRelease:
 class TestLostLeases:
     @pytest.mark.parametrize("ending", ENDINGS)
     @pytest.mark.parametrize("first", ENDINGS)
-    def test_an_attempt_ends_once_and_the_same_call_again_returns_the_row(self, first: str, ending: str) -> None:
+    def test_an_attempt_ends_once_and_repeating_the_call_returns_the_row(self, first: str, ending: str) -> None:
         lease = leased()
         with get_session() as session:
             ENDINGS[first](session, lease)
@@ -281,7 +281,7 @@ class TestLostLeases:
     @pytest.mark.parametrize(
         "loss", ["reclaimed", "reclaimed and claimed", "completed plainly", "cancelled plainly", "deleted", "forged"]
     )
-    def test_what_moved_on_is_no_longer_the_old_holders(self, loss: str, ending: str) -> None:
+    def test_a_lease_is_lost_after_the_generation_was_reclaimed(self, loss: str, ending: str) -> None:
         lease = leased()
         with get_session() as session:
             if loss.startswith("reclaimed"):
@@ -314,7 +314,7 @@ class TestLostLeases:
             assert reclaim_generations(session) == []
 
     @pytest.mark.parametrize("lease", [None, ("id", "gpu-0", 1), "id"])
-    def test_what_is_no_lease_is_refused(self, lease: Any) -> None:
+    def test_a_value_that_is_not_a_lease_is_refused(self, lease: Any) -> None:
         with get_session() as session:
             for call in (heartbeat_generation, release_generation):
                 with pytest.raises(TypeError, match="lease"):
@@ -336,7 +336,7 @@ class TestLostLeases:
     @pytest.mark.parametrize(
         "lease", [Lease("unknown", "gpu-0", 1), Lease("nul\0", "gpu-0", 1), Lease("id", "\ud800", 1)]
     )
-    def test_a_lease_nobody_gave_is_lost(self, lease: Lease) -> None:
+    def test_a_lease_with_invalid_values_counts_as_lost(self, lease: Lease) -> None:
         with get_session() as session:
             for call in (heartbeat_generation, *ENDINGS.values()):
                 with pytest.raises(LeaseLostError):
@@ -344,7 +344,7 @@ class TestLostLeases:
 
 
 class TestReclaim:
-    def test_only_what_has_expired_comes_back(self) -> None:
+    def test_only_expired_leases_are_reclaimed(self) -> None:
         running = leased()
         lost = leased("gpu-1")
         expire_lease(lost.generation_id)
@@ -355,13 +355,13 @@ class TestReclaim:
         assert stored(running).lease == running
         assert history(lost) == [(1, "gpu-1", "lost")]
 
-    def test_what_was_made_processing_without_a_lease_is_left_alone(self) -> None:
+    def test_a_generation_processing_without_a_lease_is_not_reclaimed(self) -> None:
         with get_session() as session:
             a_generation(session).mark_processing()
         with get_session() as session:
             assert reclaim_generations(session) == []
 
-    def test_a_job_that_loses_every_worker_ends_as_failed(self) -> None:
+    def test_a_job_whose_every_attempt_is_lost_fails(self) -> None:
         lease = leased("gpu-1", max_attempts=3)
         for worker in ("gpu-2", "gpu-3"):
             expire_lease(lease.generation_id)
@@ -375,7 +375,7 @@ class TestReclaim:
         assert generation.error_message == "worker lost in attempt 3 of 3"
         assert history(lease) == [(1, "gpu-1", "lost"), (2, "gpu-2", "lost"), (3, "gpu-3", "lost")]
 
-    def test_the_limit_takes_the_longest_expired(self) -> None:
+    def test_the_limit_reclaims_the_longest_expired_leases(self) -> None:
         leases = [leased() for _ in range(5)]
         for age, lease in enumerate(leases):
             rewrite(lease.generation_id, lease_expires_at=ago(minutes=age + 1))
@@ -391,7 +391,7 @@ class TestReclaim:
 
 
 class TestCancel:
-    def test_a_pending_one_ends_at_once(self) -> None:
+    def test_a_pending_generation_is_cancelled_at_once(self) -> None:
         with get_session() as session:
             generation = a_generation(session)
             assert cancel_generation(session, generation.id) is generation
@@ -400,7 +400,7 @@ class TestCancel:
             assert claim_generation(session) is None
             assert get_attempts(session, generation.id) == []
 
-    def test_the_worker_of_a_running_one_is_told_at_its_next_heartbeat(self) -> None:
+    def test_a_heartbeat_reports_the_request_to_cancel(self) -> None:
         lease = leased()
         with get_session() as session:
             generation = cancel_generation(session, lease.generation_id)
@@ -411,7 +411,7 @@ class TestCancel:
             assert heartbeat_generation(session, lease).cancel_requested_at is not None
 
     @pytest.mark.parametrize("ending", ENDINGS)
-    def test_a_running_one_ends_as_cancelled_however_its_attempt_ends(self, ending: str) -> None:
+    def test_a_cancelled_running_generation_ends_as_cancelled_whatever_its_outcome(self, ending: str) -> None:
         lease = leased()
         with get_session() as session:
             cancel_generation(session, lease.generation_id)
@@ -423,7 +423,7 @@ class TestCancel:
             assert ENDINGS[ending](session, lease) is generation
         assert history(lease) == [(1, "gpu-0", "cancelled")]
 
-    def test_a_running_one_whose_worker_is_lost_ends_as_cancelled(self) -> None:
+    def test_a_cancelled_running_generation_whose_worker_is_lost_ends_as_cancelled(self) -> None:
         lease = leased()
         with get_session() as session:
             cancel_generation(session, lease.generation_id)
@@ -447,7 +447,7 @@ class TestCancel:
             assert first.completed_at == at
 
     @pytest.mark.parametrize("status", ["completed", "failed"])
-    def test_what_ended_otherwise_cannot_be_cancelled(self, status: str) -> None:
+    def test_a_completed_or_failed_generation_cannot_be_cancelled(self, status: str) -> None:
         with get_session() as session:
             generation = a_generation(session)
             generation.status = status
@@ -471,7 +471,7 @@ class TestCancel:
 
 class TestRetryByHand:
     @pytest.mark.parametrize("status", ["failed", "cancelled"])
-    def test_it_is_due_again_with_an_attempt_left(self, status: str) -> None:
+    def test_a_retried_generation_is_due_with_an_attempt_left(self, status: str) -> None:
         lease = leased(max_attempts=1)
         with get_session() as session:
             if status == "cancelled":
@@ -490,7 +490,7 @@ class TestRetryByHand:
         assert stored(lease).is_complete
         assert [outcome for _, _, outcome in history(lease)] == [status, "completed"]
 
-    def test_it_waits_behind_what_was_submitted_before(self) -> None:
+    def test_a_retried_generation_waits_behind_earlier_ones(self) -> None:
         with get_session() as session:
             failed = a_generation(session)
             failed.mark_failed("no GPU")
@@ -498,7 +498,7 @@ class TestRetryByHand:
             retry_generation(session, failed.id)
             assert claim_generation(session) is waiting
 
-    def test_a_pending_one_stays_as_it_is(self) -> None:
+    def test_retrying_a_pending_generation_changes_nothing(self) -> None:
         with get_session() as session:
             generation = a_generation(session)
             session.commit()
@@ -507,7 +507,7 @@ class TestRetryByHand:
             assert generation.to_dict() == before
 
     @pytest.mark.parametrize("status", ["processing", "completed"])
-    def test_what_runs_or_succeeded_cannot_be_retried(self, status: str) -> None:
+    def test_a_processing_or_completed_generation_cannot_be_retried(self, status: str) -> None:
         with get_session() as session:
             generation = a_generation(session)
             generation.status = status
@@ -515,7 +515,7 @@ class TestRetryByHand:
                 retry_generation(session, generation.id)
 
 
-def test_one_track_from_request_to_result() -> None:
+def test_a_request_is_repeated_claimed_failed_retried_and_completed() -> None:
     """The story of README: asked for twice with one key, claimed, failed once, retried, done."""
     with get_session() as session:
         first = create_generation(session, **a_request(idempotency_key="click-7", batch_id="album"))
@@ -534,7 +534,7 @@ def test_one_track_from_request_to_result() -> None:
     assert history(again) == [(1, "gpu-0", "failed"), (2, "gpu-1", "completed")]
 
 
-def test_unknown_ids_give_none() -> None:
+def test_unknown_ids_return_none() -> None:
     with get_session() as session:
         for unknown in ("unknown", "nul\0", "\ud800", ""):
             assert complete_generation(session, unknown, 1.0, 1) is None

@@ -92,7 +92,7 @@ def lease(impatient: Storage) -> Lease:
 
 
 @pytest.mark.parametrize("name", WRITES)
-def test_a_locked_database_is_busy_and_the_call_works_later(impatient: Storage, lease: Lease, name: str) -> None:
+def test_a_locked_database_raises_and_the_call_works_later(impatient: Storage, lease: Lease, name: str) -> None:
     with impatient.engine.connect() as other:
         for table in ("generations", "queue_state"):
             other.execute(text(f"UPDATE {table} SET id = id"))
@@ -109,7 +109,7 @@ def test_a_locked_database_is_busy_and_the_call_works_later(impatient: Storage, 
 
 
 @pytest.mark.parametrize("name", READS)
-def test_reading_waits_for_nobody(impatient: Storage, lease: Lease, name: str) -> None:
+def test_reads_do_not_wait_for_locks(impatient: Storage, lease: Lease, name: str) -> None:
     with impatient.engine.connect() as other:
         for table in ("generations", "queue_state"):
             other.execute(text(f"UPDATE {table} SET id = id"))
@@ -128,7 +128,7 @@ def test_a_session_whose_block_has_ended_is_refused(impatient: Storage, lease: L
 
 
 @pytest.mark.parametrize("name", WRITES)
-def test_a_read_only_session_is_told_so(impatient: Storage, lease: Lease, name: str) -> None:
+def test_a_read_only_session_refuses_every_write(impatient: Storage, lease: Lease, name: str) -> None:
     with impatient.session(read_only=True) as session:
         with pytest.raises(ReadOnlyError):
             WRITES[name](session, lease)

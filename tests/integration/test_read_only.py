@@ -87,16 +87,16 @@ def refuse_every_write() -> None:
         assert prompt.used_count == 1
 
 
-def test_every_way_to_write_is_refused_before_it_reaches_the_driver(db: Storage) -> None:
+def test_every_kind_of_write_is_refused_before_it_reaches_the_driver(db: Storage) -> None:
     refuse_every_write()
 
 
-def test_every_way_to_write_to_memory_is_refused_too() -> None:
+def test_every_kind_of_write_to_a_memory_database_is_refused() -> None:
     init_db("sqlite:///:memory:")
     refuse_every_write()
 
 
-def test_a_change_left_in_the_session_is_refused_at_its_end(db: Storage) -> None:
+def test_an_unflushed_change_is_refused_at_the_end_of_the_session(db: Storage) -> None:
     with get_session() as session:
         a_generation(session, generation_id="abc-123")
     with get_session(read_only=True) as session:
@@ -113,7 +113,7 @@ def test_a_change_left_in_the_session_is_refused_at_its_end(db: Storage) -> None
 
 
 @pytest.mark.parametrize("statement", ["PRAGMA user_version = 7", "pragma journal_mode=DELETE", "ATTACH 'x.db' AS x"])
-def test_the_file_and_the_connection_are_not_changed_either(sqlite_url: str, statement: str) -> None:
+def test_a_refused_write_changes_neither_the_file_nor_the_connection(sqlite_url: str, statement: str) -> None:
     init_db(sqlite_url)
     with get_session(read_only=True) as session, pytest.raises(ReadOnlyError):
         session.execute(text(statement))
@@ -122,7 +122,7 @@ def test_the_file_and_the_connection_are_not_changed_either(sqlite_url: str, sta
         assert session.scalar(text("PRAGMA journal_mode")) == "wal"
 
 
-def test_reading_works_in_every_form(db: Storage) -> None:
+def test_every_kind_of_read_works(db: Storage) -> None:
     with get_session() as session:
         a_generation(session)
     with get_session(read_only=True) as session:
@@ -134,7 +134,7 @@ def test_reading_works_in_every_form(db: Storage) -> None:
         assert session.scalar(text("SELECT count(*) FROM prompts")) == 1
 
 
-def test_it_sees_one_moment(db: Storage) -> None:
+def test_a_read_only_session_sees_one_snapshot(db: Storage) -> None:
     with get_session() as session:
         a_generation(session)
     with get_session(read_only=True) as reader:
@@ -150,7 +150,7 @@ def test_it_sees_one_moment(db: Storage) -> None:
         assert count_generations(reader) == 2
 
 
-def test_it_leaves_the_connection_as_it_was(db: Storage) -> None:
+def test_a_read_only_session_restores_the_connection(db: Storage) -> None:
     for _ in range(20):  # more than the pool holds
         with get_session(read_only=True) as session:
             count_generations(session)
@@ -181,7 +181,7 @@ def test_a_file_opened_read_only_is_read_and_refuses_writes(sqlite_url: str) -> 
         assert count_generations(session) == 1
 
 
-def test_a_missing_or_empty_file_opened_read_only_stays_as_it_is(tmp_path: Any) -> None:
+def test_a_missing_or_empty_file_opened_read_only_is_not_changed(tmp_path: Any) -> None:
     empty = tmp_path / "empty.db"
     empty.touch()
     url = f"sqlite:///file:{empty}?mode=ro&uri=true"

@@ -93,7 +93,7 @@ def checkout(tmp_path: Path) -> Checkout:
     return Checkout(path)
 
 
-def test_just_alone_lists_every_recipe_with_what_it_does(checkout: Checkout) -> None:
+def test_just_without_arguments_lists_every_recipe_with_its_comment(checkout: Checkout) -> None:
     listed = checkout.just().stdout
     for recipe in RECIPES:
         assert any(line.split()[:1] == [recipe] and " # " in line for line in listed.splitlines()), recipe
@@ -147,7 +147,7 @@ def test_db_rollback_undoes_one_revision_and_db_migrate_brings_it_back(checkout:
     assert checkout.revision == REVISIONS[-1]
 
 
-def test_db_revision_writes_the_next_number_in_our_style(checkout: Checkout) -> None:
+def test_db_revision_writes_a_formatted_file_with_the_next_number(checkout: Checkout) -> None:
     checkout.just("db-init")
     before = set(checkout.path.glob("alembic/versions/*.py"))
     done = checkout.just("db-revision", 'Add "tempo" & more')
@@ -161,12 +161,12 @@ def test_db_revision_writes_the_next_number_in_our_style(checkout: Checkout) -> 
         subprocess.run([sys.executable, "-m", "ruff", *check, str(written)], cwd=checkout.path, check=True)
 
 
-def test_db_stats_prints_what_can_be_piped(checkout: Checkout) -> None:
+def test_db_stats_prints_tab_separated_lines_when_piped(checkout: Checkout) -> None:
     checkout.just("db-init")
     assert json.loads(checkout.just("db-stats", "--json").stdout)["total_generations"] == 0
 
 
-def test_demo_plays_without_touching_the_users_database(checkout: Checkout) -> None:
+def test_demo_does_not_use_the_users_database(checkout: Checkout) -> None:
     done = checkout.just("demo", "--seconds", "0.05", "--discard")
     assert done.returncode == 0, done.stderr
     assert "completed_generations\t25" in done.stdout
@@ -195,13 +195,13 @@ def test_recipes_use_the_database_of_the_env_file_unless_the_environment_names_o
         ("db-check", ["python", "-m", "services.storage", "check"]),
     ],
 )
-def test_arguments_with_spaces_arrive_in_one_piece(checkout: Checkout, recipe: str, expected: list[str]) -> None:
+def test_arguments_can_contain_spaces(checkout: Checkout, recipe: str, expected: list[str]) -> None:
     checkout.echo_arguments()
     arguments = ["-k", "one or two", "", "$HOME", "it's", "--json"]
     assert checkout.just(recipe, *arguments).stdout.splitlines() == [*expected, *arguments, ""]
 
 
-def test_drills_run_at_full_size_unless_told_otherwise(checkout: Checkout) -> None:
+def test_drills_run_at_full_scale_by_default(checkout: Checkout) -> None:
     checkout.echo_arguments()
     assert checkout.just("drill").stdout.splitlines()[-1] == "1"
     assert checkout.just("drill", DRILL_SCALE="0.2").stdout.splitlines()[-1] == "0.2"
@@ -238,13 +238,13 @@ def test_every_recipe_sets_up_what_it_needs(checkout: Checkout, recipe: str) -> 
     assert needs_setup(checkout, "--yes", recipe, *arguments)
 
 
-def test_setup_says_nothing_when_everything_is_in_place(checkout: Checkout) -> None:
+def test_setup_prints_nothing_when_nothing_changed(checkout: Checkout) -> None:
     for what in ("dev", "run"):
         done = checkout.just("_venv", what)
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_setup_begins_again_in_a_copied_folder_or_when_the_project_changed(checkout: Checkout) -> None:
+def test_setup_runs_again_in_a_copied_folder_or_when_the_project_changed(checkout: Checkout) -> None:
     ready = checkout.path / ".venv/.ready-dev"
     ready.write_text("/another/checkout|")
     assert needs_setup(checkout, "test")
@@ -253,13 +253,13 @@ def test_setup_begins_again_in_a_copied_folder_or_when_the_project_changed(check
     assert needs_setup(checkout, "test")
 
 
-def test_setup_begins_again_for_another_python_or_when_a_tool_is_gone(checkout: Checkout) -> None:
+def test_setup_runs_again_for_another_python_or_when_a_tool_is_missing(checkout: Checkout) -> None:
     assert needs_setup(checkout, "test", PYTHON="/no/such/python")
     (checkout.path / ".venv/bin/pytest").unlink()
     assert needs_setup(checkout, "test")
 
 
-def test_setup_adds_the_postgresql_driver_only_where_the_url_needs_it(checkout: Checkout) -> None:
+def test_setup_installs_the_postgresql_driver_only_for_a_postgresql_url(checkout: Checkout) -> None:
     ready = checkout.path / ".venv/.ready-dev"
     ready = ready.rename(ready.with_name(".ready-run"))
     assert not needs_setup(checkout, "_venv", "run", DATABASE_URL="sqlite:///x.db")
@@ -270,7 +270,7 @@ def test_setup_adds_the_postgresql_driver_only_where_the_url_needs_it(checkout: 
     assert needs_setup(checkout, "_venv", "dev", DATABASE_URL="postgres://localhost/x")
 
 
-def test_setup_refuses_a_word_it_does_not_know(checkout: Checkout) -> None:
+def test_setup_refuses_an_unknown_argument(checkout: Checkout) -> None:
     assert checkout.just("_venv", "nonsense").returncode == 2
 
 

@@ -80,7 +80,7 @@ def test_read_only_sessions_go_to_the_replica_and_all_others_to_the_primary(stor
         assert not is_on_replica(session)
 
 
-def test_writing_on_a_replica_is_refused_before_it_reaches_the_server(storage: Storage) -> None:
+def test_a_write_in_a_read_only_session_is_refused_before_it_reaches_the_replica(storage: Storage) -> None:
     with storage.session(read_only=True) as session:
         assert is_on_replica(session)
         with pytest.raises(ReadOnlyError):
@@ -88,7 +88,7 @@ def test_writing_on_a_replica_is_refused_before_it_reaches_the_server(storage: S
         session.rollback()
 
 
-def test_a_connection_to_a_server_that_became_a_standby_is_given_up(standby: Server) -> None:
+def test_a_connection_to_a_server_that_became_a_standby_is_closed(standby: Server) -> None:
     storage = Storage(standby.url())
     backends = []
     for _ in range(2):
@@ -101,7 +101,7 @@ def test_a_connection_to_a_server_that_became_a_standby_is_given_up(standby: Ser
     storage.dispose()
 
 
-def test_own_writes_are_never_missed_while_the_replica_lags(storage: Storage, standby: Server) -> None:
+def test_a_session_sees_its_own_earlier_writes_while_the_replica_lags(storage: Storage, standby: Server) -> None:
     standby.query("SELECT pg_wal_replay_pause()")
     for _ in range(20):
         with storage.session() as session:
@@ -117,7 +117,7 @@ def test_own_writes_are_never_missed_while_the_replica_lags(storage: Storage, st
     wait_for_replica(storage)
 
 
-def test_own_writes_through_a_bare_connection_count_too(storage: Storage, standby: Server) -> None:
+def test_writes_on_a_connection_of_the_engine_are_seen(storage: Storage, standby: Server) -> None:
     standby.query("SELECT pg_wal_replay_pause()")
     with storage.session() as session:
         generation = a_generation(session)
@@ -130,7 +130,7 @@ def test_own_writes_through_a_bare_connection_count_too(storage: Storage, standb
             assert stored.priority == 7
 
 
-def test_what_another_thread_of_the_process_wrote_is_seen(storage: Storage, standby: Server) -> None:
+def test_writes_of_another_thread_are_seen(storage: Storage, standby: Server) -> None:
     standby.query("SELECT pg_wal_replay_pause()")
     ids: list[str] = []
 
@@ -145,7 +145,7 @@ def test_what_another_thread_of_the_process_wrote_is_seen(storage: Storage, stan
         assert get_generation(session, ids[0]) is not None
 
 
-def test_threads_that_write_and_read_at_once_all_see_their_own(storage: Storage) -> None:
+def test_threads_that_write_and_read_concurrently_see_their_own_writes(storage: Storage) -> None:
     missed: list[str] = []
     replica_answered: list[bool] = []
 
@@ -167,7 +167,7 @@ def test_threads_that_write_and_read_at_once_all_see_their_own(storage: Storage)
     assert len(replica_answered) == 160
 
 
-def test_a_reader_that_has_not_written_is_content_with_a_slightly_older_replica(
+def test_a_process_without_writes_reads_from_a_slightly_older_replica(
     storage: Storage, primary: Server, standby: Server
 ) -> None:
     standby.query("SELECT pg_wal_replay_pause()")
@@ -181,7 +181,7 @@ def test_a_reader_that_has_not_written_is_content_with_a_slightly_older_replica(
     other.dispose()
 
 
-def test_a_replica_too_far_behind_is_passed_over(primary: Server, standby: Server) -> None:
+def test_a_replica_that_lags_too_far_is_skipped(primary: Server, standby: Server) -> None:
     storage = Storage(primary.url(), replica_urls=[standby.url()], replica_max_lag=0)
     other = Storage(primary.url())
     wait_for_replica(storage)
@@ -195,7 +195,7 @@ def test_a_replica_too_far_behind_is_passed_over(primary: Server, standby: Serve
         each.dispose()
 
 
-def test_an_idle_primary_does_not_make_its_replica_look_late(storage: Storage) -> None:
+def test_a_replica_of_an_idle_primary_does_not_count_as_lagging(storage: Storage) -> None:
     # Nothing is written any more; the time of the last replayed transaction grows, its position does not.
     assert storage.replicas is not None
     storage.replicas._sample = None
@@ -214,7 +214,7 @@ def test_replicas_take_turns(servers: tuple[Server, Server, Server]) -> None:
     storage.dispose()
 
 
-def test_a_dead_replica_is_no_error(primary: Server, standby: Server) -> None:
+def test_a_dead_replica_causes_no_error(primary: Server, standby: Server) -> None:
     nobody = Server(primary.folder.parent / "nobody")
     storage = Storage(primary.url(), replica_urls=[nobody.url()])
     for _ in range(3):
@@ -226,7 +226,7 @@ def test_a_dead_replica_is_no_error(primary: Server, standby: Server) -> None:
     storage.dispose()
 
 
-def test_a_replica_killed_under_an_idle_pool_is_no_error_and_is_used_again_when_it_is_back(
+def test_a_replica_killed_under_an_idle_pool_causes_no_error_and_is_used_again_after_its_restart(
     servers: tuple[Server, Server, Server],
 ) -> None:
     primary, _, standby = servers
@@ -245,7 +245,7 @@ def test_a_replica_killed_under_an_idle_pool_is_no_error_and_is_used_again_when_
     storage.dispose()
 
 
-def test_a_server_that_is_no_replica_of_the_primary_is_never_asked(
+def test_a_server_that_is_not_a_replica_of_the_primary_is_never_used(
     primary: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     with server_folder() as folder:
@@ -258,14 +258,14 @@ def test_a_server_that_is_no_replica_of_the_primary_is_never_asked(
         storage.dispose()
 
 
-def test_the_primary_itself_may_stand_among_the_replicas_and_is_read_as_the_primary(primary: Server) -> None:
+def test_the_primary_can_be_listed_as_a_replica(primary: Server) -> None:
     storage = Storage(primary.url(), replica_urls=[primary.url()])
     with storage.session(read_only=True) as session:
         assert not isinstance(session.get_bind(), Connection)
     storage.dispose()
 
 
-def test_an_ordinary_role_may_ask_where_a_replica_is(primary: Server, standby: Server) -> None:
+def test_an_ordinary_role_can_query_the_position_of_a_replica(primary: Server, standby: Server) -> None:
     primary.query("CREATE ROLE plain LOGIN PASSWORD 'plain'")
     primary.query("GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA public TO plain")
     primary.query("GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO plain")
@@ -275,7 +275,7 @@ def test_an_ordinary_role_may_ask_where_a_replica_is(primary: Server, standby: S
     storage.dispose()
 
 
-def test_without_replicas_a_commit_costs_nothing_more(primary: Server, storage: Storage) -> None:
+def test_a_commit_without_replicas_sends_no_extra_statement(primary: Server, storage: Storage) -> None:
     alone = Storage(primary.url())
     counts = []
     for each in (alone, storage):

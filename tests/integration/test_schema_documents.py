@@ -39,13 +39,13 @@ def checkout(tmp_path: Path) -> Path:
     return path
 
 
-def test_schema_sql_makes_the_schema_of_a_fresh_database(tmp_path: Path, sqlite_url: str) -> None:
+def test_schema_sql_creates_the_schema_of_a_new_database(tmp_path: Path, sqlite_url: str) -> None:
     url = f"sqlite:///{tmp_path}/by_hand.db"
     run_script(url, schema.SCHEMA_SQL)
     assert schema_of(url) == schema_of(sqlite_url)
 
 
-def test_a_database_made_from_schema_sql_is_at_head(tmp_path: Path) -> None:
+def test_a_database_created_from_schema_sql_is_at_head(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/by_hand.db"
     run_script(url, schema.SCHEMA_SQL)
     assert ask(url, "SELECT version_num FROM alembic_version") == [(schema.get_schema_version(),)]
@@ -63,7 +63,9 @@ def test_the_documents_are_up_to_date() -> None:
     ("name", "old", "new"),
     [("database-schema.md", "prompts", "songs"), ("services/storage/schema.py", "idx_prompts_used_count", "idx_other")],
 )
-def test_a_stale_document_is_named_with_what_mends_it(checkout: Path, name: str, old: str, new: str) -> None:
+def test_a_stale_document_is_named_with_the_command_that_updates_it(
+    checkout: Path, name: str, old: str, new: str
+) -> None:
     path = checkout / name
     good = path.read_text("utf-8")
     path.write_text(good.replace(old, new), "utf-8")
@@ -83,7 +85,7 @@ def test_a_missing_document_is_stale(checkout: Path) -> None:
     assert (checkout / "database-schema.md").read_bytes() == (ROOT / "database-schema.md").read_bytes()
 
 
-def test_an_index_without_a_reason_is_refused(checkout: Path) -> None:
+def test_an_index_without_a_comment_is_refused(checkout: Path) -> None:
     models = checkout / "services/storage/models.py"
     source = models.read_text("utf-8")
     models.write_text(re.sub(r" +# get_most_used_prompts\n", "", source), "utf-8")

@@ -112,14 +112,14 @@ PROMPTS = {
     ],
 )
 @pytest.mark.parametrize("order", ["relevance", "used", "newest"])
-def test_a_musician_finds(library: Storage, query: str, found: str, order: Any) -> None:
+def test_a_search_finds_the_expected_prompts(library: Storage, query: str, found: str, order: Any) -> None:
     expected = {PROMPTS[name] for name in found.split()}
     with library.session(read_only=True) as session:
         assert {match.prompt.text for match in search_prompts(session, query, order_by=order)} == expected
         assert {row.prompt for row in search_generations(session, query).items} == expected
 
 
-def test_walking_and_gathering_find_the_same(db: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_plans_for_frequent_and_rare_words_find_the_same(db: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a frequent word takes, looking at every row on the way, and what a rare one takes."""
     dice = random.Random(6)
     words = "lofi lo-fi LoFi hip-hop hiphop 140 140bpm bpm gui guitar _guitar guitars C#m café 夜の Ж & , / -".split()
@@ -144,7 +144,7 @@ def test_walking_and_gathering_find_the_same(db: Storage, monkeypatch: pytest.Mo
             assert found[0] == found[1], query
 
 
-def test_a_prompt_used_all_the_time_shows_its_newest_and_costs_no_more(db: Storage) -> None:
+def test_a_frequently_used_prompt_shows_its_newest_generations_without_reading_all(db: Storage) -> None:
     with db.session() as session:
         create_generations(session, [a_request(prompt=f"waterphone {number % 100 == 0}") for number in range(3_000)])
         session.execute(update(Generation).values(created_at=datetime(2026, 11, 22, tzinfo=UTC)))
@@ -186,7 +186,7 @@ def test_orders_are_by_relevance_by_use_and_by_age(db: Storage) -> None:
         assert ranks[-1] > 0
 
 
-def test_case_and_sharps_count_no_more_beside_text_without_spaces(db: Storage) -> None:
+def test_case_and_sharps_are_ignored_next_to_text_without_spaces(db: Storage) -> None:
     with db.session() as session:
         create_generations(session, [a_request(prompt="夜のДождь"), a_request(prompt="夜 C# É")])
         for query, found in (("夜 дождь", "夜のДождь"), ("夜ДОЖДЬ", ""), ("夜 é", "夜 C# É"), ("夜 C♯", "夜 C# É")):
@@ -210,7 +210,7 @@ def test_a_match_shows_where_it_matches(library: Storage) -> None:
         assert match.snippet == "808 <b>trap</b> 140 BPM"
 
 
-def test_a_limit_is_kept_and_bad_arguments_are_named(library: Storage) -> None:
+def test_search_obeys_its_limit_and_names_bad_arguments(library: Storage) -> None:
     with get_session() as session:
         assert len(search_prompts(session, "lofi", 1)) == 1
         assert search_prompts(session, "lofi", 0) == []
@@ -224,7 +224,7 @@ def test_a_limit_is_kept_and_bad_arguments_are_named(library: Storage) -> None:
             search_generations(session, "lofi", status="done")
 
 
-def test_generations_come_in_pages_newest_first(db: Storage) -> None:
+def test_found_generations_are_paged_newest_first(db: Storage) -> None:
     now = datetime(2026, 11, 22, tzinfo=UTC)
     with get_session() as session:
         for number in range(9):
@@ -298,7 +298,7 @@ def test_the_index_follows_every_change_exactly(db: Storage, changes: list[tuple
         session.rollback()
 
 
-def test_drift_is_noticed_and_rebuilding_mends_it(sqlite_url: str) -> None:
+def test_drift_is_detected_and_rebuilding_repairs_it(sqlite_url: str) -> None:
     storage = Storage(sqlite_url)
     with storage.session() as session:
         a_generation(session, prompt="slow piano")
@@ -314,7 +314,7 @@ def test_drift_is_noticed_and_rebuilding_mends_it(sqlite_url: str) -> None:
     storage.dispose()
 
 
-def test_a_sound_index_is_left_sound_by_rebuilding(library: Storage) -> None:
+def test_rebuilding_a_correct_index_keeps_it_correct(library: Storage) -> None:
     with get_session() as session:
         assert check_search_index(session)
         rebuild_search_index(session)
@@ -341,7 +341,7 @@ def test_a_reset_empties_the_index_too(library: Storage) -> None:
         assert len(search_prompts(session, "lofi")) == 1
 
 
-def test_other_tools_find_the_index_by_its_definition(sqlite_url: str) -> None:
+def test_the_index_is_an_external_content_table(sqlite_url: str) -> None:
     storage = Storage(sqlite_url)
     with storage.engine.connect() as connection:
         sql = connection.exec_driver_sql("SELECT sql FROM sqlite_master WHERE name = 'prompts_fts'").scalar_one()
@@ -349,7 +349,7 @@ def test_other_tools_find_the_index_by_its_definition(sqlite_url: str) -> None:
     storage.dispose()
 
 
-def test_the_languages_without_spaces_are_those_of_the_index(db: Storage) -> None:
+def test_the_index_covers_the_scripts_without_spaces(db: Storage) -> None:
     with db.engine.connect() as connection:
         if db.backend.name == "sqlite":
             statement = "SELECT sql FROM sqlite_master WHERE name = 'idx_prompts_unspaced'"
@@ -358,7 +358,7 @@ def test_the_languages_without_spaces_are_those_of_the_index(db: Storage) -> Non
         assert search_query.UNSPACED in connection.exec_driver_sql(statement).scalar_one()
 
 
-def test_prompts_that_others_wrote_at_any_length_are_indexed(db: Storage) -> None:
+def test_prompts_of_any_length_from_other_programs_are_indexed(db: Storage) -> None:
     now = datetime.now(UTC)
     with get_session() as session:
         long = "slow piano " + "é word " * 400_000
@@ -394,7 +394,7 @@ def one_postgresql(postgresql_server: str, postgresql_template: str) -> Iterator
 
 
 @pytest.mark.drill
-def test_every_string_is_a_query(library: Storage, scaled: Callable[[int], int]) -> None:
+def test_every_string_is_a_valid_query(library: Storage, scaled: Callable[[int], int]) -> None:
     dice = random.Random(4)
     pieces = [
         *PROMPTS.values(),

@@ -51,8 +51,8 @@ def statements(engine: Any = Engine) -> Iterator[list[str]]:
     event.remove(engine, "before_cursor_execute", note)
 
 
-class TestBoundaries:
-    def test_it_commits_at_the_end_and_rolls_back_on_any_exception(self, db: Storage) -> None:
+class TestTransactions:
+    def test_a_session_commits_at_the_end_and_rolls_back_on_any_exception(self, db: Storage) -> None:
         with get_session() as session:
             a_generation(session)
         for kind in (ValueError, KeyboardInterrupt, SystemExit, GeneratorExit):
@@ -75,20 +75,20 @@ class TestBoundaries:
             assert {generation.prompt for generation in get_all_generations(session)} == {"outer", "kept"}
         assert used_count("dropped") == 0
 
-    def test_a_savepoint_is_undone_with_its_transaction(self, db: Storage) -> None:
+    def test_a_savepoint_is_rolled_back_with_its_transaction(self, db: Storage) -> None:
         with undone(get_session()) as session, session.begin_nested():
             a_generation(session)
         with get_session() as session:
             assert count_generations(session) == 0
 
-    def test_text_led_by_a_cte_is_part_of_the_transaction(self, db: Storage) -> None:
+    def test_textual_sql_that_starts_with_a_cte_is_part_of_the_transaction(self, db: Storage) -> None:
         with get_session() as session:
             track_prompt_usage(session, "lo-fi")
         with undone(get_session()) as session:
             session.execute(text("WITH one AS (SELECT 1) UPDATE prompts SET used_count = 9"))
         assert used_count("lo-fi") == 1
 
-    def test_the_engine_follows_the_same_rules(self, db: Storage) -> None:
+    def test_connections_of_the_engine_follow_the_same_rules(self, db: Storage) -> None:
         with get_engine().begin() as connection:
             connection.execute(text("SELECT 1"))
             connection.execute(text("DELETE FROM prompts"))
@@ -114,7 +114,7 @@ class TestBoundaries:
         with db.session() as session:
             assert count_generations(session) == 0
 
-    def test_sql_is_logged_on_request_and_without_what_users_wrote(self, sqlite_url: str) -> None:
+    def test_sql_is_logged_on_request_without_values(self, sqlite_url: str) -> None:
         code = (
             "from services.storage import init_db, get_session\nfrom tests.support.factories import a_generation\n"
             f"init_db({sqlite_url!r}, echo=True)\n"
@@ -125,8 +125,8 @@ class TestBoundaries:
         assert "secret" not in run.stdout + run.stderr
 
 
-class TestWaiting:
-    def test_a_session_that_only_looks_blocks_no_writer(self, database_url: str) -> None:
+class TestConcurrency:
+    def test_a_session_that_only_reads_blocks_no_writer(self, database_url: str) -> None:
         init_db(database_url, busy_timeout=0.1)
         with get_session() as reader:
             assert count_generations(reader) == 0
@@ -135,7 +135,7 @@ class TestWaiting:
                     a_generation(writer)
                 assert count_generations(reader) == number + 1
 
-    def test_a_session_that_works_between_look_and_write_blocks_no_writer(self, database_url: str) -> None:
+    def test_a_session_that_works_between_read_and_write_blocks_no_writer(self, database_url: str) -> None:
         init_db(database_url, busy_timeout=0.1)
         with get_session() as session:
             generation_id = a_generation(session).id
@@ -177,7 +177,7 @@ class TestWaiting:
             assert count_generations(session) == 40
         assert used_count("trap beat 140 BPM") == 40
 
-    def test_a_writer_waits_for_the_writer_before_it(self, sqlite_url: str) -> None:
+    def test_a_writer_waits_for_another_writer(self, sqlite_url: str) -> None:
         init_db(sqlite_url, busy_timeout=30)
         other = sqlite3.connect(path_of(sqlite_url), isolation_level=None, check_same_thread=False)
         other.execute("BEGIN IMMEDIATE")
@@ -194,7 +194,7 @@ class TestWaiting:
         with get_session() as session:
             assert count_generations(session) == 1
 
-    def test_a_writer_that_waited_too_long_is_told_and_everything_works_afterwards(self, sqlite_url: str) -> None:
+    def test_a_writer_that_waits_too_long_gets_an_error_and_later_writes_work(self, sqlite_url: str) -> None:
         init_db(sqlite_url, busy_timeout=0.05)
         other = sqlite3.connect(path_of(sqlite_url), isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
@@ -213,12 +213,12 @@ class TestWaiting:
 
 
 class TestRunInTransaction:
-    def test_it_returns_what_the_function_returns_committed(self, db: Storage) -> None:
+    def test_run_in_transaction_commits_and_returns_the_result(self, db: Storage) -> None:
         generation = run_in_transaction(a_generation)
         with get_session() as session:
             assert get_generation(session, generation.id) is not None
 
-    def test_it_runs_again_after_an_error_that_may_pass(self, db: Storage) -> None:
+    def test_run_in_transaction_repeats_after_a_transient_error(self, db: Storage) -> None:
         tries: list[int] = []
 
         def work(session: Session) -> str:
@@ -232,7 +232,7 @@ class TestRunInTransaction:
         with get_session() as session:
             assert count_generations(session) == 1
 
-    def test_it_gives_up_after_its_attempts(self, db: Storage) -> None:
+    def test_run_in_transaction_raises_after_its_attempts(self, db: Storage) -> None:
         tries: list[int] = []
 
         def work(session: Session) -> None:
@@ -245,7 +245,7 @@ class TestRunInTransaction:
         with pytest.raises(ValueError, match="attempts"):
             run_in_transaction(work, attempts=0)
 
-    def test_it_does_not_repeat_what_would_fail_again(self, db: Storage) -> None:
+    def test_run_in_transaction_does_not_repeat_permanent_errors(self, db: Storage) -> None:
         for error in (ValueError, ConflictError):
             tries: list[int] = []
 
@@ -259,9 +259,7 @@ class TestRunInTransaction:
 
 
 class TestOpening:
-    def test_without_a_word_the_database_is_in_the_data_folder(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_the_default_database_is_in_the_data_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
         init_db()
         assert (tmp_path / "data" / "generations.db").is_file()
@@ -277,7 +275,7 @@ class TestOpening:
             assert count_generations(session) == 0
         assert get_storage().url.database == str(path_of(sqlite_url))
 
-    def test_the_file_and_its_folders_are_made_for_the_owner_alone(self, tmp_path: Path) -> None:
+    def test_the_file_and_its_folders_are_created_for_the_owner_alone(self, tmp_path: Path) -> None:
         before = os.umask(0o022)
         try:
             init_db(f"sqlite:///{tmp_path}/a folder/of its own/generations.db")
@@ -295,7 +293,7 @@ class TestOpening:
         init_db(sqlite_url)
         assert stat.S_IMODE(path_of(sqlite_url).stat().st_mode) == 0o640
 
-    def test_settings_of_the_connection(self, sqlite_url: str) -> None:
+    def test_connections_have_the_documented_settings(self, sqlite_url: str) -> None:
         for name, number in {"FULL": 2, "NORMAL": 1}.items():
             init_db(sqlite_url, synchronous=name)
             with get_session() as session:
@@ -319,7 +317,7 @@ class TestOpening:
             a_generation(session)
         assert list((tmp_path / "elsewhere").iterdir()) == []
 
-    def test_at_head_it_asks_one_small_question(self, database_url: str) -> None:
+    def test_opening_a_database_at_head_sends_one_query(self, database_url: str) -> None:
         with statements() as seen:
             init_db(database_url)
         own = [statement for statement in seen if statement.startswith(("SELECT version_num", "PRAGMA"))]
@@ -330,7 +328,7 @@ class TestOpening:
             init_db(database_url)
         assert seen == own
 
-    def test_twice_alike_is_the_same_storage_and_otherwise_another(self, database_url: str) -> None:
+    def test_init_db_with_the_same_url_keeps_the_storage_and_with_another_replaces_it(self, database_url: str) -> None:
         init_db(database_url)
         first = get_storage()
         init_db(database_url)
@@ -338,7 +336,7 @@ class TestOpening:
         init_db(database_url, busy_timeout=1)
         assert get_storage() is not first
 
-    def test_sessions_of_the_storage_before_still_end_well(self, database_url: str, tmp_path: Path) -> None:
+    def test_sessions_of_the_previous_storage_can_still_commit(self, database_url: str, tmp_path: Path) -> None:
         init_db(database_url)
         first = get_storage()
         with get_session() as session:
@@ -347,19 +345,21 @@ class TestOpening:
         with first.session() as session:
             assert count_generations(session) == 1
 
-    def test_a_database_that_is_not_there_is_not_made_by_looking(self, tmp_path: Path) -> None:
+    def test_a_session_does_not_create_a_missing_database(self, tmp_path: Path) -> None:
         url = f"sqlite:///{tmp_path}/folder/missing.db"
         with pytest.raises(NotInitializedError, match=r"init_db\(\)") as missing, Storage(url).session():
             pass
         assert "just db-init" in str(missing.value)
         assert list(tmp_path.iterdir()) == []
 
-    def test_a_database_without_tables_says_so(self, empty_database_url: str) -> None:
+    def test_a_database_without_tables_is_not_initialized(self, empty_database_url: str) -> None:
         with pytest.raises(NotInitializedError, match="just db-init"), Storage(empty_database_url).session():
             pass
 
     @pytest.mark.parametrize(("revision", "error"), [("001", SchemaOutdatedError), ("999", SchemaTooNewError)])
-    def test_another_schema_is_not_opened(self, database_url: str, revision: str, error: type[Exception]) -> None:
+    def test_a_database_with_another_schema_is_refused(
+        self, database_url: str, revision: str, error: type[Exception]
+    ) -> None:
         storage = Storage(database_url)
         with storage.engine.begin() as connection:
             connection.execute(text("UPDATE alembic_version SET version_num = :revision"), {"revision": revision})
@@ -373,7 +373,7 @@ class TestOpening:
                     count_generations(session)
         assert not [statement for statement in seen if "alembic_version" in statement]
 
-    def test_a_table_missing_under_a_right_version_says_so(self, db: Storage) -> None:
+    def test_a_missing_table_at_head_is_reported(self, db: Storage) -> None:
         with get_session() as session:
             session.execute(text("DROP TABLE attempts"))
             session.commit()
@@ -389,7 +389,9 @@ class TestWriteAheadLog:
     @pytest.mark.parametrize(
         ("version", "affected"), [*((version, True) for version in AFFECTED), *((version, False) for version in SOUND)]
     )
-    def test_the_versions_with_the_reset_bug(self, version: tuple[int, ...], affected: bool) -> None:
+    def test_the_versions_of_sqlite_with_the_wal_reset_bug_are_known(
+        self, version: tuple[int, ...], affected: bool
+    ) -> None:
         assert sqlite.has_wal_reset_bug(version) is affected
 
     @pytest.fixture(params=["affected", "sound"])
@@ -406,7 +408,7 @@ class TestWriteAheadLog:
         return f"sqlite:///file:{path}?uri=true" if kind == "uri" else f"sqlite:///{path}"
 
     @pytest.mark.parametrize("kind", ["path", "link", "uri"])
-    def test_it_stays_small_however_much_is_written(self, sqlite_url: str, version: str, kind: str) -> None:
+    def test_the_wal_stays_small_however_much_is_written(self, sqlite_url: str, version: str, kind: str) -> None:
         path = path_of(sqlite_url)
         init_db(self.name(kind, path), synchronous="NORMAL")
         with get_session() as session:
@@ -423,7 +425,7 @@ class TestWriteAheadLog:
         with get_session() as session:
             assert count_generations(session) == 60
 
-    def test_a_reader_in_the_way_delays_the_checkpoint_and_no_writer(self, sqlite_url: str, version: str) -> None:
+    def test_a_long_reader_delays_the_checkpoint_and_no_writer(self, sqlite_url: str, version: str) -> None:
         init_db(sqlite_url, synchronous="NORMAL", busy_timeout=0.05)
         with get_session(read_only=True) as reader:
             assert count_generations(reader) == 0
@@ -439,7 +441,7 @@ class TestWriteAheadLog:
             assert count_generations(session) == 70
 
 
-def test_the_storage_shows_itself_without_secrets() -> None:
+def test_the_repr_of_a_storage_contains_no_password() -> None:
     shown: Callable[[str], str] = lambda url: repr(Storage(url))  # noqa: E731
     assert shown("postgresql://user:secret@host/db") == "<Storage postgresql+psycopg://user:***@host/db>"
     for name in ("password", "sslpassword", "PassWord", "api_key", "token", "pwd"):

@@ -237,12 +237,12 @@ PROMPT_PROPERTIES = "id text used_count first_used_at last_used_at"
 
 
 @pytest.mark.parametrize("example", [*SHELL, *PYTHON.values()], ids=[*SHELL, *PYTHON])
-def test_the_manual_has_every_example_word_for_word(example: str) -> None:
+def test_the_documents_contain_every_example_of_the_specification(example: str) -> None:
     assert example.strip() in re.findall(r"^```\w+\n(.*?)\n```$", MANUAL.read_text(), re.DOTALL | re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", SIGNATURES)
-def test_every_function_takes_what_the_specification_says(name: str) -> None:
+def test_every_function_has_the_signature_of_the_specification(name: str) -> None:
     parameters = inspect.signature(getattr(storage, name)).parameters.values()
     positional = [parameter for parameter in parameters if parameter.kind is not parameter.KEYWORD_ONLY]
     written = (
@@ -259,13 +259,13 @@ def test_unsaved_rows_have_every_property_and_method() -> None:
     assert all(hasattr(prompt, name) for name in f"{PROMPT_PROPERTIES} increment_usage to_dict".split())
 
 
-def test_the_statuses_are_the_words_of_the_specification() -> None:
+def test_the_statuses_have_the_values_of_the_specification() -> None:
     assert [GenerationStatus[word.upper()] for word in ("pending", "processing", "completed", "failed")] == [
         "pending", "processing", "completed", "failed",
     ]  # fmt: skip
 
 
-def test_initialize_makes_the_database_of_the_environment(
+def test_init_db_creates_the_database_of_the_environment(
     empty_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", empty_database_url)
@@ -273,7 +273,7 @@ def test_initialize_makes_the_database_of_the_environment(
     assert get_storage().read_revision() == storage.get_schema_version()
 
 
-def test_initialize_takes_the_default_path_and_another(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_init_db_accepts_the_default_path_and_another(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     run(INITIALIZE)
     run(INITIALIZE_ELSEWHERE, init_db=storage.init_db)
@@ -288,7 +288,7 @@ def test_create_and_query(db: Storage, capsys: pytest.CaptureFixture[str]) -> No
     assert capsys.readouterr().out == f"{created}: hip hop beat at 140 BPM\n"
 
 
-def test_update_completes_the_generation_and_passes_over_an_unknown_id(db: Storage) -> None:
+def test_update_completes_the_generation_and_ignores_an_unknown_id(db: Storage) -> None:
     run(UPDATE)
     with get_session() as session:
         a_generation(session, generation_id="abc-123")

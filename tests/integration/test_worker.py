@@ -94,13 +94,13 @@ class TestJobs:
         assert generation.file_size_bytes is None
         assert generation.generation_time_seconds is not None
 
-    def test_it_stops_after_as_many_jobs_as_wanted(self) -> None:
+    def test_the_worker_stops_after_max_jobs(self) -> None:
         ids = submit(3)
         assert Worker(lambda job: None).run(max_jobs=2) == 2
         assert [stored(one).status for one in ids] == ["completed", "completed", "pending"]
         assert Worker(lambda job: None).run(max_jobs=0) == 0
 
-    def test_a_job_knows_its_lease_and_who_works_on_it(self) -> None:
+    def test_a_job_has_its_lease_and_worker(self) -> None:
         submit()
         jobs: list[Job] = []
 
@@ -118,20 +118,20 @@ class TestJobs:
             pause_queue(session)
         assert work(lambda job: None) == 0
 
-    def test_only_the_named_models_are_rendered(self) -> None:
+    def test_only_the_named_models_are_claimed_by_the_worker(self) -> None:
         large, small = submit(model_name="large")[0], submit(model_name="small")[0]
         assert work(lambda job: None, model_names=("small",)) == 1
         assert stored(large).is_pending
         assert stored(small).is_complete
 
-    def test_a_warm_model_goes_ahead_when_wanted(self) -> None:
+    def test_the_model_of_the_last_job_is_preferred_with_prefer_warm(self) -> None:
         for model in ("a", "b", "a", "b"):
             submit(model_name=model)
         rendered: list[str] = []
         work(lambda job: rendered.append(job.generation.model_name), prefer_warm=True)
         assert rendered == ["a", "a", "b", "b"]
 
-    def test_expired_leases_of_others_are_taken_up(self) -> None:
+    def test_expired_leases_of_other_workers_are_reclaimed(self) -> None:
         (generation_id,) = submit()
         with get_session() as session:
             claim_generation(session, "dead")
@@ -139,7 +139,7 @@ class TestJobs:
         assert work(lambda job: None) == 1
         assert outcomes(generation_id) == ["lost", "completed"]
 
-    def test_an_unmade_database_is_reported_at_once(self, tmp_path: Path) -> None:
+    def test_a_database_without_tables_is_reported_at_once(self, tmp_path: Path) -> None:
         storage = Storage(f"sqlite:///{tmp_path / 'none.db'}")
         with pytest.raises(NotInitializedError):
             Worker(lambda job: None, storage=storage).run()
@@ -166,7 +166,7 @@ class TestJobs:
 
 @pytest.mark.usefixtures("db")
 class TestFailures:
-    def test_a_job_that_raises_is_tried_again_until_no_attempt_is_left(self) -> None:
+    def test_a_job_that_raises_is_retried_until_no_attempt_is_left(self) -> None:
         (generation_id,) = submit(max_attempts=3)
 
         def render(job: Job) -> None:
@@ -178,7 +178,7 @@ class TestFailures:
         assert generation.error_message == "RuntimeError: CUDA out of memory"
         assert outcomes(generation_id) == ["failed"] * 3
 
-    def test_a_job_that_succeeds_at_last_is_complete(self) -> None:
+    def test_a_job_that_succeeds_after_a_retry_is_completed(self) -> None:
         (generation_id,) = submit()
 
         def render(job: Job) -> None:
@@ -189,7 +189,7 @@ class TestFailures:
         assert stored(generation_id).is_complete
         assert outcomes(generation_id) == ["failed", "completed"]
 
-    def test_the_retry_waits_as_its_policy_says(self) -> None:
+    def test_the_retry_waits_for_the_delay_of_its_policy(self) -> None:
         (generation_id,) = submit()
 
         def render(job: Job) -> None:
@@ -219,7 +219,7 @@ class TestFailures:
         assert generation.is_failed
         assert "Error: " in str(generation.error_message)
 
-    def test_a_handler_that_exits_gives_its_job_back(self) -> None:
+    def test_the_job_of_a_handler_that_exits_is_released(self) -> None:
         (generation_id,) = submit()
         with pytest.raises(SystemExit):
             work(lambda job: sys.exit(1))
@@ -228,8 +228,8 @@ class TestFailures:
 
 
 @pytest.mark.usefixtures("db")
-class TestHeart:
-    def test_it_keeps_the_lease_of_a_long_job(self) -> None:
+class TestHeartbeatThread:
+    def test_the_lease_of_a_long_job_is_extended(self) -> None:
         (generation_id,) = submit()
         expiries = set()
 
@@ -240,7 +240,7 @@ class TestHeart:
         assert stored(generation_id).is_complete
         assert outcomes(generation_id) == ["completed"]
 
-    def test_it_writes_progress_within_moments(self) -> None:
+    def test_the_first_progress_is_stored_at_once(self) -> None:
         (generation_id,) = submit()
 
         def render(job: Job) -> None:
@@ -254,7 +254,7 @@ class TestHeart:
         assert work(render) == 1
         assert stored(generation_id).is_complete
 
-    def test_a_cancelled_job_hears_of_it_and_its_result_is_dropped(self) -> None:
+    def test_a_cancelled_job_is_told_and_its_result_is_dropped(self) -> None:
         (generation_id,) = submit()
 
         def render(job: Job) -> Result:
@@ -269,7 +269,7 @@ class TestHeart:
         assert outcomes(generation_id) == ["cancelled"]
 
     @pytest.mark.parametrize("raises", [False, True])
-    def test_a_lost_lease_drops_the_result_and_the_worker_lives_on(self, raises: bool) -> None:
+    def test_a_lost_lease_drops_the_result_and_the_worker_continues(self, raises: bool) -> None:
         (lost,) = submit(priority=1)
         (next_one,) = submit()
 
@@ -316,9 +316,9 @@ def impatient(database_url: str) -> Iterator[Storage]:
     storage.dispose()
 
 
-class TestTrouble:
+class TestDatabaseErrors:
     @pytest.mark.parametrize("when", ["storing", "polling for work", "heartbeat failed"])
-    def test_a_database_that_others_lock_is_waited_for(self, impatient: Storage, when: str) -> None:
+    def test_the_worker_retries_while_the_database_is_locked(self, impatient: Storage, when: str) -> None:
         blocker = impatient.engine.connect()
         unlocked = threading.Event()
 
@@ -375,7 +375,9 @@ class Process:
 
 class TestSignals:
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-    def test_a_running_job_may_finish(self, db: Storage, database_url: str, tmp_path: Path, number: int) -> None:
+    def test_a_running_job_can_finish_after_a_signal(
+        self, db: Storage, database_url: str, tmp_path: Path, number: int
+    ) -> None:
         first, second = submit(2)
         process = Process(database_url, "go file", tmp_path)
         assert process.line() == ["started", first, "1"]
@@ -386,7 +388,9 @@ class TestSignals:
         assert stored(first).is_complete
         assert stored(second).is_pending
 
-    def test_a_job_that_needs_longer_is_given_back(self, db: Storage, database_url: str, tmp_path: Path) -> None:
+    def test_a_job_that_exceeds_the_grace_period_is_released(
+        self, db: Storage, database_url: str, tmp_path: Path
+    ) -> None:
         (generation_id,) = submit(max_attempts=1)
         process = Process(database_url, "never", tmp_path, grace_seconds=0.2)
         assert process.line() == ["started", generation_id, "1"]
@@ -397,7 +401,7 @@ class TestSignals:
         assert stored(generation_id).max_attempts == 2
         assert outcomes(generation_id) == ["released"]
 
-    def test_a_second_signal_gives_it_back_at_once(self, db: Storage, database_url: str, tmp_path: Path) -> None:
+    def test_a_second_signal_releases_the_job_at_once(self, db: Storage, database_url: str, tmp_path: Path) -> None:
         (generation_id,) = submit()
         process = Process(database_url, "never", tmp_path, grace_seconds=600)
         assert process.line() == ["started", generation_id, "1"]
@@ -407,7 +411,7 @@ class TestSignals:
         assert process.close() == 0
         assert outcomes(generation_id) == ["released"]
 
-    def test_an_idle_worker_ends(self, db: Storage, database_url: str, tmp_path: Path) -> None:
+    def test_an_idle_worker_exits_after_a_signal(self, db: Storage, database_url: str, tmp_path: Path) -> None:
         (generation_id,) = submit()
         process = Process(database_url, "at once", tmp_path, poll_seconds=600)
         assert process.line() == ["started", generation_id, "1"]
@@ -417,7 +421,7 @@ class TestSignals:
         assert process.close() == 0
 
     @pytest.mark.usefixtures("db")
-    def test_the_handlers_of_before_are_put_back(self) -> None:
+    def test_the_previous_signal_handlers_are_restored(self) -> None:
         numbers = (signal.SIGTERM, signal.SIGINT)
         before = [signal.getsignal(number) for number in numbers]
         submit()
@@ -427,7 +431,7 @@ class TestSignals:
         assert during != before
 
     @pytest.mark.usefixtures("db")
-    def test_in_another_thread_it_is_stopped_by_a_call(self) -> None:
+    def test_a_worker_in_another_thread_is_stopped_by_stop(self) -> None:
         before = signal.getsignal(signal.SIGTERM)
         (generation_id,) = submit()
         began = threading.Event()
@@ -449,7 +453,7 @@ class TestSignals:
 
 
 class TestCrashes:
-    def test_a_job_that_kills_its_worker_each_time_ends_as_failed(
+    def test_a_job_that_kills_its_worker_in_each_attempt_fails(
         self, db: Storage, database_url: str, tmp_path: Path
     ) -> None:
         (generation_id,) = submit(max_attempts=3)
@@ -467,7 +471,7 @@ class TestCrashes:
         assert [(row.number, row.outcome) for row in attempts] == [(1, "lost"), (2, "lost"), (3, "lost")]
         assert len({row.worker_id for row in attempts}) == 3
 
-    def test_a_worker_stopped_past_its_lease_cannot_overwrite_the_others_result(
+    def test_a_worker_that_continues_after_its_lease_expired_cannot_overwrite_the_result(
         self, db: Storage, database_url: str, tmp_path: Path
     ) -> None:
         (generation_id,) = submit()

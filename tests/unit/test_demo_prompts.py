@@ -8,7 +8,7 @@ import pytest
 from services.storage.demo.prompts import read_prompts
 
 
-def test_any_other_file_holds_a_prompt_a_line(tmp_path: Path) -> None:
+def test_any_other_file_has_one_prompt_per_line(tmp_path: Path) -> None:
     assert read(tmp_path, "prompts.txt", "\ufefftrap beat\r\n\n  lofi, rain \njazz") == [
         "trap beat",
         "lofi, rain",
@@ -17,20 +17,20 @@ def test_any_other_file_holds_a_prompt_a_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("column", ["prompt", "Prompt", "overall_prompt", "caption", "text", "description"])
-def test_a_csv_file_is_read_by_its_telling_column(tmp_path: Path, column: str) -> None:
+def test_a_csv_file_is_read_by_its_prompt_column(tmp_path: Path, column: str) -> None:
     rows = f'id,{column},stars\n1,"quiet, slow",5\n2,"two\nlines",4\n3,,3\n'
     assert read(tmp_path, "prompts.csv", rows) == ["quiet, slow", "two\nlines"]
 
 
-def test_the_first_telling_column_wins(tmp_path: Path) -> None:
+def test_the_first_known_column_name_is_used(tmp_path: Path) -> None:
     assert read(tmp_path, "prompts.csv", "text,caption,prompt\na,b,c\n") == ["c"]
 
 
-def test_an_only_column_needs_no_telling_name(tmp_path: Path) -> None:
+def test_a_single_column_can_have_any_name(tmp_path: Path) -> None:
     assert read(tmp_path, "prompts.csv", "wish\nfunk\n") == ["funk"]
 
 
-def test_a_tsv_file_is_read_by_its_telling_column(tmp_path: Path) -> None:
+def test_a_tsv_file_is_read_by_its_prompt_column(tmp_path: Path) -> None:
     assert read(tmp_path, "prompts.tsv", "id\tcaption\n1\tfunk, please\n") == ["funk, please"]
 
 
@@ -42,11 +42,11 @@ def test_a_tsv_file_is_read_by_its_telling_column(tmp_path: Path) -> None:
         {"version": 1, "prompts": [{"text": "funk"}, {"text": "soul"}, {"text": None}, {}]},
     ],
 )
-def test_json_may_be_texts_or_objects_or_hold_the_list(tmp_path: Path, value: object) -> None:
+def test_json_can_be_a_list_of_texts_or_objects_or_an_object_with_a_list(tmp_path: Path, value: object) -> None:
     assert read(tmp_path, "prompts.json", json.dumps(value)) == ["funk", "soul"]
 
 
-def test_json_lines_hold_an_object_each(tmp_path: Path) -> None:
+def test_json_lines_have_one_object_per_line(tmp_path: Path) -> None:
     assert read(tmp_path, "prompts.jsonl", '{"prompt": "funk"}\n\n{"prompt": "soul"}\n') == ["funk", "soul"]
 
 
@@ -70,7 +70,7 @@ def test_a_file_without_prompts_is_refused_with_the_reason(
         read(tmp_path, name, content)
 
 
-def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "music.wav").write_bytes(b"RIFF\xff\xfe\x00")
     with pytest.raises(ValueError, match=r"music\.wav is not UTF-8 text"):
         read_prompts(tmp_path / "music.wav")

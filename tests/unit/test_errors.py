@@ -26,7 +26,7 @@ CAUGHT_AS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_error_is_ours_and_says_by_itself_what_happened(kind: type[errors.StorageError]) -> None:
+def test_every_error_is_a_storage_error_with_a_default_message(kind: type[errors.StorageError]) -> None:
     assert issubclass(kind, errors.StorageError)
     message = str(kind())
     assert message == (kind.__doc__ or "").strip()
@@ -34,12 +34,12 @@ def test_every_error_is_ours_and_says_by_itself_what_happened(kind: type[errors.
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in (errors.StorageError, errors.ConstraintError)])
-def test_every_message_ends_with_what_to_do(kind: type[errors.StorageError]) -> None:
+def test_every_message_ends_with_a_hint(kind: type[errors.StorageError]) -> None:
     assert any(mark in str(kind()) for mark in (":", ";"))
 
 
 @pytest.mark.parametrize(("name", "base"), CAUGHT_AS.items())
-def test_an_error_is_also_what_python_would_call_it(name: str, base: type[BaseException]) -> None:
+def test_an_error_is_also_the_matching_built_in_error(name: str, base: type[BaseException]) -> None:
     assert issubclass(getattr(errors, name), base)
 
 
@@ -52,7 +52,7 @@ def test_a_message_and_the_original_error_are_kept(kind: Any) -> None:
     assert kind().orig is None
 
 
-def test_an_illegal_transition_names_both_ends() -> None:
+def test_an_illegal_transition_names_both_statuses() -> None:
     error = errors.IllegalTransitionError("completed", "pending")
     assert (error.current, error.target) == ("completed", "pending")
     assert "'completed'" in str(error)
@@ -60,13 +60,13 @@ def test_an_illegal_transition_names_both_ends() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_errors_travel_between_processes(kind: type[errors.StorageError]) -> None:
+def test_errors_can_be_pickled(kind: type[errors.StorageError]) -> None:
     copy = pickle.loads(pickle.dumps(kind()))
     assert type(copy) is kind
     assert str(copy) == str(kind())
 
 
-def test_an_illegal_transition_travels_with_its_ends() -> None:
+def test_an_illegal_transition_can_be_pickled_with_its_statuses() -> None:
     copy = pickle.loads(pickle.dumps(errors.IllegalTransitionError("failed", "completed")))
     assert (copy.current, copy.target) == ("failed", "completed")
     assert str(copy) == str(errors.IllegalTransitionError("failed", "completed"))

@@ -20,7 +20,7 @@ def test_importing_loads_no_migration_command_line_or_server_driver() -> None:
     assert modules_after("import services.storage").isdisjoint(HEAVY)
 
 
-def test_opening_a_database_at_head_loads_no_migrations_either(sqlite_url: str) -> None:
+def test_opening_a_database_at_head_loads_no_migrations(sqlite_url: str) -> None:
     code = f"from services.storage import init_db, get_session, count_generations\ninit_db({sqlite_url!r})\n"
     code += "with get_session() as session: count_generations(session)"
     assert modules_after(code).isdisjoint(HEAVY)
@@ -33,7 +33,7 @@ def test_every_public_name_exists_once() -> None:
         assert hasattr(services.storage, name)
 
 
-def test_the_specification_finds_its_names() -> None:
+def test_every_name_of_the_specification_exists() -> None:
     from services.storage import database, models, schema
 
     for name in """
@@ -47,5 +47,5 @@ def test_the_specification_finds_its_names() -> None:
     assert services.storage.GenerationStatus is schema.GenerationStatus
 
 
-def test_the_version_is_a_version() -> None:
+def test_the_version_has_three_numbers() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+", services.storage.__version__)

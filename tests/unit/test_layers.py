@@ -101,7 +101,7 @@ def each(paths: list[Path]) -> pytest.MarkDecorator:
 
 
 @each(SOURCES)
-def test_imports_go_down_only(path: Path) -> None:
+def test_modules_import_only_lower_layers(path: Path) -> None:
     importer = member_of(path)
     assert importer in LAYER_OF, f"{importer} has no layer yet: give it one in LAYERS"
     for module in imports(path):
@@ -136,7 +136,7 @@ def test_only_migrations_imports_alembic(path: Path) -> None:
 
 
 @each(outside("worker", "engine"))
-def test_only_the_worker_knows_threads_signals_and_sleep(path: Path) -> None:
+def test_only_the_worker_uses_threads_signals_and_sleep(path: Path) -> None:
     assert not {module.split(".")[0] for module in imports(path)} & {"threading", "signal", "asyncio", "concurrent"}
     assert not [call for call in calls(path) if call.split(".")[-1] == "sleep"]
 
@@ -199,14 +199,14 @@ def test_dialects_are_named_only_in_backends_and_types(path: Path) -> None:
 
 
 @each(named("models"))
-def test_rows_never_see_a_session(path: Path) -> None:
+def test_models_do_not_use_a_session(path: Path) -> None:
     source = path.read_text(encoding="utf-8")
     assert "Session" not in source
     assert "object_session" not in source
 
 
 @each(SOURCES)
-def test_every_module_says_what_it_is(path: Path) -> None:
+def test_every_module_has_a_docstring(path: Path) -> None:
     documentation = ast.get_docstring(parse(path))
     assert documentation
     assert not path.stem.endswith(("utils", "helpers", "manager", "repository"))

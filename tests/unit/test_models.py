@@ -40,7 +40,7 @@ def a_leased_row() -> Generation:
 
 
 class TestNewObjects:
-    def test_a_generation_has_its_defaults_at_once(self) -> None:
+    def test_a_new_generation_has_its_defaults_before_the_flush(self) -> None:
         generation = a_row()
         assert len(generation.id) == 36
         assert generation.status == "pending"
@@ -50,28 +50,28 @@ class TestNewObjects:
         assert generation.is_favorite is False
         assert generation.completed_at is generation.metadata is generation.lease is None
 
-    def test_a_prompt_has_its_defaults_at_once(self) -> None:
+    def test_a_new_prompt_has_its_defaults_before_the_flush(self) -> None:
         prompt = Prompt(text="lo-fi rain")
         assert prompt.id is None
         assert prompt.used_count == 1
         assert prompt.first_used_at == prompt.last_used_at
         assert prompt.first_used_at.tzinfo is UTC
 
-    def test_explicit_values_win_over_defaults(self) -> None:
+    def test_explicit_values_override_defaults(self) -> None:
         at = datetime(2026, 1, 1, tzinfo=UTC)
         generation = a_row(id="abc-123", created_at=at, priority=5, metadata={"bpm": 140})
         assert (generation.id, generation.scheduled_at, generation.priority) == ("abc-123", at, 5)
         assert generation.get_metadata() == {"bpm": 140}
         assert Prompt(text="x", first_used_at=at).last_used_at == at
 
-    def test_an_explicit_time_of_its_own_is_kept(self) -> None:
+    def test_an_explicit_creation_time_is_kept(self) -> None:
         at = datetime(2026, 1, 1, tzinfo=UTC)
         assert a_row(scheduled_at=at).scheduled_at == at
 
     def test_no_two_rows_share_an_id(self) -> None:
         assert len({a_row().id for _ in range(1_000)}) == 1_000
 
-    def test_a_row_without_any_argument_can_be_made_and_shown(self) -> None:
+    def test_a_row_without_arguments_can_be_created_and_printed(self) -> None:
         generation = Generation()
         assert generation.status == "pending"
         assert "status=pending" in repr(generation)
@@ -81,18 +81,18 @@ class TestNewObjects:
         with pytest.raises(TypeError, match="tempo"):
             a_row(tempo=140)
 
-    def test_rows_can_be_members_of_a_set(self) -> None:
+    def test_rows_are_hashable(self) -> None:
         first, second = a_row(), a_row()
         assert len({first, second, first}) == 2
 
-    def test_the_other_tables_have_their_defaults_too(self) -> None:
+    def test_attempts_and_queue_state_have_their_defaults(self) -> None:
         assert Attempt(generation_id="x", number=1, worker_id="w", outcome="failed").finished_at.tzinfo is UTC
         assert QueueState().id == 1
 
 
 class TestStatus:
     @pytest.mark.parametrize("status", STATUSES)
-    def test_a_constructor_may_start_in_any_status(self, status: GenerationStatus) -> None:
+    def test_a_new_row_can_have_any_status(self, status: GenerationStatus) -> None:
         generation = a_row(status=status)
         assert generation.status == status
         assert type(generation.status) is str
@@ -107,7 +107,7 @@ class TestStatus:
         assert a_row(**ordered).completed_at == at
 
     @pytest.mark.parametrize("status", STATUSES)
-    def test_the_flags_follow_the_status(self, status: GenerationStatus) -> None:
+    def test_the_status_properties_follow_the_status(self, status: GenerationStatus) -> None:
         generation = a_row(status=status)
         assert generation.is_pending == (status == "pending")
         assert generation.is_processing == (status == "processing")
@@ -117,7 +117,7 @@ class TestStatus:
         assert generation.is_finished == (status in FINISHED)
 
     @pytest.mark.parametrize(("current", "target"), LEGAL)
-    def test_a_legal_move_is_made_with_its_consequences(self, current: str, target: str) -> None:
+    def test_a_legal_move_sets_the_other_columns(self, current: str, target: str) -> None:
         generation = a_row(status=current, error_message="before")
         generation.status = target
         assert generation.status == target
@@ -150,7 +150,7 @@ class TestStatus:
         assert not generation.lease
         assert generation.attempt == 2
 
-    def test_going_back_to_pending_leaves_no_trace_of_the_attempt_and_grants_one_more(self) -> None:
+    def test_going_back_to_pending_clears_the_attempt_and_grants_one_more(self) -> None:
         generation = a_leased_row()
         generation.status = "pending"
         assert (generation.started_at, generation.progress, generation.current_step) == (None, None, None)
@@ -170,7 +170,7 @@ class TestStatus:
         generation.mark_completed(3.0)
         assert generation.is_complete
 
-    def test_finishing_keeps_a_time_that_is_there(self) -> None:
+    def test_finishing_keeps_an_existing_completed_at(self) -> None:
         at = datetime(2026, 1, 1, tzinfo=UTC)
         generation = a_row()
         generation.completed_at = at
@@ -179,14 +179,14 @@ class TestStatus:
 
 
 class TestMarks:
-    def test_processing(self) -> None:
+    def test_mark_processing_changes_the_status(self) -> None:
         generation = a_row()
         generation.mark_processing()
         assert generation.is_processing
         assert generation.lease is None
 
     @pytest.mark.parametrize("status", ["pending", "processing", "completed"])
-    def test_completed_from(self, status: str) -> None:
+    def test_mark_completed_works_from_each_unfinished_status(self, status: str) -> None:
         generation = a_row(status=status)
         generation.mark_completed(18.5)
         assert generation.is_complete
@@ -194,21 +194,21 @@ class TestMarks:
         assert generation.completed_at is not None
 
     @pytest.mark.parametrize("status", ["pending", "processing", "failed"])
-    def test_failed_from(self, status: str) -> None:
+    def test_mark_failed_works_from_each_unfinished_status(self, status: str) -> None:
         generation = a_row(status=status)
         generation.mark_failed("out of memory")
         assert generation.is_failed
         assert generation.error_message == "out of memory"
         assert generation.completed_at is not None
 
-    def test_a_failure_takes_any_message(self) -> None:
+    def test_mark_failed_accepts_any_message(self) -> None:
         generation = a_row()
         generation.mark_failed(ValueError("a\0b" * 10_000))  # type: ignore[arg-type]
         assert generation.error_message is not None
         assert len(generation.error_message) <= 8_192
 
     @pytest.mark.parametrize("time", ["18", -1, float("nan"), True])
-    def test_a_bad_time_completes_nothing(self, time: Any) -> None:
+    def test_mark_completed_with_a_bad_time_changes_nothing(self, time: Any) -> None:
         generation = a_row()
         with pytest.raises((ValueError, TypeError), match="generation_time"):
             generation.mark_completed(time)
@@ -216,13 +216,13 @@ class TestMarks:
         assert generation.completed_at is None
 
     @pytest.mark.parametrize("status", ["failed", "cancelled"])
-    def test_what_ended_otherwise_is_not_completed(self, status: str) -> None:
+    def test_a_failed_or_cancelled_generation_cannot_be_completed(self, status: str) -> None:
         generation = a_row(status=status)
         with pytest.raises(IllegalTransitionError):
             generation.mark_completed(1.0)
         assert generation.generation_time_seconds is None
 
-    def test_a_completed_one_does_not_fail_afterwards(self) -> None:
+    def test_a_completed_generation_cannot_fail(self) -> None:
         generation = a_row(status="completed")
         with pytest.raises(IllegalTransitionError):
             generation.mark_failed("too late")
@@ -230,19 +230,19 @@ class TestMarks:
 
 
 class TestMetadata:
-    def test_on_the_class_it_is_sqlalchemys(self) -> None:
+    def test_metadata_of_the_class_is_that_of_sqlalchemy(self) -> None:
         assert isinstance(Generation.metadata, MetaData)
         assert Generation.metadata is Base.metadata
 
     @pytest.mark.parametrize("given", [{"bpm": 140}, '{"bpm": 140}', '{ "bpm":140 }'])
-    def test_on_a_row_it_is_text_however_it_was_given(self, given: Any) -> None:
+    def test_metadata_of_a_row_is_text_in_whatever_form_it_was_given(self, given: Any) -> None:
         generation = a_row(metadata=given)
         assert isinstance(generation.metadata, str)
         assert json.loads(generation.metadata) == {"bpm": 140}
         assert generation.get_metadata() == {"bpm": 140}
         assert generation.metadata_json == generation.metadata
 
-    def test_it_can_be_replaced_by_dict_text_or_nothing(self) -> None:
+    def test_metadata_can_be_replaced_by_a_dict_text_or_none(self) -> None:
         generation = a_row()
         generation.metadata = {"key": "Cm"}
         assert generation.get_metadata() == {"key": "Cm"}
@@ -254,15 +254,15 @@ class TestMetadata:
         assert generation.metadata is None
         assert generation.get_metadata() == {}
 
-    def test_what_is_read_is_a_copy(self) -> None:
+    def test_get_metadata_returns_a_copy(self) -> None:
         generation = a_row(metadata={"tags": ["a"]})
         generation.get_metadata()["tags"].append("b")
         assert generation.get_metadata() == {"tags": ["a"]}
 
-    def test_other_scripts_stay_readable_as_text(self) -> None:
+    def test_non_ascii_text_is_not_escaped(self) -> None:
         assert a_row(metadata={"título": "日本 🎵"}).metadata == '{"título": "日本 🎵"}'
 
-    def test_a_refused_value_replaces_nothing(self) -> None:
+    def test_a_refused_value_keeps_the_metadata(self) -> None:
         generation = a_row(metadata={"bpm": 140})
         refused: list[Any] = ["not JSON", [1], {"x": float("nan")}]
         for bad in refused:
@@ -273,7 +273,7 @@ class TestMetadata:
         assert generation.get_metadata() == {"bpm": 140}
 
 
-class TestShowing:
+class TestToDictAndRepr:
     def test_a_dict_has_every_column_under_its_own_name(self) -> None:
         generation = a_row(metadata={"bpm": 140}, parameters={"seed": 7})
         shown = generation.to_dict()
@@ -284,7 +284,7 @@ class TestShowing:
         assert shown["created_at"].endswith("+00:00")
         assert json.loads(json.dumps(shown)) == shown
 
-    def test_a_dict_of_the_other_rows_has_every_column_too(self) -> None:
+    def test_the_dict_of_every_other_model_has_every_column(self) -> None:
         for row in (Prompt(text="x"), Attempt(generation_id="x", number=1, worker_id="w", outcome="lost")):
             shown = row.to_dict()
             assert shown.keys() == set(type(row).__table__.columns.keys())
@@ -311,7 +311,7 @@ class TestUsage:
         assert prompt.last_used_at >= before
         assert prompt.first_used_at == before
 
-    def test_a_count_at_its_limit_is_not_exceeded(self) -> None:
+    def test_used_count_does_not_exceed_its_limit(self) -> None:
         prompt = Prompt(text="x", used_count=2**31 - 1)
         with pytest.raises(ValueError, match="used_count"):
             prompt.increment_usage()

@@ -14,7 +14,7 @@ POSITION = PagePosition("2026-11-22 10:00:00.000000", "01a00000-0000-7000-8000-0
 
 
 @given(st.one_of(st.text(), st.integers(), st.floats(allow_nan=False)), st.text())
-def test_a_cursor_holds_what_is_stored_whatever_that_is(created_at: str | float, generation_id: str) -> None:
+def test_a_cursor_contains_the_stored_value_of_any_form(created_at: str | float, generation_id: str) -> None:
     storable = not any("\ud800" <= c <= "\udfff" or c == "\0" for c in f"{created_at}{generation_id}")
     cursor = encode_cursor(PagePosition(created_at, generation_id), QUERY)
     if storable:
@@ -24,15 +24,15 @@ def test_a_cursor_holds_what_is_stored_whatever_that_is(created_at: str | float,
             decode_cursor(cursor, QUERY)
 
 
-def test_no_cursor_is_the_beginning() -> None:
+def test_no_cursor_means_the_first_page() -> None:
     assert decode_cursor(None, QUERY) is None
 
 
-def test_a_cursor_is_safe_in_a_url() -> None:
+def test_a_cursor_needs_no_quoting_in_a_url() -> None:
     assert encode_cursor(POSITION, QUERY).replace("-", "").replace("_", "").isalnum()
 
 
-def test_a_cursor_belongs_to_its_query_alone() -> None:
+def test_a_cursor_is_valid_only_for_its_query() -> None:
     cursor = encode_cursor(POSITION, QUERY)
     for other in ({}, {"status": "failed"}, QUERY | {"status": "completed"}, QUERY | {"metadata": {"bpm": (120, 141)}}):
         with pytest.raises(InvalidCursorError):
@@ -54,7 +54,7 @@ def test_anything_else_is_refused(cursor: str) -> None:
         decode_cursor(cursor, QUERY)
 
 
-def test_a_mangled_cursor_is_refused() -> None:
+def test_an_altered_cursor_is_refused() -> None:
     cursor = encode_cursor(POSITION, QUERY)
     for mangled in (cursor[:-1], cursor + "A", f" {cursor}", f"{cursor}\n", cursor[1:], ""):
         with pytest.raises(InvalidCursorError):

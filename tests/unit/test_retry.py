@@ -18,7 +18,7 @@ POLICIES = st.builds(
 
 
 @given(policy=POLICIES, attempt=st.integers(1, 10**9))
-def test_a_delay_lies_between_what_jitter_leaves_and_the_cap(policy: RetryPolicy, attempt: int) -> None:
+def test_a_delay_is_within_the_range_of_the_jitter_and_the_cap(policy: RetryPolicy, attempt: int) -> None:
     longest = min(policy.cap_seconds, policy.base_seconds * policy.factor ** min(attempt - 1, 64))
     assert longest * (1 - policy.jitter) <= policy.delay(attempt) * (1 + 1e-12)
     assert policy.delay(attempt) <= longest
@@ -46,6 +46,6 @@ def test_jitter_spreads_the_delays() -> None:
         ("jitter", 1.1),
     ],
 )
-def test_a_policy_that_makes_no_sense_is_refused_by_name(field: str, value: Any) -> None:
+def test_an_invalid_policy_is_refused_with_its_field(field: str, value: Any) -> None:
     with pytest.raises(ValueError, match=field):
         RetryPolicy(**{field: value})

@@ -33,25 +33,25 @@ MARKS = ("<", ">")
         (" \0 \ud800 - * \" '' ? &", [], []),
     ],
 )
-def test_a_query_asks_for(text: str, wanted: list[Term], excluded: list[Term]) -> None:
+def test_a_query_is_parsed_into_terms(text: str, wanted: list[Term], excluded: list[Term]) -> None:
     assert parse_query(text) == Query(tuple(wanted), tuple(excluded))
 
 
-def test_a_query_is_text() -> None:
+def test_a_query_must_be_text() -> None:
     with pytest.raises(TypeError, match="query must be text, not NoneType"):
         parse_query(None)  # type: ignore[arg-type]
 
 
-def test_a_long_query_asks_for_its_first_terms_only() -> None:
+def test_only_the_first_terms_of_a_long_query_are_used() -> None:
     assert len(parse_query(" ".join(f"word{n}" for n in range(1_000))).wanted) == TERMS_LIMIT
 
 
-def test_a_word_longer_than_any_index_holds_finds_nothing() -> None:
+def test_a_word_longer_than_the_index_stores_finds_nothing() -> None:
     assert parse_query(f"piano {'x' * 300}").wanted == ()
 
 
 @given(st.text(), st.text())
-def test_every_string_is_a_query_and_has_a_snippet_of_every_text(query: str, text: str) -> None:
+def test_every_string_is_a_valid_query_and_gives_a_snippet_of_every_text(query: str, text: str) -> None:
     parsed = parse_query(query)
     shown = parsed.snippet(text, ("", ""))
     assert shown.strip("…") in " ".join(text.split()) or len(text) > SNIPPET_LENGTH
@@ -75,7 +75,7 @@ def test_a_snippet_marks_every_match(query: str, text: str, snippet: str) -> Non
     assert parse_query(query).snippet(text, MARKS) == snippet
 
 
-def test_a_snippet_of_a_long_text_is_cut_between_words_around_the_first_match() -> None:
+def test_a_snippet_of_a_long_text_is_cut_at_word_boundaries_around_the_first_match() -> None:
     text = "quiet " * 200 + "then a piano enters " + "and stays " * 200
     shown = parse_query("piano").snippet(text, MARKS)
     assert "then a <piano> enters" in shown
@@ -84,7 +84,7 @@ def test_a_snippet_of_a_long_text_is_cut_between_words_around_the_first_match() 
     assert len(shown) <= SNIPPET_LENGTH + len("…<>…")
 
 
-def test_relevance_is_frequency_against_length_and_words_in_the_order_asked() -> None:
+def test_relevance_rises_with_frequency_and_word_order_and_falls_with_length() -> None:
     together, apart, long, often = parse_query("dark piano").rank(
         ["dark piano", "piano dark", "dark piano " + "and more " * 30, "dark piano dark piano"]
     )

@@ -24,17 +24,17 @@ from services.storage.demo.synthesis import CHANNELS, SAMPLE_RATE, read_style, r
         ("9999 BPM", 240),
     ],
 )
-def test_a_tempo_named_in_the_prompt_is_taken_within_what_can_be_heard(prompt: str, bpm: int) -> None:
+def test_a_tempo_named_in_the_prompt_is_used_within_limits(prompt: str, bpm: int) -> None:
     assert read_style(prompt).bpm == bpm
 
 
-def test_words_decide_the_tempo_when_no_number_does() -> None:
+def test_words_set_the_tempo_when_no_number_does() -> None:
     drum_and_bass, lullaby = read_style("drum and bass roller").bpm, read_style("a lullaby").bpm
     assert lullaby < 80 < 160 < drum_and_bass
     assert read_style("slow techno").bpm < read_style("techno").bpm < read_style("fast techno").bpm
 
 
-def test_a_prompt_without_any_known_word_still_has_a_sensible_tempo() -> None:
+def test_a_prompt_without_a_known_word_has_a_usual_tempo() -> None:
     assert all(60 <= read_style(f"xyzzy {number}").bpm <= 160 for number in range(200))
 
 
@@ -49,17 +49,17 @@ def test_a_prompt_without_any_known_word_still_has_a_sensible_tempo() -> None:
         ("a song in A min", "Am"),
     ],
 )
-def test_a_key_named_in_the_prompt_is_taken(prompt: str, key: str) -> None:
+def test_a_key_named_in_the_prompt_is_used(prompt: str, key: str) -> None:
     assert read_style(prompt).key == key
 
 
-def test_dark_words_make_it_minor() -> None:
+def test_dark_words_give_a_minor_key() -> None:
     assert read_style("sad melody").minor
     assert not read_style("happy melody").minor
 
 
 @pytest.mark.parametrize("seconds", [0.00001, 0.01, 0.25, 1.5])
-def test_the_file_is_stereo_pcm_of_exactly_the_length_asked_for(tmp_path: Path, seconds: float) -> None:
+def test_the_file_is_stereo_pcm_of_exactly_the_requested_length(tmp_path: Path, seconds: float) -> None:
     render("trap beat 140 BPM", tmp_path / "music.wav", seconds)
     with wave.open(str(tmp_path / "music.wav")) as file:
         assert (file.getnchannels(), file.getsampwidth(), file.getframerate()) == (CHANNELS, 2, SAMPLE_RATE)
@@ -92,20 +92,20 @@ def test_the_same_prompt_always_sounds_the_same_and_another_does_not(tmp_path: P
 
 
 @pytest.mark.parametrize("prompt", [FAILING_PROMPT, "0 BPM", "000.0bpm"])
-def test_zero_bpm_cannot_be_played_and_leaves_no_file(tmp_path: Path, prompt: str) -> None:
+def test_zero_bpm_cannot_be_rendered_and_leaves_no_file(tmp_path: Path, prompt: str) -> None:
     with pytest.raises(ValueError, match="0 BPM"):
         render(prompt, tmp_path / "music.wav", 1.0)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_existing_file_is_replaced_whole(tmp_path: Path) -> None:
+def test_an_existing_file_is_replaced_completely(tmp_path: Path) -> None:
     (tmp_path / "music.wav").write_bytes(b"x" * 1_000_000)
     rendered(tmp_path, "jazz", 0.1)
     assert [path.name for path in tmp_path.iterdir()] == ["music.wav"]
     assert (tmp_path / "music.wav").stat().st_size < 20_000
 
 
-def test_of_the_demos_own_prompts_exactly_one_fails_and_some_come_back() -> None:
+def test_exactly_one_built_in_prompt_fails_and_some_repeat() -> None:
     assert [prompt for prompt in BUILT_IN_PROMPTS if read_style(prompt).bpm == 0] == [FAILING_PROMPT]
     assert len(set(BUILT_IN_PROMPTS)) < len(BUILT_IN_PROMPTS)
 

@@ -51,7 +51,7 @@ def test_a_time_that_cannot_be_read_loads_as_none(text: object) -> None:
     "text",
     ["2026-01-02 12:00:00", "2026-01-02 12:00:00.000000", "2026-01-02T12:00:00Z", "2026-01-02T17:00:00+05:00"],
 )
-def test_times_in_the_forms_others_write_are_read(text: str) -> None:
+def test_times_in_the_formats_of_other_programs_are_read(text: str) -> None:
     read = UTCDateTime().dialect_impl(sqlite.dialect()).result_processor(sqlite.dialect(), None)
     assert read is not None
     assert read(text) == datetime(2026, 1, 2, 12, tzinfo=UTC)
@@ -81,11 +81,11 @@ JSON_VALUES = st.recursive(
 
 
 @given(st.dictionaries(st.text(), JSON_VALUES, max_size=5))
-def test_json_objects_survive_being_text(value: dict[str, object]) -> None:
+def test_json_objects_are_read_back_from_text(value: dict[str, object]) -> None:
     assert load_json_object(dump_json(value)) == value
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
-def test_what_json_has_no_word_for_is_not_written(number: float) -> None:
+def test_values_that_json_cannot_represent_are_refused(number: float) -> None:
     with pytest.raises(ValueError, match="JSON"):
         dump_json({"x": number})

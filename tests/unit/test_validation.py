@@ -52,13 +52,13 @@ Bool.__name__ = "bool_"
 
 
 @pytest.mark.parametrize(("field", "value"), BAD_FIELDS, ids=numbered(BAD_FIELDS))
-def test_the_constructor_refuses_what_may_not_be_stored_and_names_it(field: str, value: Any) -> None:
+def test_the_constructor_refuses_invalid_values_and_names_the_field(field: str, value: Any) -> None:
     with pytest.raises((ValueError, TypeError), match=field):
         Generation(**a_request(**{field: value}))
 
 
 @pytest.mark.parametrize(("field", "value"), BAD_FIELDS, ids=numbered(BAD_FIELDS))
-def test_an_attribute_refuses_the_same_and_keeps_what_it_had(field: str, value: Any) -> None:
+def test_an_attribute_refuses_invalid_values_and_keeps_its_value(field: str, value: Any) -> None:
     generation = Generation(**a_request())
     before = generation.to_dict()
     with pytest.raises((ValueError, TypeError), match=field):
@@ -67,7 +67,7 @@ def test_an_attribute_refuses_the_same_and_keeps_what_it_had(field: str, value: 
 
 
 @pytest.mark.parametrize(("field", "value"), BAD_FIELDS, ids=numbered(BAD_FIELDS))
-def test_no_refusal_repeats_what_was_given_at_length(field: str, value: Any) -> None:
+def test_no_error_message_repeats_a_long_value(field: str, value: Any) -> None:
     with pytest.raises((ValueError, TypeError)) as refusal:
         Generation(**a_request(**{field: value}))
     assert len(str(refusal.value)) < 300
@@ -95,7 +95,7 @@ def test_no_refusal_repeats_what_was_given_at_length(field: str, value: Any) -> 
         ("last_used_at", None),
     ],
 )
-def test_a_prompt_refuses_what_may_not_be_stored_and_names_it(field: str, value: Any) -> None:
+def test_a_prompt_refuses_invalid_values_and_names_the_field(field: str, value: Any) -> None:
     with pytest.raises((ValueError, TypeError), match=field):
         Prompt(**{"text": "fine", field: value})
     prompt = Prompt(text="fine")
@@ -151,20 +151,20 @@ GOOD = [
 @pytest.mark.parametrize(
     ("field", "value", "stored"), GOOD, ids=[f"{case[0]}-{number}" for number, case in enumerate(GOOD)]
 )
-def test_what_may_be_stored_is_taken_as_it_is_meant(field: str, value: Any, stored: Any) -> None:
+def test_valid_values_are_converted(field: str, value: Any, stored: Any) -> None:
     generation = Generation(**a_request(**{field: value}))
     assert getattr(generation, field) == stored
     assert type(getattr(generation, field)) is type(stored)
 
 
-def test_numbers_keep_no_class_of_their_own() -> None:
+def test_numbers_become_plain_int_and_float() -> None:
     generation = Generation(**a_request(sample_rate=Rate.CD, parameters={"rate": Rate.CD}))
     assert type(generation.sample_rate) is int
     assert generation.parameters is not None
     assert type(generation.parameters["rate"]) is int
 
 
-def test_a_time_is_kept_in_utc() -> None:
+def test_a_time_is_converted_to_utc() -> None:
     noon = datetime(2026, 1, 2, 12, tzinfo=UTC)
     for given_time in (noon, noon.replace(tzinfo=None), noon.astimezone(timezone(timedelta(hours=-7)))):
         generation = Generation(**a_request(scheduled_at=given_time))
@@ -181,14 +181,14 @@ def test_given_objects_are_copied() -> None:
     assert generation.parameters == {"list": [1]}
 
 
-def test_a_mapping_that_holds_itself_is_refused_without_recursion() -> None:
+def test_a_mapping_that_contains_itself_is_refused() -> None:
     loop: dict[str, Any] = {}
     loop["self"] = loop
     with pytest.raises(ValueError, match="metadata must be at most 32 levels deep"):
         validate_generation_field("metadata_json", loop)
 
 
-def test_a_wide_web_of_shared_lists_is_refused_in_time() -> None:
+def test_nested_shared_lists_are_refused_quickly() -> None:
     web: list[Any] = []
     for _ in range(30):
         web = [web, web, web]
@@ -197,7 +197,7 @@ def test_a_wide_web_of_shared_lists_is_refused_in_time() -> None:
 
 
 @pytest.mark.parametrize("size", [65_536, 65_537])
-def test_the_limit_of_metadata_counts_bytes_of_the_text(size: int) -> None:
+def test_the_limit_of_metadata_is_in_bytes_of_its_json(size: int) -> None:
     empty = len('{"x": ""}')
     value = {"x": "é" * ((size - empty) // 2) + "x" * ((size - empty) % 2)}
     if size <= 65_536:
@@ -208,7 +208,7 @@ def test_the_limit_of_metadata_counts_bytes_of_the_text(size: int) -> None:
 
 
 @given(st.text(max_size=200))
-def test_text_is_either_kept_exactly_or_refused_by_name(text: str) -> None:
+def test_text_is_either_kept_exactly_or_refused_with_its_field(text: str) -> None:
     try:
         stored = validate_prompt_field("text", text)
     except ValueError as refusal:
@@ -219,7 +219,7 @@ def test_text_is_either_kept_exactly_or_refused_by_name(text: str) -> None:
 
 
 @given(st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.binary(), st.lists(st.integers())))
-def test_whatever_is_given_each_rule_answers_with_a_value_or_names_its_field(value: Any) -> None:
+def test_each_rule_returns_a_value_or_names_its_field_for_any_input(value: Any) -> None:
     for rules in (GENERATION_RULES, PROMPT_RULES):
         for field, rule in rules.items():
             try:
@@ -235,7 +235,7 @@ def test_an_error_message_can_always_be_stored(message: Any) -> None:
     assert clean_error_message(stored) == stored
 
 
-def test_an_error_message_is_cut_and_cleaned_and_survives_what_cannot_even_be_printed() -> None:
+def test_an_error_message_is_cut_and_cleaned_even_if_it_cannot_be_printed() -> None:
     class UnprintableError(Exception):
         def __str__(self) -> str:
             raise RuntimeError("no")
@@ -247,37 +247,37 @@ def test_an_error_message_is_cut_and_cleaned_and_survives_what_cannot_even_be_pr
 
 
 @pytest.mark.parametrize("value", [-1, 1.5, "10", None, True, 2**63, float("nan")])
-def test_a_limit_is_a_whole_number_of_at_least_nothing(value: Any) -> None:
+def test_a_limit_must_be_a_whole_number_of_at_least_0(value: Any) -> None:
     with pytest.raises((TypeError, ValueError), match="limit"):
         validate_count("limit", value)
 
 
 @pytest.mark.parametrize("value", [0, -1, math.inf, math.nan, "60", None, True, b"6", bytearray(b"6")])
-def test_a_span_of_seconds_is_positive_and_finite(value: Any) -> None:
+def test_a_number_of_seconds_must_be_positive_and_finite(value: Any) -> None:
     with pytest.raises((TypeError, ValueError), match="lease_seconds"):
         validate_seconds("lease_seconds", value)
     assert validate_seconds("lease_seconds", Index(60)) == 60.0
 
 
-def test_a_worker_has_a_name() -> None:
+def test_a_worker_id_must_not_be_blank() -> None:
     assert validate_name("worker_id", "host:1") == "host:1"
     with pytest.raises(ValueError, match="worker_id"):
         validate_name("worker_id", " ")
 
 
 @pytest.mark.parametrize("value", [5, None, b"x", ["x"]])
-def test_looking_for_anything_but_text_is_a_mistake_of_the_caller(value: Any) -> None:
+def test_an_id_that_is_not_text_is_a_type_error(value: Any) -> None:
     with pytest.raises(TypeError, match="generation_id must be text"):
         is_storable("generation_id", value)
 
 
-def test_text_that_no_database_can_hold_is_nowhere() -> None:
+def test_text_that_cannot_be_stored_is_not_storable() -> None:
     assert is_storable("text", "fine")
     assert not is_storable("text", "a\0b")
     assert not is_storable("text", "\udfff")
 
 
-def test_merging_lays_new_keys_over_old_ones_one_level_deep() -> None:
+def test_merging_replaces_top_level_keys() -> None:
     assert merge_metadata('{"a": {"x": 1}, "b": 2}', {"a": {"y": 2}}) == '{"a": {"y": 2}, "b": 2}'
     assert merge_metadata(None, {"a": 1}) == '{"a": 1}'
 
@@ -289,7 +289,7 @@ def test_merging_nothing_changes_nothing(current: str | None, changes: Mapping[s
 
 
 @pytest.mark.parametrize("current", ["not JSON", "[1]", "", "null", '{"a": '])
-def test_merging_onto_what_cannot_be_read_is_refused(current: str) -> None:
+def test_merging_into_unreadable_metadata_is_refused(current: str) -> None:
     with pytest.raises(ValueError, match="metadata of the stored row is not a readable JSON object"):
         merge_metadata(current, {"a": 1})
 
@@ -299,7 +299,7 @@ def test_a_merge_that_would_grow_over_the_limit_is_refused() -> None:
         merge_metadata('{"a": "' + "x" * 40_000 + '"}', {"b": "x" * 40_000})
 
 
-def test_a_path_that_answers_with_bytes_is_refused() -> None:
+def test_a_path_of_bytes_is_refused() -> None:
     class BytesPath(os.PathLike[bytes]):
         def __fspath__(self) -> bytes:
             return b"outputs/a.wav"
