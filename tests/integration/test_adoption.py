@@ -1,4 +1,4 @@
-"""Databases without a version: made by the first implementation, and changed by whoever runs them, taken over whole."""
+"""Adoption of databases without a version, which the first implementation created and operators changed."""
 
 from pathlib import Path
 
@@ -37,12 +37,12 @@ BASELINE = (
     "id prompt model_name model_version duration_seconds sample_rate channels file_path file_size_bytes "
     "status created_at completed_at generation_time_seconds error_message metadata"
 ).split()
-MENDED = ("untimed-completed", "untimed-failed")
+CORRECTED = ("untimed-completed", "untimed-failed")
 
 
 @pytest.fixture
 def original_url(empty_database_url: str) -> str:
-    """Return the URL of a database that the first implementation made, on each database system in turn."""
+    """Return the URL of a database of the first implementation; the test runs once on each database system."""
     return make_old_database(empty_database_url, "original")
 
 
@@ -57,14 +57,14 @@ def drift(url: str) -> list[object]:
 
 
 def test_every_row_is_kept_byte_for_byte(original_file: str) -> None:
-    """Also unknown statuses, unreadable metadata, text where numbers belong, infinities, blobs and blank texts."""
+    """The rows include unknown statuses, unreadable metadata, text in number columns, infinities, blobs and blanks."""
     before = rows_of(original_file, "generations", tuple(BASELINE))
     init_db(original_file)
     after = rows_of(original_file, "generations", tuple(BASELINE))
     assert len(after) == len(before) == 26
     completed_at, created_at = BASELINE.index("completed_at"), BASELINE.index("created_at")
     for old, new in zip(before, after, strict=True):
-        if old[0].strip("'") in MENDED:
+        if old[0].strip("'") in CORRECTED:
             assert old[completed_at] == "NULL"
             assert new[completed_at] == old[created_at]
             assert (*new[:completed_at], "NULL", *new[completed_at + 1 :]) == old
@@ -125,9 +125,9 @@ def test_a_bad_row_can_be_corrected_after_adoption(original_url: str) -> None:
         assert generation is not None
         generation.status = "failed"
     with get_session() as session:
-        mended = get_generation(session, "bad-status")
-        assert mended is not None
-        assert mended.completed_at is not None
+        corrected = get_generation(session, "bad-status")
+        assert corrected is not None
+        assert corrected.completed_at is not None
 
 
 def test_missing_prompts_are_created_and_every_generation_is_linked(original_url: str) -> None:
@@ -153,7 +153,7 @@ def test_duplicate_prompts_are_merged(original_url: str) -> None:
             original_url,
             "CREATE TABLE twins AS SELECT * FROM prompts; DROP TABLE prompts; ALTER TABLE twins RENAME TO prompts;",
         )
-        # CREATE TABLE AS knows no primary key, and SQLite numbers the rows of only that
+        # CREATE TABLE AS makes no primary key, and SQLite generates numbers only for a primary key
         run_script(
             original_url,
             "CREATE TABLE p (id INTEGER PRIMARY KEY, text VARCHAR, used_count INTEGER, first_used_at DATETIME,"
@@ -179,7 +179,7 @@ def test_duplicate_prompts_are_merged(original_url: str) -> None:
 
 
 def test_an_adopted_database_has_the_schema_of_a_new_one(original_url: str, fresh_url: str) -> None:
-    """On PostgreSQL but for the constraints that its bad rows break: those stay NOT VALID."""
+    """On PostgreSQL, constraints that stored rows break stay NOT VALID."""
     init_db(original_url)
     adopted = schema_of(original_url)
     assert [line.removesuffix(" NOT VALID") for line in adopted] == schema_of(fresh_url)
@@ -286,7 +286,7 @@ def test_objects_that_an_operator_added_are_kept(original_url: str) -> None:
 
 
 def test_objects_that_only_sqlite_has_are_kept(original_file: str) -> None:
-    """Generated columns, collations, comments, triggers: also through a downgrade, which makes the table anew again."""
+    """Generated columns, collations, comments and triggers, also after a downgrade, which rebuilds the table."""
     run_script(
         original_file,
         """
@@ -368,7 +368,7 @@ def test_nullable_columns_of_001_become_not_null(original_url: str) -> None:
 
 
 def test_a_view_that_blocks_the_upgrade_on_postgresql_is_named(original_url: str) -> None:
-    """PostgreSQL changes the type of no column that a view shows."""
+    """PostgreSQL cannot change the type of a column that a view uses."""
     run_script(original_url, "CREATE VIEW best AS SELECT id FROM generations")
     if is_sqlite(original_url):
         init_db(original_url)

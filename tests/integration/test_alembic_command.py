@@ -1,4 +1,4 @@
-"""The alembic command in a checkout: as the manual says, with the database of DATABASE_URL."""
+"""The alembic command in a checkout, with the database of DATABASE_URL."""
 
 import os
 import re
@@ -19,7 +19,7 @@ HEAD = REVISIONS[-1]
 
 
 class Alembic:
-    """Run the command as a shell in the checkout would: in this process, which saves a second each, or in its own."""
+    """Run the command in the checkout: in this process, which is a second faster, or in a new process."""
 
     def __init__(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
         self.capsys = capsys
@@ -179,7 +179,7 @@ def test_the_x_argument_overrides_the_environment(alembic: Alembic, tmp_path: Pa
 
 
 def test_paths_and_urls_can_contain_percent_signs(alembic: Alembic, tmp_path: Path) -> None:
-    """Alembic's configuration takes them for interpolations; only alembic.ini itself must not lie below one."""
+    """Alembic's configuration interpolates percent signs; only the path of alembic.ini must not contain one."""
     url = f"sqlite:///{tmp_path}/50% off %s.db"
     alembic.succeed(url, "upgrade", "head")
     alembic.succeed(url, "check")
@@ -229,7 +229,7 @@ def test_autogenerate_finds_nothing_at_head_and_finds_a_new_column(
 
 
 def bodies(revision: Path) -> list[str]:
-    """Return what stands in upgrade() and downgrade(), without comments."""
+    """Return the bodies of upgrade() and downgrade(), without comments."""
     code = re.sub(r"#.*", "", revision.read_text("utf-8"))
     return [" ".join(part.split("\ndef ")[0].split()) for part in code.split("-> None:\n")[1:]]
 

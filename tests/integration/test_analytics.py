@@ -1,4 +1,4 @@
-"""The reports, against plain Python on the same rows; alike on both databases."""
+"""The reports, compared with plain Python on the same rows."""
 
 import random
 import statistics
@@ -78,7 +78,7 @@ def test_queue_stats_follow_their_definitions(db: Storage) -> None:
     assert stats.oldest_seconds is not None
     assert 500 <= stats.oldest_seconds < 560
     assert (stats.processing, stats.expired) == (5, 1)
-    assert stats.workers == 4  # a and b hold leases, c and f finished something; d long ago, e was given up
+    assert stats.workers == 4  # a, b hold leases; c, f ended an attempt; d too long ago; that of e was lost
     assert (stats.completed_per_hour, stats.failed_per_hour) == (2, 1)
 
 
@@ -131,7 +131,7 @@ def test_percentiles_are_those_of_plain_python(db: Storage, rows: list[tuple[str
 
 
 def percentile(values: list[float], percent: int) -> float | None:
-    """PostgreSQL's percentile_cont, in plain Python."""
+    """Compute percentile_cont of PostgreSQL in plain Python."""
     if not values:
         return None
     ordered = sorted(values)
@@ -141,8 +141,8 @@ def percentile(values: list[float], percent: int) -> float | None:
 
 
 def test_percentiles_are_those_of_the_standard_library_and_of_postgresql(db: Storage) -> None:
-    dice = random.Random(6)
-    values = [dice.lognormvariate(3, 1) for _ in range(1_001)]
+    generator = random.Random(6)
+    values = [generator.lognormvariate(3, 1) for _ in range(1_001)]
     with get_session() as session:
         rows = create_generations(session, [a_request() for _ in values])
         for row, value in zip(rows, values, strict=True):

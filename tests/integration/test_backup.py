@@ -130,14 +130,14 @@ def test_a_bad_backup_is_refused_and_the_database_stays_as_it_is(db: Storage, tm
     fill(db, 300)
     before = contents(db)
     path = backup_database(tmp_path / f"copy{db.backend.backups.suffix}").path
-    spoil(path, damage)
+    write_invalid(path, damage)
     for use in (verify_backup, restore_database):
         with pytest.raises((BackupError, SchemaTooNewError), match=r"copy|SQLite|archive"):
             use(path)
     assert contents(db) == before
 
 
-def spoil(path: Path, damage: str) -> None:
+def write_invalid(path: Path, damage: str) -> None:
     data = path.read_bytes()
     if damage == "truncated":
         path.write_bytes(data[: len(data) // 2])
@@ -228,7 +228,7 @@ class TestSQLite:
             before = contents(storage)
             backup = backup_database(tmp_path / "copy.db", storage=storage)
         live = path_of(sqlite_url)
-        spoil(live, damage)
+        write_invalid(live, damage)
         damaged = live.read_bytes()
         with opened(sqlite_url) as storage:
             restored = restore_database(backup.path, storage=storage)

@@ -1,4 +1,4 @@
-"""Many requests at once: in order, all or none, in a handful of statements."""
+"""create_generations(): in order, all or none, in a constant number of statements."""
 
 from typing import Any
 

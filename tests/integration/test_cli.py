@@ -1,4 +1,4 @@
-"""The command line, as people and scripts meet it: what it prints where, and its exit codes."""
+"""The command line: its output on stdout and stderr, and its exit codes."""
 
 import json
 import os
@@ -192,7 +192,7 @@ def test_the_worker_renders_pending_generations_to_their_file_paths(sqlite_url: 
     add(sqlite_url, "silence at 0 BPM")
     done = process("--database-url", sqlite_url, "worker", "--until-empty", "--outputs", "my music", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "")
-    assert len(done.stderr.splitlines()) == 5  # hello, three jobs, goodbye
+    assert len(done.stderr.splitlines()) == 5  # start, three jobs, end
     assert "cannot be rendered: cannot render a tempo of 0 BPM" in done.stderr
     assert "\x1b" not in done.stderr
     assert done.stderr.endswith("stopped after 3 jobs\n")

@@ -1,4 +1,4 @@
-"""list, search, check and the picture of stats: tables on a terminal, lines and JSON for scripts."""
+"""list, search, why, check and stats: tables on a terminal, lines and JSON for scripts."""
 
 import json
 import re
@@ -16,7 +16,7 @@ HOSTILE_PROMPT = "lofi [red]rain[/b]\x1b[2J\r\u202eon a\ttrain\x07"
 
 @pytest.fixture
 def history(sqlite_url: str) -> str:
-    """Return the URL of a database with five generations: two of jazz, three of lofi rain, of which one is done."""
+    """Return the URL of a database with five generations: two of jazz and three of lofi rain, one of them completed."""
     storage = Storage(sqlite_url)
     with storage.session() as session:
         for number in range(5):

@@ -1,4 +1,4 @@
-"""copy_database: identical both ways, whole or not at all, and on again after a kill."""
+"""copy_database(): identical in both directions, complete or refused, and resumable after a kill."""
 
 import subprocess
 import sys
@@ -103,14 +103,14 @@ def test_a_killed_copy_continues_where_it_stopped(
 
 
 def kill_after(step: str, source_url: str, target_url: str) -> None:
-    """Copy in a process of its own until it has done a batch of `step`, then kill it."""
+    """Copy in another process, and kill it after it has copied a batch of `step`."""
     command = [sys.executable, "-m", "tests.support.copies", source_url, target_url]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         seen = 0
         for line in process.stdout:
             seen += line.rpartition(" ")[0] == step
-            if seen == 2:  # the first only says where it begins
+            if seen == 2:  # the first line is the start of the step
                 process.kill()
                 break
     assert seen == 2
@@ -127,7 +127,7 @@ def test_a_copy_creates_missing_tables(source: Storage, empty_database_url: str)
 def test_bad_rows_are_reported_before_tables_are_created(source: Storage, empty_database_url: str) -> None:
     with source.session() as session:
         generation = a_generation(session)
-    spoil(source, generation.id, "channels = 3")
+    write_invalid(source, generation.id, "channels = 3")
     with pytest.raises(CopyError, match="channels_mono_or_stereo"):
         copy_database(str(source.url), empty_database_url)
     target = Storage(empty_database_url)
@@ -203,7 +203,7 @@ def test_a_row_the_target_would_refuse_is_reported_before_anything_is_written(
     with source.session() as session:
         a_generation(session)
         bad = a_generation(session, prompt="a secret prompt")
-    spoil(source, bad.id, BAD_ROWS[reason])
+    write_invalid(source, bad.id, BAD_ROWS[reason])
     with pytest.raises(CopyError) as caught:
         copy_database(str(source.url), postgresql_url)
     assert [(row.table, row.key, row.reason) for row in caught.value.refused] == [("generations", bad.id, reason)]
@@ -211,8 +211,8 @@ def test_a_row_the_target_would_refuse_is_reported_before_anything_is_written(
     assert not any(rows_of(postgresql_url).values())
 
 
-def spoil(storage: Storage, generation_id: str, change: str) -> None:
-    """Write what the constraints forbid, as a program without them would have."""
+def write_invalid(storage: Storage, generation_id: str, change: str) -> None:
+    """Write values that the constraints forbid, with the constraints switched off."""
     with storage.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.exec_driver_sql("PRAGMA ignore_check_constraints = ON")
         connection.exec_driver_sql("PRAGMA foreign_keys = OFF")
@@ -223,7 +223,7 @@ def spoil(storage: Storage, generation_id: str, change: str) -> None:
 def test_metadata_that_is_not_json_is_kept_as_a_string(source: Storage, postgresql_url: str, tmp_path: Path) -> None:
     with source.session() as session:
         generation = a_generation(session)
-    spoil(source, generation.id, "metadata = '{oops', parameters = '[1, 2]'")
+    write_invalid(source, generation.id, "metadata = '{oops', parameters = '[1, 2]'")
     back = f"sqlite:///{tmp_path / 'back.db'}"
     copy_database(str(source.url), postgresql_url)
     copy_database(postgresql_url, back)

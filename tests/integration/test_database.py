@@ -1,4 +1,4 @@
-"""Create, read, update and delete on both databases, as somebody would who reads the result back later."""
+"""Create, read, update and delete; the result is read back in another session."""
 
 from datetime import UTC, datetime, timedelta, timezone
 from itertools import product
@@ -46,21 +46,21 @@ PER_DATABASE = settings(
 
 
 def stored(**changes: Any) -> str:
-    """Store a generation in a session of its own; return its id."""
+    """Store a generation in a new session; return its id."""
     with get_session() as session:
         return a_generation(session, **changes).id
 
 
 def read(generation_id: str) -> Generation:
-    """Return the row as another session finds it."""
+    """Return the row, read in a new session."""
     with get_session() as session:
         generation = get_generation(session, generation_id)
     assert generation is not None
     return generation
 
 
-def spoil(generation_id: str, **columns: Any) -> None:
-    """Write as another program would, past every rule of the library and of the database."""
+def write_invalid(generation_id: str, **columns: Any) -> None:
+    """Write invalid values, without the checks of the library and of the database."""
     with get_session() as session:
         connection = session.connection()
         if connection.dialect.name == "sqlite":
@@ -388,7 +388,7 @@ class TestStatus:
         with get_session() as session:
             for generation in get_pending_generations(session):
                 generation.status = "completed"
-                count_generations(session)  # flushes
+                count_generations(session)  # the query flushes the change
         with get_session() as session:
             assert all(generation.completed_at for generation in get_all_generations(session))
 
@@ -428,7 +428,7 @@ class TestStatus:
             with get_session() as session:
                 with pytest.raises((ValueError, TypeError), match=name):
                     complete_generation(session, generation_id, **good | {name: value})
-                session.commit()  # nothing may be half-changed in it
+                session.commit()  # would store a partial change
             assert read(generation_id).to_dict() == before
 
     def test_numbers_of_other_libraries_are_accepted_as_results(self, db: Storage) -> None:
@@ -453,7 +453,7 @@ class TestStatus:
                 first.flush()
             assert conflict.value.orig is not None
             first.rollback()
-            assert mine.is_processing  # read anew
+            assert mine.is_processing  # refreshed after the rollback
             mine.mark_completed(2.0)
         assert read(generation_id).generation_time_seconds == 2.0
 
@@ -483,8 +483,8 @@ class TestStatus:
 
 
 class TestLists:
-    def some(self, session: Session, count: int, **changes: Any) -> list[str]:
-        """Store some that were all created at the same moment, so that only the id tells them apart."""
+    def create_at_the_same_time(self, session: Session, count: int, **changes: Any) -> list[str]:
+        """Store `count` generations with the same created_at, so that only the id orders them."""
         at = datetime(2026, 1, 1, tzinfo=UTC)
         rows = [Generation(**a_request(**changes), id=f"id-{number}", created_at=at) for number in range(count)]
         session.add_all(rows)
@@ -506,7 +506,7 @@ class TestLists:
 
     def test_pending_generations_of_the_same_time_are_ordered_by_id(self, db: Storage) -> None:
         with get_session() as session:
-            ids = self.some(session, 5)
+            ids = self.create_at_the_same_time(session, 5)
             assert [generation.id for generation in get_pending_generations(session)] == ids
 
     @pytest.mark.parametrize("status", [None, "completed", "failed"])
@@ -514,7 +514,7 @@ class TestLists:
         self, db: Storage, status: str | None
     ) -> None:
         with get_session() as session:
-            ids = self.some(session, 5, status=status or "failed")
+            ids = self.create_at_the_same_time(session, 5, status=status or "failed")
             newest = a_generation(session)
             if status is not None:
                 newest.status = status
@@ -524,7 +524,7 @@ class TestLists:
     @pytest.mark.parametrize("status", [None, "pending", "completed"])
     def test_offset_and_limit_are_slices_of_the_same_list(self, db: Storage, status: str | None) -> None:
         with get_session() as session:
-            self.some(session, 7, status=status or "pending")
+            self.create_at_the_same_time(session, 7, status=status or "pending")
             everything = [generation.id for generation in get_all_generations(session, status=status)]
             for limit, offset in product((0, 1, 3, 100), (0, 2, 6, 7, 100)):
                 page = get_all_generations(session, limit=limit, offset=offset, status=status)
@@ -545,7 +545,7 @@ class TestLists:
         ids = [stored(prompt=f"prompt {number}") for number in range(7)]
         for generation_id, status in zip(ids, [*STATUSES[1:], "rendering"], strict=False):
             if status == "rendering":
-                spoil(generation_id, status=status)
+                write_invalid(generation_id, status=status)
                 continue
             with get_session() as session:
                 update_generation_status(session, generation_id, status)
@@ -654,7 +654,7 @@ class TestDeleteFavoriteClone:
 class TestInvalidStoredRows:
     def test_an_unknown_status_loads_and_can_be_corrected(self, db: Storage) -> None:
         generation_id = stored()
-        spoil(generation_id, status="rendering")
+        write_invalid(generation_id, status="rendering")
         found = read(generation_id)
         assert found.status == "rendering"
         assert not any((found.is_pending, found.is_processing, found.is_finished))
@@ -665,7 +665,7 @@ class TestInvalidStoredRows:
     @pytest.mark.parametrize("broken", ["[1, 2]", '"text"', "7"])
     def test_metadata_that_is_not_an_object_is_kept_and_cannot_be_merged(self, db: Storage, broken: str) -> None:
         generation_id = stored()
-        spoil(generation_id, metadata=broken)
+        write_invalid(generation_id, metadata=broken)
         found = read(generation_id)
         assert found.metadata == broken
         assert found.get_metadata() == {}
@@ -686,5 +686,5 @@ class TestInvalidStoredRows:
 
     def test_numbers_above_the_limits_load(self, db: Storage) -> None:
         generation_id = stored()
-        spoil(generation_id, metadata='{"x": 1' + "0" * 5_000 + ', "y": 1e400, "z": 12345678901234567890}')
+        write_invalid(generation_id, metadata='{"x": 1' + "0" * 5_000 + ', "y": 1e400, "z": 12345678901234567890}')
         assert isinstance(read(generation_id).get_metadata(), dict)

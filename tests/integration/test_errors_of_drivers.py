@@ -1,4 +1,4 @@
-"""What goes wrong below us arrives as one of our errors, says what to do, and repeats no prompt and no password."""
+"""Errors of the drivers become errors of this library, with a hint and without prompts and passwords."""
 
 import os
 import sqlite3
@@ -51,12 +51,12 @@ POSTGRESQL = pytest.mark.parametrize("database_url", ["postgresql"], indirect=Tr
 
 
 def all_text(error: BaseException) -> str:
-    """Return everything a log would show: message, original, chain and traceback."""
+    """Return everything that a log would contain: message, original error, chain and traceback."""
     return "".join(traceback.format_exception(error)) + str(getattr(error, "orig", ""))
 
 
 def refused(kind: type[BaseException], work: Callable[[Session], Any]) -> BaseException:
-    """Run `work` in a session that fails; return its error, which gives nothing away."""
+    """Run `work` in a session that fails; return its error, after a check that it contains no secret."""
     with pytest.raises(kind) as refusal, get_session() as session:
         work(session)
     assert "a secret" not in all_text(refusal.value)
@@ -228,7 +228,7 @@ class TestFiles:
 
 
 class TestConstraints:
-    """The database's own rules stand behind ours, and are what SQL written by hand meets."""
+    """The constraints of the database, which also hold for SQL written by hand."""
 
     @pytest.mark.parametrize(
         "change",
@@ -309,7 +309,7 @@ class TestConstraints:
 class TestPostgreSQL:
     @pytest.fixture
     def open_with(self, db: Storage) -> Iterator[Callable[..., Storage]]:
-        """Return a function that opens the same database with options of its own."""
+        """Return a function that opens the same database with other options."""
         opened: list[Storage] = []
 
         def open_with(**options: float) -> Storage:
@@ -351,7 +351,7 @@ class TestPostgreSQL:
     def test_a_pool_timeout_is_reported_and_the_next_session_works(self, open_with: Callable[..., Storage]) -> None:
         quick = open_with(pool_size=1, max_overflow=0, pool_timeout=0.1)
         with quick.engine.connect(), pytest.raises(PoolTimeoutError, match="pool_size"), quick.session():
-            pass  # the look at the schema needs one too
+            pass  # the check of the schema needs a connection too
         with quick.session() as session:
             count_generations(session)
             with pytest.raises(PoolTimeoutError, match="pool_size"), quick.session() as second:
@@ -442,7 +442,7 @@ class TestPostgreSQL:
 
 
 def hang_up(db: Storage, server: str) -> None:
-    """End every connection to the database, as a restart of the server would."""
+    """Close every connection to the database from the server's side."""
     administer(
         server, f"SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = '{db.url.database}'"
     )

@@ -1,4 +1,4 @@
-"""When it will be done and why it waits, told from a history that is known."""
+"""estimate_completion() and explain_wait() on known histories."""
 
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -142,7 +142,7 @@ def test_explain_wait_returns_each_reason(db: Storage) -> None:
 @pytest.mark.drill
 @pytest.mark.parametrize("workers", [1, 2, 4, 8])
 def test_about_eighty_percent_of_true_times_lie_in_the_interval(workers: int, scaled: Callable[[int], int]) -> None:
-    """80 of 100 should; 75 is the least, for intervals that only tell of the past."""
+    """80 of 100 are expected; at least 75 are required, because the intervals come from samples."""
     assert share_inside(workers, scaled(20_000)) >= 0.75
 
 
@@ -183,7 +183,7 @@ def a_history(session: object, model: str, samples: list[tuple[float, float]]) -
 
 
 def a_worker(session: object, name: str = "w1") -> None:
-    """Say that a worker finished something a moment ago."""
+    """Store an attempt that a worker has just ended."""
     row = a_generation(session, model_name="another")  # type: ignore[arg-type]
     row.status = "cancelled"
     session.flush()  # type: ignore[attr-defined]

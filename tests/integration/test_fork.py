@@ -1,4 +1,4 @@
-"""A process that forks after it has used the database: parent and child go on, and neither loses a row."""
+"""A fork after the database was used: parent and child can both continue, and no row is lost."""
 
 import os
 import sys
@@ -13,7 +13,7 @@ from tests.support.factories import a_generation
 
 
 class Child:
-    """A forked process that runs `work`, with a pipe in each direction to take turns by."""
+    """A forked process that runs `work`, with a pipe in each direction for signals."""
 
     def __init__(self, work: Callable[["Child"], None]) -> None:
         from_parent, self.to_child = os.pipe()
@@ -22,9 +22,9 @@ class Child:
             warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: pytest may have threads
             self.pid = os.fork()
         if self.pid:
-            self.ear, self.mouth = from_child, self.to_child
+            self.reader, self.writer = from_child, self.to_child
             return
-        self.ear, self.mouth = from_parent, self.to_parent
+        self.reader, self.writer = from_parent, self.to_parent
         try:
             work(self)
         except BaseException:
@@ -32,11 +32,11 @@ class Child:
             os._exit(1)
         os._exit(0)
 
-    def say(self) -> None:
-        os.write(self.mouth, b"!")
+    def signal(self) -> None:
+        os.write(self.writer, b"!")
 
     def wait(self) -> None:
-        assert os.read(self.ear, 1) == b"!"
+        assert os.read(self.reader, 1) == b"!"
 
     def finish(self) -> None:
         assert os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1]) == 0
@@ -64,19 +64,19 @@ def test_parent_and_children_write_concurrently(db: Storage) -> None:
 
 
 def test_rows_of_a_child_are_kept_when_the_parent_closes_its_connections(db: Storage) -> None:
-    """On SQLite the last to close deletes the WAL; a child with inherited locks would go on writing to it."""
+    """On SQLite the last connection to close deletes the WAL, to which a child with inherited locks would write."""
     write(1)
 
     def work(child: Child) -> None:
         write(1)
-        child.say()
+        child.signal()
         child.wait()
         write(5)
 
     child = Child(work)
     child.wait()
     get_engine().dispose()
-    child.say()
+    child.signal()
     child.finish()
     assert count() == 7
 

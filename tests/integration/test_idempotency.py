@@ -1,4 +1,4 @@
-"""Idempotency keys: a request repeated is one generation."""
+"""Idempotency keys: a repeated request creates one generation."""
 
 from typing import Any
 
@@ -134,7 +134,7 @@ def test_threads_with_the_same_key_create_one_row(db: Storage) -> None:
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_a_key_stored_by_a_transaction_that_is_still_open_is_waited_for(db: Storage) -> None:
-    """Two savepoints insert one key: the second waits for the first, then finds its row."""
+    """Two savepoints insert the same key: the second waits for the first, then finds its row."""
     with get_session() as first:
         stored = a_generation(first, idempotency_key="key")
         seen: list[str] = []

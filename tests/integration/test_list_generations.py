@@ -1,4 +1,4 @@
-"""Pages of the history: what they hold, in which order, and what happens while others write."""
+"""Pages of the history: their contents and order, also during writes."""
 
 import json
 import re
@@ -256,23 +256,23 @@ def test_unreadable_metadata_matches_no_condition_and_hides_no_row(sqlite_url: s
 def test_any_text_is_a_valid_cursor_or_an_invalid_cursor_error(db: Storage, scaled: Callable[[int], int]) -> None:
     import random
 
-    dice = random.Random(5)
+    generator = random.Random(5)
     with get_session() as session:
         create_generations(session, [a_request() for _ in range(5)])
         valid = list_generations(session, limit=2).next
         assert valid is not None
         for _ in range(scaled(10_000)):
             cursor = list(valid)
-            for _ in range(dice.randint(1, 3)):
-                character = dice.choice([dice.randint(0, 127), dice.randint(0, 0x10FFFF)])
-                cursor[dice.randrange(len(cursor))] = chr(character)
+            for _ in range(generator.randint(1, 3)):
+                character = generator.choice([generator.randint(0, 127), generator.randint(0, 0x10FFFF)])
+                cursor[generator.randrange(len(cursor))] = chr(character)
 
             joined = "".join(cursor)
             try:
                 assert list_generations(session, limit=2, after=joined).items or joined
             except InvalidCursorError:
                 continue
-            assert joined.rstrip("=") == valid, "a changed cursor was taken"
+            assert joined.rstrip("=") == valid, "a changed cursor was accepted"
 
 
 def test_histories_are_read_from_an_index_without_a_full_sort(db: Storage) -> None:
@@ -296,7 +296,7 @@ def test_histories_are_read_from_an_index_without_a_full_sort(db: Storage) -> No
             assert not [plan for plan in plans if "TEMP B-TREE" in plan or "Sort" in plan], (conditions, plans)
             assert "idx_generations_" in " ".join(plans), (conditions, plans)
         [plan] = explain(session, lambda: list_generations(session, limit=20, metadata={"bpm": (120, 140)}))
-        # In the index's order; what SQLite sorts after that is the members of one document.
+        # Rows come in the order of the index; SQLite sorts only the members of one JSON document.
         assert re.match("SCAN generations USING INDEX idx_generations_created_at|Limit", plan), plan
         assert "Sort" not in plan, plan
 

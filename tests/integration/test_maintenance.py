@@ -1,4 +1,4 @@
-"""check_database() on both databases: silent about a sound one, exact about each thing that is wrong."""
+"""check_database(): no findings for a correct database, and one finding for each problem."""
 
 import sqlite3
 from pathlib import Path
@@ -41,7 +41,7 @@ def test_a_drifted_search_index_is_found_once_and_rebuilt(db: Storage, database_
             a_generation(session, prompt="lofi rain")
         run_script(database_url, "INSERT INTO prompts_fts (prompts_fts) VALUES ('delete-all')")
     else:
-        # The column is generated, so only another function than the one it was generated with makes it drift.
+        # The column is generated, so it drifts only if the function that generates it changes.
         definition = ask(database_url, "SELECT pg_get_functiondef('prompt_words'::regproc)")[0][0]
         run_script(database_url, definition[: definition.rindex("RETURN ")] + "RETURN ''")
         with db.session() as session:
@@ -77,7 +77,7 @@ def test_a_row_with_a_broken_foreign_key_is_found(db: Storage, database_url: str
         lost = a_generation(session)
     parent = "UPDATE generations SET parent_id = 'gone'"
     if is_sqlite(database_url):
-        run_script(database_url, parent)  # foreign keys are off unless asked for
+        run_script(database_url, parent)  # SQLite does not enforce foreign keys by default
     else:
         run_script(database_url, f"SET session_replication_role = replica; {parent}")
     assert check_database() == [Finding("parent_id refers to a missing row", f"generations {lost.id}")]

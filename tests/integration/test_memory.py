@@ -1,4 +1,4 @@
-"""Databases that live in this process alone, shared by its threads."""
+"""Databases in memory, which the threads of this process share."""
 
 import gc
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""What the tests of the first implementation asked of this module: 43 of them, in our own words.
+"""The 43 tests of the first implementation, rewritten.
 
-https://github.com/raibid-labs/dgx-music. That one ran on SQLite alone; these run on both databases.
+https://github.com/raibid-labs/dgx-music. The first implementation ran on SQLite alone; these run on both databases.
 """
 
 import json

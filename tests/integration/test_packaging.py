@@ -1,4 +1,4 @@
-"""What is shipped: the wheel works far from the checkout, and no file tells where it was written."""
+"""The packages: the wheel works outside of the checkout, and no file contains local paths."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from services.storage import __version__
 from services.storage.schema import REVISIONS, get_schema_version
 
 ROOT = Path(__file__).resolve().parents[2]
-# Written so that this file does not find itself.
+# Split so that the test does not find this file.
 TELLTALES = re.compile(
     rb"py[p]i\.org|python[h]osted\.org|registry\.npm[j]s\.org|/r[o]ot/|/ho[m]e/[a-z]|/Us[e]rs/[A-Za-z]|/w[o]rk/|/tmp/[v]env"
 )
@@ -91,7 +91,7 @@ def test_the_migrations_folder_is_not_a_package_because_it_would_hide_alembic() 
 
 
 def test_no_file_contains_a_registry_host_or_a_local_path(tmp_path: Path) -> None:
-    # The sdist is what git would track: it leaves out what .gitignore names, with or without git.
+    # The sdist contains what git tracks; it excludes the patterns of .gitignore, with or without git.
     with tarfile.open(build("sdist", tmp_path)) as sdist:
         files = [member for member in sdist.getmembers() if member.isfile() and not member.name.endswith("/PKG-INFO")]
         found = {

@@ -1,4 +1,4 @@
-"""What is PostgreSQL's own: settings, pool, timeouts, restarts, forks, and values that only large columns hold."""
+"""Only on PostgreSQL: settings, pool, timeouts, restarts, forks and large values."""
 
 import re
 import subprocess
@@ -225,7 +225,7 @@ def test_behind_pgbouncer_no_statement_is_prepared_and_no_startup_option_is_sent
 
 
 def test_a_statement_that_runs_for_too_long_is_cancelled_and_the_next_one_works(server: Server) -> None:
-    # The lock timeout is rounded up: 0 would mean for ever.
+    # The lock timeout is rounded up, because 0 would disable it.
     storage = Storage(server.url(), statement_timeout=0.5, lock_timeout=0.0004)
     assert show(storage, "lock_timeout") == "1ms"
     with pytest.raises(StatementTimeoutError), storage.session() as session:

@@ -1,4 +1,4 @@
-"""Prompts: counted exactly once each, by whatever path and however many at a time."""
+"""Prompts: each use is counted exactly once, through every function and under concurrency."""
 
 from typing import Any
 
@@ -157,7 +157,7 @@ class TestIncrement:
                 theirs.increment_usage()
             mine.increment_usage()
             first.flush()
-            assert mine.used_count == 4  # the database's sum, not 2
+            assert mine.used_count == 4  # the sum in the database, not 2
         assert used_count("lo-fi") == 4
 
     def test_an_increment_that_was_rolled_back_is_not_counted(self, db: Storage) -> None:
@@ -257,7 +257,7 @@ class TestAtOnce:
         texts = [f"prompt {number}" for number in range(20)]
 
         def work(number: int) -> None:
-            mine = texts if number % 2 else texts[::-1]  # the order in which a deadlock would happen
+            mine = texts if number % 2 else texts[::-1]  # opposite orders would deadlock
             for _ in range(3):
                 with get_session() as session:
                     create_generations(session, [a_request(prompt=text) for text in mine])

@@ -1,4 +1,4 @@
-"""Who gets which generation next."""
+"""Claims: which generation is claimed next."""
 
 import os
 import socket
@@ -38,7 +38,7 @@ def submit(**changes: Any) -> str:
 
 
 def claimed(**options: Any) -> str | None:
-    """Claim in a session of its own; return the id."""
+    """Claim in a new session; return the id."""
     with get_session() as session:
         generation = claim_generation(session, **options)
         return None if generation is None else generation.id
@@ -145,7 +145,7 @@ class TestBatches:
             assert claim_generations(session, 0) == []
 
     def test_two_concurrent_transactions_claim_different_rows(self, db: Storage) -> None:
-        """On SQLite the second waits for the first, on PostgreSQL it passes over the locked rows."""
+        """On SQLite the second waits for the first, on PostgreSQL it skips the locked rows."""
         ids = [submit(priority=priority) for priority in (1, 1, 0, 0)]
         with get_session() as first:
             mine = [row.id for row in claim_generations(first, 3)]
@@ -335,7 +335,7 @@ def test_a_bad_argument_is_named_and_claims_nothing(arguments: dict[str, Any]) -
 
 
 class Recorder:
-    """The statements an engine executes, to be explained."""
+    """Records the statements of an engine and explains the last one."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -363,7 +363,7 @@ def fill(session: Any, count: int, **changes: Any) -> None:
 class TestPlans:
     @pytest.fixture
     def backlog(self, db: Storage, analyzed: str) -> Storage:
-        """Return a database with enough rows that a planner prefers an index, and statistics of each kind."""
+        """Return a database with enough rows for the planner to use an index, with and without statistics."""
         with get_session() as session:
             fill(session, 500)
             fill(session, 500, priority=5, scheduled_at=ahead(days=1))

@@ -1,4 +1,4 @@
-"""What the holder of a lease may do, what everybody else may not, and what is left of it afterwards."""
+"""Leases: the calls that the holder can make, the refusals for everybody else, and the recorded history."""
 
 from datetime import timedelta
 from typing import Any
@@ -288,7 +288,7 @@ class TestLostLeases:
                 expire_lease(lease.generation_id)
                 assert [row.id for row in reclaim_generations(session)] == [lease.generation_id]
             if loss == "reclaimed and claimed":
-                assert claim_generation(session, "gpu-0") is not None  # even by a worker of the same name
+                assert claim_generation(session, "gpu-0") is not None  # also by a worker with the same id
             elif loss == "completed plainly":
                 complete_generation(session, lease.generation_id, 1.0, 1)
             elif loss == "cancelled plainly":
@@ -516,7 +516,7 @@ class TestRetryByHand:
 
 
 def test_a_request_is_repeated_claimed_failed_retried_and_completed() -> None:
-    """The story of README: asked for twice with one key, claimed, failed once, retried, done."""
+    """The example of the README: one key used twice, a claim, a failure, a retry, a completion."""
     with get_session() as session:
         first = create_generation(session, **a_request(idempotency_key="click-7", batch_id="album"))
         assert create_generation(session, **a_request(idempotency_key="click-7", batch_id="album")) is first

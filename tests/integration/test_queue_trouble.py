@@ -1,4 +1,4 @@
-"""Every function of the queue when the database is locked by others, and when its session is over."""
+"""Every function of the queue on a locked database, in a closed session and in a read-only session."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -63,12 +63,12 @@ READS: dict[str, Call] = {
     "get_queue_position": lambda session, lease: get_queue_position(session, lease.generation_id),
     "has_due": lambda session, lease: has_due(session, ["musicgen-small", "large"]),
 }
-# PostgreSQL locks rows: what passes over locked ones, or has none to lock, is served while others write.
+# PostgreSQL locks rows, and these functions skip locked rows or need no lock, so other writers do not block them.
 SKIPS_LOCKED = {"claim_generation", "claim_generations", "reclaim_generations"}
 
 
 @pytest.fixture
-def impatient(database_url: str) -> Iterator[Storage]:
+def short_timeouts(database_url: str) -> Iterator[Storage]:
     """Return a database whose sessions do not wait for locks."""
     storage = Storage(database_url, busy_timeout=0.05, lock_timeout=0.05)
     yield storage
@@ -76,9 +76,9 @@ def impatient(database_url: str) -> Iterator[Storage]:
 
 
 @pytest.fixture
-def lease(impatient: Storage) -> Lease:
-    """Return a lease that is held, in a database where every function has a row to work on."""
-    with impatient.session() as session:
+def lease(short_timeouts: Storage) -> Lease:
+    """Return a valid lease in a database with a suitable row for every function."""
+    with short_timeouts.session() as session:
         a_generation(session, batch_id="album", priority=1)
         a_generation(session, generation_id="ended").mark_failed("no GPU")
         a_generation(session)
@@ -92,44 +92,44 @@ def lease(impatient: Storage) -> Lease:
 
 
 @pytest.mark.parametrize("name", WRITES)
-def test_a_locked_database_raises_and_the_call_works_later(impatient: Storage, lease: Lease, name: str) -> None:
-    with impatient.engine.connect() as other:
+def test_a_locked_database_raises_and_the_call_works_later(short_timeouts: Storage, lease: Lease, name: str) -> None:
+    with short_timeouts.engine.connect() as other:
         for table in ("generations", "queue_state"):
             other.execute(text(f"UPDATE {table} SET id = id"))
-        with impatient.session() as session:
-            if impatient.backend.name == "postgresql" and name in SKIPS_LOCKED:
+        with short_timeouts.session() as session:
+            if short_timeouts.backend.name == "postgresql" and name in SKIPS_LOCKED:
                 assert not WRITES[name](session, lease)
             else:
                 with pytest.raises(BusyError):
                     WRITES[name](session, lease)
             session.rollback()
         other.rollback()
-    with impatient.session() as session:
+    with short_timeouts.session() as session:
         WRITES[name](session, lease)
 
 
 @pytest.mark.parametrize("name", READS)
-def test_reads_do_not_wait_for_locks(impatient: Storage, lease: Lease, name: str) -> None:
-    with impatient.engine.connect() as other:
+def test_reads_do_not_wait_for_locks(short_timeouts: Storage, lease: Lease, name: str) -> None:
+    with short_timeouts.engine.connect() as other:
         for table in ("generations", "queue_state"):
             other.execute(text(f"UPDATE {table} SET id = id"))
-        with impatient.session(read_only=True) as session:
+        with short_timeouts.session(read_only=True) as session:
             READS[name](session, lease)
 
 
 @pytest.mark.parametrize("name", [*WRITES, *READS])
-def test_a_session_whose_block_has_ended_is_refused(impatient: Storage, lease: Lease, name: str) -> None:
-    with impatient.session() as session:
+def test_a_session_whose_block_has_ended_is_refused(short_timeouts: Storage, lease: Lease, name: str) -> None:
+    with short_timeouts.session() as session:
         pass
     with pytest.raises(InvalidRequestError, match="closed"):
         (WRITES | READS)[name](session, lease)
-    with impatient.session() as session:
+    with short_timeouts.session() as session:
         assert session.get_one(Generation, lease.generation_id).lease == lease
 
 
 @pytest.mark.parametrize("name", WRITES)
-def test_a_read_only_session_refuses_every_write(impatient: Storage, lease: Lease, name: str) -> None:
-    with impatient.session(read_only=True) as session:
+def test_a_read_only_session_refuses_every_write(short_timeouts: Storage, lease: Lease, name: str) -> None:
+    with short_timeouts.session(read_only=True) as session:
         with pytest.raises(ReadOnlyError):
             WRITES[name](session, lease)
         session.rollback()

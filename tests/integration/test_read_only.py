@@ -1,4 +1,4 @@
-"""Read-only sessions: one moment, no writer in the way, and no way to write."""
+"""Read-only sessions: one snapshot, no wait for writers, and every write refused."""
 
 from collections.abc import Callable
 from typing import Any
@@ -75,7 +75,7 @@ def refuse_every_write() -> None:
         with get_session(read_only=True) as session:
             with pytest.raises(ReadOnlyError) as refusal:
                 write(session)
-            assert refusal.value.orig is None, name  # ours, not the driver's
+            assert refusal.value.orig is None, name  # raised by the library, not by the driver
             session.rollback()
             assert get_database_stats(session)["total_generations"] == 1, name
     with get_session() as session:
@@ -151,7 +151,7 @@ def test_a_read_only_session_sees_one_snapshot(db: Storage) -> None:
 
 
 def test_a_read_only_session_restores_the_connection(db: Storage) -> None:
-    for _ in range(20):  # more than the pool holds
+    for _ in range(20):  # more than the size of the pool
         with get_session(read_only=True) as session:
             count_generations(session)
         with get_session() as session:

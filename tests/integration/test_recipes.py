@@ -1,4 +1,4 @@
-"""The justfile, run for real in a copy of this checkout whose folder has a space in its name."""
+"""The recipes of the justfile, run in a copy of this checkout whose path contains a space."""
 
 import json
 import os
@@ -36,7 +36,7 @@ FAKE_TOOLS = {
 
 @dataclass
 class Checkout:
-    """A copy of the checkout with a .venv that counts as set up."""
+    """A copy of the checkout with a .venv that setup.sh accepts as up to date."""
 
     path: Path
 
@@ -53,7 +53,7 @@ class Checkout:
 
     @property
     def search_path(self) -> str:
-        """The PATH, behind Pythons that setup.sh must refuse: no test here may install anything."""
+        """The PATH, after a folder with Pythons that setup.sh refuses, so that no test installs anything."""
         return f"{self.path / '.venv/no-python'}{os.pathsep}{os.environ['PATH']}"
 
     @property
@@ -72,7 +72,7 @@ class Checkout:
             connection.close()
 
     def echo_arguments(self) -> None:
-        """Let every tool print its name and arguments, one a line, instead of doing anything."""
+        """Replace every tool by a script that prints its name and arguments, one per line."""
         for name in FAKE_TOOLS:
             write_script(self.path / ".venv/bin" / name, f'printf \'%s\\n\' {name} "$@" "${{DRILL_SCALE-}}"')
 
@@ -275,13 +275,13 @@ def test_setup_refuses_an_unknown_argument(checkout: Checkout) -> None:
 
 
 def needs_setup(checkout: Checkout, *arguments: str, **variables: str) -> bool:
-    """Tell whether setup.sh went on to look for a Python to install with, and so failed."""
+    """Return whether setup.sh tried to set up .venv, which fails here because it finds no usable Python."""
     done = checkout.just(*arguments, **variables)
     return done.returncode != 0 and "Python 3.11 or newer is needed" in done.stderr
 
 
 def just_binary() -> str:
-    """Return the `just` of this environment (the dev extra has it), else the one on PATH."""
+    """Return the `just` of this environment (from the dev extra), or else the one on PATH."""
     found = shutil.which("just", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     if found is None:
         pytest.fail("these tests run the justfile: pip install rust-just")

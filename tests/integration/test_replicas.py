@@ -1,4 +1,4 @@
-"""Read-only sessions on standbys: never behind the process's own writes, and never an error because a standby is."""
+"""Read-only sessions on replicas: they see the process's own writes, and a failed replica causes no error."""
 
 import threading
 from collections.abc import Iterator
@@ -61,7 +61,7 @@ def is_on_replica(session: Session) -> bool:
 
 
 def wait_for_replica(storage: Storage) -> None:
-    """Commit and read until a replica has shown the commit."""
+    """Commit, and read until the replica serves a read."""
     while True:
         with storage.session() as session:
             generation = a_generation(session)
@@ -196,7 +196,7 @@ def test_a_replica_that_lags_too_far_is_skipped(primary: Server, standby: Server
 
 
 def test_a_replica_of_an_idle_primary_does_not_count_as_lagging(storage: Storage) -> None:
-    # Nothing is written any more; the time of the last replayed transaction grows, its position does not.
+    # Without writes the age of the last replayed transaction grows, but its position stays that of the primary.
     assert storage.replicas is not None
     storage.replicas._sample = None
     with storage.session(read_only=True) as session:
@@ -237,10 +237,10 @@ def test_a_replica_killed_under_an_idle_pool_causes_no_error_and_is_used_again_a
         assert not is_on_replica(session)
     standby.start()
     assert storage.replicas is not None
-    storage.replicas._skip_until = [0.0]  # instead of waiting until it is no longer skipped
+    storage.replicas._skip_until = [0.0]  # instead of waiting
     wait_for_replica(storage)
     standby.stop()
-    standby.start()  # and a restart that nobody noticed
+    standby.start()  # a restart between two uses
     wait_for_replica(storage)
     storage.dispose()
 

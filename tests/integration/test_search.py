@@ -1,4 +1,4 @@
-"""Search as a musician meets it, and the index behind it: always what the prompts say."""
+"""Search, and its index, which always matches the prompts."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -120,15 +120,15 @@ def test_a_search_finds_the_expected_prompts(library: Storage, query: str, found
 
 
 def test_the_plans_for_frequent_and_rare_words_find_the_same(db: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a frequent word takes, looking at every row on the way, and what a rare one takes."""
-    dice = random.Random(6)
+    """Frequent words are searched along the history, rare words by collecting the matches first."""
+    generator = random.Random(6)
     words = "lofi lo-fi LoFi hip-hop hiphop 140 140bpm bpm gui guitar _guitar guitars C#m café 夜の Ж & , / -".split()
-    texts = [" ".join(dice.choices(words, k=dice.randint(1, 5))) for _ in range(300)]
-    queries = {" ".join(dice.choices(["-", "*", '"', *words], k=dice.randint(1, 3))) for _ in range(120)}
+    texts = [" ".join(generator.choices(words, k=generator.randint(1, 5))) for _ in range(300)]
+    queries = {" ".join(generator.choices(["-", "*", '"', *words], k=generator.randint(1, 3))) for _ in range(120)}
     queries |= {f"{word}*" for word in words} | {f'"{first} {second}"' for first in words for second in ("140", "gui")}
     with db.session() as session:
         rows = create_generations(session, [a_request(prompt=prompt) for prompt in texts + texts[:50]])
-        # Others may have written these: what counts is the prompt that a row refers to.
+        # Rows of other programs: the prompt that a row refers to counts, not its text.
         session.execute(update(Generation).where(Generation.id == rows[-1].id).values(prompt="guitar lofi 140"))
         session.execute(update(Generation).where(Generation.id == rows[-2].id).values(prompt_id=None))
     with db.session(read_only=True) as session:
@@ -368,10 +368,10 @@ def test_prompts_of_any_length_from_other_programs_are_indexed(db: Storage) -> N
 
 
 def test_both_databases_find_the_same_prompts(one_postgresql: str, sqlite_url: str) -> None:
-    """In Latin, Greek and Cyrillic with any punctuation; fractions, like ½, are words on SQLite only."""
-    dice = random.Random(3)
+    """Text in Latin, Greek and Cyrillic with any punctuation, without fractions such as ½: only SQLite indexes them."""
+    generator = random.Random(3)
     alphabet = "abcxyzABC0189éÉüñçøØßæ жЖйёЁ αάΩΣσς #&-_/.,'\"♯—“”…"
-    texts = {"".join(dice.choices(alphabet, k=dice.randint(1, 14))).strip() for _ in range(400)} - {""}
+    texts = {"".join(generator.choices(alphabet, k=generator.randint(1, 14))).strip() for _ in range(400)} - {""}
     found: dict[str, dict[str, set[str]]] = {}
     for name, url in (("sqlite", sqlite_url), ("postgresql", one_postgresql)):
         storage = Storage(url)
@@ -395,7 +395,7 @@ def one_postgresql(postgresql_server: str, postgresql_template: str) -> Iterator
 
 @pytest.mark.drill
 def test_every_string_is_a_valid_query(library: Storage, scaled: Callable[[int], int]) -> None:
-    dice = random.Random(4)
+    generator = random.Random(4)
     pieces = [
         *PROMPTS.values(),
         *"\"'*-+()[]{}:^~!&|<>\\/%_;,.#♯ \t\n\0\x1b",
@@ -406,10 +406,10 @@ def test_every_string_is_a_valid_query(library: Storage, scaled: Callable[[int],
     ]
     with library.session(read_only=True) as session:
         for _ in range(scaled(10_000)):
-            query = dice.choice(["", " "]).join(dice.choices(pieces, k=dice.randint(0, 6)))
-            if dice.random() < 0.3:
-                query += "".join(chr(dice.randrange(0x110000)) for _ in range(dice.randint(1, 5)))
-            order: Any = dice.choice(["relevance", "used", "newest"])
+            query = generator.choice(["", " "]).join(generator.choices(pieces, k=generator.randint(0, 6)))
+            if generator.random() < 0.3:
+                query += "".join(chr(generator.randrange(0x110000)) for _ in range(generator.randint(1, 5)))
+            order: Any = generator.choice(["relevance", "used", "newest"])
             for match in search_prompts(session, query, 3, order_by=order):
                 assert match.snippet
             search_generations(session, query, limit=2)

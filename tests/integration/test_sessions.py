@@ -1,4 +1,4 @@
-"""Sessions: who waits for whom, what a file is like on disk, how a database is opened, retried and opened again."""
+"""Sessions: transactions, concurrency, retries, opening a database, and the file on disk."""
 
 import os
 import sqlite3
@@ -142,7 +142,7 @@ class TestConcurrency:
         with get_session() as worker:
             generation = get_generation(worker, generation_id)
             assert generation is not None
-            generation.mark_processing()  # no query since: nothing is locked while it works
+            generation.mark_processing()  # not flushed yet, so nothing is locked
 
             def write(number: int) -> None:
                 with get_session() as session:
@@ -161,7 +161,7 @@ class TestConcurrency:
                 count_generations(second)
                 a_generation(first)
                 first.commit()
-                a_generation(second)  # with a plain BEGIN this was SQLITE_BUSY_SNAPSHOT
+                a_generation(second)  # with a plain BEGIN this raised SQLITE_BUSY_SNAPSHOT
         with get_session() as session:
             assert count_generations(session) == 10
 
@@ -323,7 +323,7 @@ class TestOpening:
         own = [statement for statement in seen if statement.startswith(("SELECT version_num", "PRAGMA"))]
         assert own == ["SELECT version_num FROM alembic_version"]
         if database_url.startswith("sqlite"):
-            assert seen == own  # to PostgreSQL, SQLAlchemy itself says hello
+            assert seen == own  # on PostgreSQL, SQLAlchemy sends queries of its own
         with statements() as seen:
             init_db(database_url)
         assert seen == own
@@ -396,7 +396,7 @@ class TestWriteAheadLog:
 
     @pytest.fixture(params=["affected", "sound"])
     def version(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-        """Open databases as on an SQLite with, then without the bug."""
+        """Simulate a version of SQLite with the bug, and one without."""
         monkeypatch.setattr(sqlite, "has_wal_reset_bug", lambda version: request.param == "affected")
         return str(request.param)
 
@@ -457,7 +457,7 @@ def test_a_prompt_read_by_its_text_uses_the_unique_index(db: Storage) -> None:
             get_prompt_by_text(session, "prompt 7")
         explain = "EXPLAIN QUERY PLAN " if db.engine.dialect.name == "sqlite" else "EXPLAIN "
         if explain == "EXPLAIN ":
-            session.execute(text("SET enable_seqscan = off"))  # so few rows are read whole faster
+            session.execute(text("SET enable_seqscan = off"))  # a full scan is faster for so few rows
         connection = session.connection()
         values = ("prompt 7",) if "?" in seen[-1] else dict.fromkeys(("md5_1", "text_1"), "prompt 7")
         plan = " ".join(str(row) for row in connection.exec_driver_sql(explain + seen[-1], values))

@@ -1,4 +1,4 @@
-"""The specification: each of its examples, word for word, on every database system, and each of its signatures."""
+"""The specification: its examples, literally, on both databases, and its signatures."""
 
 import inspect
 import re
@@ -181,7 +181,7 @@ except Exception as e:
     # Session is closed, transaction rolled back
 """
 
-# tests/integration/test_documents.py runs these: the manual has them all.
+# The documents contain all of these, and tests/integration/test_documents.py runs them.
 SHELL = (
     "just db-init",
     "just db-migrate",
@@ -344,7 +344,7 @@ def test_an_error_rolls_back_what_was_created(db: Storage, capsys: pytest.Captur
 
 
 def run(example: str, **names: Any) -> None:
-    """Run an example; `names` are what the text around it has imported."""
+    """Run an example; `names` are the names that the surrounding text imports."""
     exec(compile(example, "<specification>", "exec"), names)
 
 

@@ -56,7 +56,7 @@ def outcomes(generation_id: str) -> list[str]:
 
 
 def wait_until(condition: Callable[[], Any]) -> None:
-    """Return once `condition` holds; the suite's timeout ends a wait in vain."""
+    """Wait until `condition` holds; pytest's timeout limits the wait."""
     while not condition():
         time.sleep(0.01)
 
@@ -295,7 +295,7 @@ class TestHeartbeatThread:
 
 
 class _OnWarning(logging.Handler):
-    """Calls back at the first warning whose text contains a word."""
+    """Calls a function when a warning contains a text."""
 
     def __init__(self, word: str, then: Callable[[], None]) -> None:
         super().__init__(logging.WARNING)
@@ -307,7 +307,7 @@ class _OnWarning(logging.Handler):
 
 
 @pytest.fixture
-def impatient(database_url: str) -> Iterator[Storage]:
+def short_timeouts(database_url: str) -> Iterator[Storage]:
     """Return a database whose sessions do not wait for locks."""
     storage = Storage(database_url, busy_timeout=0.01, lock_timeout=0.01)
     with storage.session() as session:
@@ -318,8 +318,8 @@ def impatient(database_url: str) -> Iterator[Storage]:
 
 class TestDatabaseErrors:
     @pytest.mark.parametrize("when", ["storing", "polling for work", "heartbeat failed"])
-    def test_the_worker_retries_while_the_database_is_locked(self, impatient: Storage, when: str) -> None:
-        blocker = impatient.engine.connect()
+    def test_the_worker_retries_while_the_database_is_locked(self, short_timeouts: Storage, when: str) -> None:
+        blocker = short_timeouts.engine.connect()
         unlocked = threading.Event()
 
         def lock() -> None:
@@ -340,17 +340,16 @@ class TestDatabaseErrors:
         logging.getLogger("services.storage.worker").addHandler(warning)
         try:
             if when == "polling for work":
-                if (
-                    impatient.backend.name == "postgresql"
-                ):  # claims pass over locked rows there, but not over a lock on all
+                if short_timeouts.backend.name == "postgresql":
+                    # Claims skip locked rows on PostgreSQL, so lock the table.
                     blocker.execute(text("LOCK TABLE generations"))
                 lock()
-            assert Worker(render, storage=impatient, lease_seconds=0.8).run(max_jobs=1) == 1
+            assert Worker(render, storage=short_timeouts, lease_seconds=0.8).run(max_jobs=1) == 1
         finally:
             logging.getLogger("services.storage.worker").removeHandler(warning)
             blocker.close()
         assert unlocked.is_set()
-        with impatient.session() as session:
+        with short_timeouts.session() as session:
             assert session.get_one(Generation, "one").is_complete
             assert [attempt.outcome for attempt in get_attempts(session, "one")] == ["completed"]
 
@@ -406,7 +405,7 @@ class TestSignals:
         process = Process(database_url, "never", tmp_path, grace_seconds=600)
         assert process.line() == ["started", generation_id, "1"]
         process.popen.send_signal(signal.SIGTERM)
-        process.popen.send_signal(signal.SIGINT)  # another one, for two alike may arrive as one
+        process.popen.send_signal(signal.SIGINT)  # another signal, because two equal ones may be delivered as one
         assert process.line() == ["ended", "1"]
         assert process.close() == 0
         assert outcomes(generation_id) == ["released"]

@@ -1,4 +1,4 @@
-"""The life of generations against a plain model of it, along random stories."""
+"""Random sequences of calls on the queue, compared with a simple model of the life cycle."""
 
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -52,7 +52,7 @@ OUTCOMES = ("completed", "failed", "retried", "released")
 
 @dataclass
 class Row:
-    """What the model remembers of a generation."""
+    """The state of a generation in the model."""
 
     priority: int
     model_name: str
@@ -83,7 +83,7 @@ class LifeCycle(RuleBasedStateMachine):
             resume_queue(session)
         return multiple(*(self.create_row(number % 2, MODELS[number % 2], True, None, 3) for number in range(4)))
 
-    def next_in_line(self) -> int:
+    def next_order(self) -> int:
         self.clock += 1
         return self.clock
 
@@ -91,10 +91,10 @@ class LifeCycle(RuleBasedStateMachine):
         row.history[row.attempt] = outcome
         row.lease, row.expired = None, False
 
-    def back_to_pending(self, row: Row, *, at_its_place: bool) -> None:
+    def back_to_pending(self, row: Row, *, keeps_order: bool) -> None:
         row.status, row.cancel_requested = "pending", False
-        if not at_its_place:
-            row.order = self.next_in_line()
+        if not keeps_order:
+            row.order = self.next_order()
 
     @rule(
         target=ids,
@@ -117,7 +117,7 @@ class LifeCycle(RuleBasedStateMachine):
                 batch_id=batch_id,
                 max_attempts=max_attempts,
             )
-        self.rows[generation.id] = Row(priority, model_name, due, batch_id, max_attempts, self.next_in_line())
+        self.rows[generation.id] = Row(priority, model_name, due, batch_id, max_attempts, self.next_order())
         return generation.id
 
     @precondition(lambda self: len(self.rows) > 4)
@@ -149,12 +149,12 @@ class LifeCycle(RuleBasedStateMachine):
         row = self.rows.get(lease.generation_id)
         return row if row is not None and row.lease == lease else None
 
-    def before(self, lease: Lease) -> str | None:
+    def recorded_outcome(self, lease: Lease) -> str | None:
         row = self.rows.get(lease.generation_id)
         return None if row is None else row.history.get(lease.attempt)
 
     @rule(lease=leases)
-    def beat(self, lease: Lease) -> None:
+    def heartbeat(self, lease: Lease) -> None:
         row = self.held(lease)
         with self.storage.session() as session:
             if row is None:
@@ -167,7 +167,7 @@ class LifeCycle(RuleBasedStateMachine):
 
     @precondition(lambda self: any(row.lease for row in self.rows.values()))
     @rule(data=st.data(), outcome=st.sampled_from(OUTCOMES))
-    def finish_what_runs(self, data: st.DataObject, outcome: str) -> None:
+    def finish_a_running_attempt(self, data: st.DataObject, outcome: str) -> None:
         running = [row.lease for row in self.rows.values() if row.lease]
         self.finish(data.draw(st.sampled_from(running)), outcome)
 
@@ -176,7 +176,7 @@ class LifeCycle(RuleBasedStateMachine):
         self.finish(lease, outcome)
 
     def finish(self, lease: Lease, outcome: str) -> None:
-        row, before = self.held(lease), self.before(lease)
+        row, before = self.held(lease), self.recorded_outcome(lease)
         recorded = "failed" if outcome == "retried" else outcome
         with self.storage.session() as session:
             if row is None and before not in (recorded, "cancelled"):
@@ -186,16 +186,16 @@ class LifeCycle(RuleBasedStateMachine):
             generation = self.call(session, lease, outcome)
             assert generation is not None
         if row is None:
-            return  # said before: the stored row came back, and the invariants see that nothing changed
+            return  # a repeated call returns the stored row, and the invariants check that nothing changed
         if row.cancel_requested:
             row.status = "cancelled"
             self.end(row, "cancelled")
         elif outcome == "released":
-            self.back_to_pending(row, at_its_place=True)
+            self.back_to_pending(row, keeps_order=True)
             row.max_attempts += 1
             self.end(row, "released")
         elif outcome == "retried" and row.attempt < row.max_attempts:
-            self.back_to_pending(row, at_its_place=False)
+            self.back_to_pending(row, keeps_order=False)
             self.end(row, "failed")
         else:
             row.status = recorded
@@ -227,7 +227,7 @@ class LifeCycle(RuleBasedStateMachine):
             if row.cancel_requested:
                 row.status = "cancelled"
             elif row.attempt < row.max_attempts:
-                self.back_to_pending(row, at_its_place=True)
+                self.back_to_pending(row, keeps_order=True)
             else:
                 row.status = "failed"
             self.end(row, "lost")
@@ -267,12 +267,12 @@ class LifeCycle(RuleBasedStateMachine):
                 return
             assert retry_generation(session, generation_id) is not None
         if row.status != "pending":
-            self.back_to_pending(row, at_its_place=False)
+            self.back_to_pending(row, keeps_order=False)
             row.due = True
             row.max_attempts = max(row.max_attempts, row.attempt + 1)
 
     @rule(generation_id=ids, status=st.sampled_from(["pending", "processing", "completed", "failed"]))
-    def write_plainly(self, generation_id: str, status: str) -> None:
+    def assign_status(self, generation_id: str, status: str) -> None:
         row = self.rows[generation_id]
         legal = {
             "pending": {"processing", "completed", "failed"},
@@ -292,7 +292,7 @@ class LifeCycle(RuleBasedStateMachine):
             return
         row.lease, row.expired = None, False
         if status == "pending":
-            self.back_to_pending(row, at_its_place=True)
+            self.back_to_pending(row, keeps_order=True)
             row.max_attempts = max(row.max_attempts, row.attempt + 1)
         row.status = status
 
@@ -303,7 +303,7 @@ class LifeCycle(RuleBasedStateMachine):
             pause_queue(session) if paused else resume_queue(session)
 
     @invariant()
-    def the_database_says_what_the_model_says(self) -> None:
+    def the_database_agrees_with_the_model(self) -> None:
         with self.storage.session(read_only=True) as session:
             stored = {row.id: row for row in session.query(Generation)}
             assert stored.keys() == self.rows.keys()
@@ -320,7 +320,7 @@ class LifeCycle(RuleBasedStateMachine):
                 assert history == row.history
 
     @invariant()
-    def the_counts_add_up(self) -> None:
+    def the_counts_and_the_position_agree_with_the_model(self) -> None:
         with self.storage.session(read_only=True) as session:
             stats = get_database_stats(session)
             statuses = [row.status for row in self.rows.values()]

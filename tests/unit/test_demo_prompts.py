@@ -1,4 +1,4 @@
-"""The demo takes other people's prompts: lines, CSV or JSON."""
+"""read_prompts(): text, CSV and JSON files."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The error types: messages that stand alone, and bases that old habits of catching still fit."""
+"""The error types: their default messages and their base classes."""
 
 import inspect
 import pickle

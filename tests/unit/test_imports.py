@@ -1,4 +1,4 @@
-"""What importing the library costs: nothing that opening a database at head does not need."""
+"""Importing the library loads only what opening a database at head needs."""
 
 import re
 import subprocess

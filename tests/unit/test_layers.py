@@ -1,4 +1,4 @@
-"""The rules of the architecture, read from the source: who imports whom, and what each module may do."""
+"""The rules of the architecture, checked in the source: the imports, and what each module may do."""
 
 import ast
 import re
@@ -13,7 +13,7 @@ import services.storage
 PACKAGE = Path(services.storage.__file__).parent
 ROOT = PACKAGE.parents[1]
 
-# Imports go down this list only: a module or package imports those of earlier lines, never a neighbour of its own line.
+# A module or package may import those of earlier lines only, not those of its own line.
 LAYERS = (
     {"limits", "errors"},
     {"types"},
@@ -42,7 +42,7 @@ FUNCTION_LINES = 50
 
 
 def member_of(path: Path) -> str:
-    """Return the module or package of the first level that a file belongs to."""
+    """Return the top-level module or package that a file belongs to."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
@@ -116,7 +116,7 @@ def test_no_import_is_part_of_a_cycle() -> None:
     modules = {module_of(path): path for path in SOURCES}
     graph = {
         name: {found for found in imports(path) if found in modules and found != name}
-        - {name.rpartition(".")[0]}  # `from . import x` names the package that holds both
+        - {name.rpartition(".")[0]}  # `from . import x` also names the parent package
         for name, path in modules.items()
     }
     list(TopologicalSorter(graph).static_order())  # raises CycleError and names the modules
@@ -143,7 +143,7 @@ def test_only_the_worker_uses_threads_signals_and_sleep(path: Path) -> None:
 
 def test_the_engine_has_one_lock_and_one_sleep() -> None:
     called = calls(PACKAGE / "engine.py")
-    assert called.count("Lock") == 2  # the one, and its successor in a forked child
+    assert called.count("Lock") == 2  # the lock, and the new one in a forked child
     assert called.count("time.sleep") == 1
     names = [
         alias.name
@@ -193,7 +193,7 @@ def test_only_the_command_line_prints_or_exits(path: Path) -> None:
 @each(outside("backends", "types"))
 def test_dialects_are_named_only_in_backends_and_types(path: Path) -> None:
     found = {word for word in words(path) if re.fullmatch(r"(sqlite3?|postgres(ql)?|psycopg)", word)}
-    allowed = {"sqlite"} if member_of(path) == "models" else set()  # models mark what only one database has
+    allowed = {"sqlite"} if member_of(path) == "models" else set()  # models mark options of one database
     assert found <= allowed
     assert not [module for module in imports(path) if re.match(r"sqlite3|psycopg|sqlalchemy\.dialects", module)]
 

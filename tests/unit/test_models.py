@@ -1,4 +1,4 @@
-"""What a row knows and may do, before any database has seen it."""
+"""The models without a database."""
 
 import json
 from datetime import UTC, datetime, timedelta

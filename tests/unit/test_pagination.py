@@ -1,4 +1,4 @@
-"""Cursors: opaque, versioned, bound to their query, and never trusted."""
+"""Cursors: opaque, versioned, valid for one query only, and validated."""
 
 import base64
 

@@ -1,4 +1,4 @@
-"""RetryPolicy: pure arithmetic."""
+"""RetryPolicy: the delays."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The words of the schema."""
+"""The statuses and the version of the schema."""
 
 import enum
 import json

@@ -1,4 +1,4 @@
-"""The query language: what is wanted, what is not, and what of a text is shown."""
+"""The query language: required and excluded terms, snippets and relevance."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""The demo's music: it follows the words, and the file is what it says."""
+"""The demo's synthesizer: the style follows the prompt, and the file has the requested format."""
 
 import wave
 from array import array
@@ -81,7 +81,7 @@ def test_left_and_right_differ(tmp_path: Path) -> None:
 @pytest.mark.parametrize("bpm", [80, 100, 120, 150])
 def test_the_beat_is_heard_at_the_tempo_of_the_prompt(tmp_path: Path, bpm: int) -> None:
     loudness = envelope(rendered(tmp_path, f"techno at {bpm} BPM", 4.0))
-    heard = max(range(70, 190), key=lambda candidate: alikeness(loudness, 60 / candidate * WINDOWS_PER_SECOND))
+    heard = max(range(70, 190), key=lambda candidate: autocorrelation(loudness, 60 / candidate * WINDOWS_PER_SECOND))
     assert heard == pytest.approx(bpm, rel=0.04)
 
 
@@ -120,15 +120,15 @@ def rendered(folder: Path, prompt: str, seconds: float) -> "array[int]":
 
 
 def envelope(samples: "array[int]") -> list[float]:
-    """Return how much louder each window of 5 ms is than the one before."""
+    """Return the increase in loudness of each window of 5 ms over the previous one."""
     left = samples[0::2]
     size = SAMPLE_RATE // WINDOWS_PER_SECOND
     levels = [sum(map(abs, left[at : at + size])) / size for at in range(0, len(left) - size, size)]
     return [max(0.0, after - before) for before, after in pairwise(levels)]
 
 
-def alikeness(loudness: list[float], beat: float) -> float:
-    """Return how strongly onsets repeat after one, two and three beats."""
+def autocorrelation(loudness: list[float], beat: float) -> float:
+    """Return the autocorrelation of the onsets at one, two and three beats."""
     total = 0.0
     for beats in (1, 2, 3):
         lag = round(beat * beats)

@@ -1,4 +1,4 @@
-"""Column types and the values that rows are born with; no database."""
+"""Column types and default values, without a database."""
 
 import uuid
 from datetime import UTC, datetime, timedelta, timezone

@@ -1,4 +1,4 @@
-"""What may be stored: one table of values and verdicts, for constructor and attribute alike."""
+"""Validation: one table of invalid values, for the constructor and for attributes."""
 
 import enum
 import math
@@ -42,7 +42,7 @@ class Rate(enum.IntEnum):
 
 
 class Bool:
-    """numpy's truth value, to whoever looks at its name only."""
+    """Looks like numpy.bool by its name."""
 
     def __bool__(self) -> bool:
         return True
