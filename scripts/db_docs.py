@@ -66,6 +66,8 @@ COLUMNS = {
         "used_count": "how many generations were requested with it",
         "first_used_at": "",
         "last_used_at": "",
+        "folded": "words of a text that is not ASCII or has sharps, for the full-text index",
+        "words": "generated: `folded`, or else `text`",
     },
     "attempts": {
         "generation_id": "",
@@ -108,20 +110,24 @@ PostgreSQL compares times of any time zone:
 SELECT count(*) FROM generations WHERE created_at >= now() - interval '1 day';
 ```
 """
+# Types on PostgreSQL of the columns that the models lack.
+ELSEWHERE = {"folded": "none", "words": "TSVECTOR"}
 FULL_TEXT_ON_SQLITE = """\
 ## Full-text index of prompts
 
-SQLite: `prompts_fts` is an FTS5 table that stores no copy of the text (external content). Triggers of `prompts` keep it
-up to date. Dropping or rebuilding `prompts` by hand also drops the triggers: create them again. FTS5 itself adds
-`prompts_fts_config`, `prompts_fts_data`, `prompts_fts_docsize` and `prompts_fts_idx`.
+SQLite: `prompts_fts` is an FTS5 table that stores no copy of the text (external content). It indexes the generated
+column `words` of `prompts`. Triggers of `prompts` keep `folded` and the index up to date. Dropping or rebuilding
+`prompts` by hand also drops the triggers: create them again. In the triggers, `ltrim(…, '')` returns its argument on
+the connections of other programs, and the words of the text on those of the library. Prompts that other programs write
+are therefore found as they are written, and in every other form after `check`. FTS5 itself adds `prompts_fts_config`,
+`prompts_fts_data`, `prompts_fts_docsize` and `prompts_fts_idx`.
 """
 FULL_TEXT_ON_POSTGRESQL = """\
 PostgreSQL: the column `words` of `prompts` is a tsvector that the database generates from `prompt_words(text)`, a
-function that folds case and accents as FTS5 does. The GIN index `idx_prompts_words` serves `search_prompts` and
+function that returns the same words. The GIN index `idx_prompts_words` serves `search_prompts` and
 `search_generations`. Revision 008 has the definitions.
 
-Both have `idx_prompts_unspaced` for prompts in languages that are written without spaces. The models define none of
-these objects, because Alembic cannot compare them.
+The models define none of these objects, because Alembic cannot compare them.
 """
 
 
@@ -230,7 +236,7 @@ def describe_table(connection: sqlite3.Connection, table: sa.Table) -> str:
     dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
     lines += ["| column | SQLite | PostgreSQL | null | what it is |", "|---|---|---|---|---|"]
     for _, column, kind, not_null, _, _, _ in columns_of(connection, name):
-        elsewhere = table.columns[column].type.compile(dialect)
+        elsewhere = table.columns[column].type.compile(dialect) if column in table.columns else ELSEWHERE[column]
         lines.append(f"| {column} | {kind} | {elsewhere} | {'' if not_null else 'yes'} | {COLUMNS[name][column]} |")
     (sql,) = connection.execute("SELECT sql FROM sqlite_master WHERE type = 'table' AND name = ?", (name,)).fetchone()
     lines += ["", "Constraints:", ""]
@@ -254,7 +260,6 @@ def comments_of_indexes() -> dict[str, str]:
     source = Path(models.__file__).read_text("utf-8")
     found = re.findall(r'((?:^ +#.*\n)+) +(?:partial_index|Index)\(\s*"(\w+)"', source, re.MULTILINE)
     served = {name: " ".join(line.strip(" #") for line in comment.strip().splitlines()) for comment, name in found}
-    served["idx_prompts_unspaced"] = "search_prompts in languages written without spaces"  # not in the models
     indexes = {str(index.name) for table in models.Base.metadata.tables.values() for index in table.indexes}
     unserved = ", ".join(sorted(indexes - served.keys()))
     assert not unserved, f"{models.__file__}: no comment says what {unserved} serves"

@@ -167,7 +167,7 @@ CREATE TABLE prompts (
     text TEXT NOT NULL,
     used_count INTEGER NOT NULL,
     first_used_at DATETIME NOT NULL,
-    last_used_at DATETIME NOT NULL,
+    last_used_at DATETIME NOT NULL, folded TEXT, words TEXT GENERATED ALWAYS AS (coalesce(folded, text)) VIRTUAL,
     CONSTRAINT pk_prompts PRIMARY KEY (id),
     CONSTRAINT uq_prompts_text UNIQUE (text),
     CONSTRAINT ck_prompts_used_count_positive
@@ -185,9 +185,7 @@ CREATE TABLE prompts (
             OR substr(last_used_at, 20) GLOB '.[0-9]*'
             AND ltrim(substr(last_used_at, 21), '0123456789') = ''))
 );
-CREATE VIRTUAL TABLE prompts_fts USING fts5(
-    text, content="prompts", content_rowid="id", tokenize="unicode61 remove_diacritics 2"
-);
+CREATE VIRTUAL TABLE prompts_fts USING fts5(words, content="prompts", content_rowid="id", tokenize="ascii");
 CREATE TABLE queue_state (
     id INTEGER NOT NULL,
     paused_at DATETIME,
@@ -225,18 +223,21 @@ CREATE INDEX idx_generations_status_created_at ON generations (status, created_a
     WHERE status <> 'completed';
 CREATE UNIQUE INDEX uq_generations_idempotency_key ON generations (idempotency_key)
     WHERE idempotency_key IS NOT NULL;
-CREATE INDEX idx_prompts_unspaced ON prompts (id)
-    WHERE text GLOB '*[฀-໿က-႟ក-៿぀-ヿㇰ-ㇿ㐀-䶿一-鿿가-힯豈-﫿ｦ-ﾟ𠀀-𯿿]*';
 CREATE INDEX idx_prompts_used_count ON prompts (used_count DESC, id);
 CREATE TRIGGER prompts_fts_delete AFTER DELETE ON prompts BEGIN
-    INSERT INTO prompts_fts (prompts_fts, rowid, text) VALUES ('delete', old.id, old.text);
+    INSERT INTO prompts_fts (prompts_fts, rowid, words) VALUES ('delete', old.id, coalesce(old.folded, old.text));
 END;
 CREATE TRIGGER prompts_fts_insert AFTER INSERT ON prompts BEGIN
-    INSERT INTO prompts_fts (rowid, text) VALUES (new.id, new.text);
+    UPDATE prompts SET folded = replace(ltrim(CAST(text AS BLOB), ''), '#', ' sharp ')
+    WHERE id = new.id AND (length(CAST(text AS BLOB)) <> length(text) OR text GLOB '*[A-Ga-g]#*');
+    INSERT INTO prompts_fts (rowid, words) SELECT id, words FROM prompts WHERE id = new.id;
 END;
 CREATE TRIGGER prompts_fts_update AFTER UPDATE OF id, text ON prompts BEGIN
-    INSERT INTO prompts_fts (prompts_fts, rowid, text) VALUES ('delete', old.id, old.text);
-    INSERT INTO prompts_fts (rowid, text) VALUES (new.id, new.text);
+    INSERT INTO prompts_fts (prompts_fts, rowid, words) VALUES ('delete', old.id, coalesce(old.folded, old.text));
+    UPDATE prompts SET folded = CASE WHEN (length(CAST(text AS BLOB)) <> length(text) OR text GLOB '*[A-Ga-g]#*')
+        THEN replace(ltrim(CAST(text AS BLOB), ''), '#', ' sharp ') END
+    WHERE id = new.id;
+    INSERT INTO prompts_fts (rowid, words) SELECT id, words FROM prompts WHERE id = new.id;
 END;
 INSERT INTO alembic_version (version_num) VALUES ('008');
 """

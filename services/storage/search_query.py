@@ -1,15 +1,16 @@
 """The query language of the search, and the rank and snippet of a matching text. Does not use the database.
 
 A text must contain every word, in any order; "quoted words" together, in that order; a word that begins with word* ;
-and no -word. Case, accents and punctuation are ignored, but not sharps. Text in a language written without spaces, and
-the words in a query with such text, are searched as substrings. Other characters are ignored: any string is a query.
+and no -word. Case, accents, punctuation and Unicode forms are ignored, but not sharps: words.py splits both. Text in a
+language written without spaces is found by any part of it. Other characters are ignored: any string is a query.
 """
 
 import re
-import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+
+from .words import locate_words, split_words
 
 TERMS_LIMIT = 32
 WORDS_LIMIT = 32
@@ -17,12 +18,6 @@ QUERY_LIMIT = 10_000
 WORD_LIMIT = 255  # PostgreSQL does not index words over 2,046 bytes
 SNIPPET_LENGTH = 160
 SNIPPET_LEAD = 40
-
-# Thai to Khmer, kana, Han, Hangul: the ranges of the partial index idx_prompts_unspaced.
-UNSPACED = (
-    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
-    "\uf900-\ufaff\uff66-\uff9f\U00020000-\U0002ffff"
-)
 
 # The spellings of a genre; a hyphen or an ampersand counts as a space.
 SPELLINGS = (
@@ -37,12 +32,8 @@ SPELLINGS = (
 )
 
 _TOKEN = re.compile(r'(-?)["“”„]([^"“”„]*)["“”„]?(\*?)|(-?)([^\s"“”„]+)')
-_UNSPACED = re.compile(f"[{UNSPACED}]")
-_SHARP = re.compile(r"(?<![^\W_])[A-Ga-g][#♯][^\W_]*")
-_WORD = re.compile(r"[^\W_]+")
+_FULL_WIDTH_OPERATORS = str.maketrans("\uff02\uff0a\uff0d", '"*-')
 _TEMPO = re.compile(r"(\d{1,3}) ?bpm", re.ASCII)
-FOLDED = {"♯": "#", "\N{GREEK SMALL LETTER FINAL SIGMA}": "\N{GREEK SMALL LETTER SIGMA}"}
-_ASCII_PUNCTUATION = {code: " " for code in range(128) if not chr(code).isalnum()}
 _ALTERNATIVES = {spelling: group for group in SPELLINGS for spelling in group}
 
 
@@ -50,12 +41,10 @@ _ALTERNATIVES = {spelling: group for group in SPELLINGS for spelling in group}
 class Term:
     """A part of a query that a text must contain, or must not contain.
 
-    A text contains it if it has one of the `spellings`, each a word or consecutive words, and one substring of each
-    tuple in `literals`, ignoring case. A term in a language without spaces, or in a query with one, has no spellings.
+    A text contains it if it has one of the `spellings`, each a word or consecutive words as split_words() returns them.
     """
 
     spellings: tuple[str, ...]
-    literals: tuple[tuple[str, ...], ...] = ()
     is_prefix: bool = False
 
 
@@ -66,27 +55,19 @@ class Query:
     wanted: tuple[Term, ...]
     excluded: tuple[Term, ...]
 
-    @property
-    def is_literal(self) -> bool:
-        """Whether it searches text in a language without spaces, for which an index of words is no use."""
-        return not all(term.spellings for term in self.wanted)
-
     @cached_property
-    def _phrases(self) -> list[tuple[list[str], list[str]]]:
-        """The strings that rank() counts for each wanted term: in the words of the text, and in the whole text."""
-        counted = []
-        for term in self.wanted:
-            words = [_as_words(spelling)[: -1 if term.is_prefix else None] for spelling in term.spellings]
-            literals = () if term.spellings else (literal for any_of in term.literals for literal in any_of)
-            counted.append((list(filter(None, words)), list(filter(None, map(_fold, literals)))))
-        return counted
+    def _phrases(self) -> list[list[str]]:
+        """The strings that rank() counts in the words of a text, for each wanted term."""
+        return [
+            [_spaced(spelling)[: -1 if term.is_prefix else None] for spelling in term.spellings] for term in self.wanted
+        ]
 
     @cached_property
     def _whole_phrase(self) -> str:
-        """All wanted terms as one phrase, or "" if there are fewer than two or some are literals."""
-        if len(self.wanted) < 2 or not all(term.spellings for term in self.wanted):
+        """All wanted terms as one phrase, or "" if there are fewer than two."""
+        if len(self.wanted) < 2:
             return ""
-        phrase = _as_words(" ".join(term.spellings[0] for term in self.wanted))
+        phrase = _spaced(" ".join(term.spellings[0] for term in self.wanted))
         return phrase[:-1] if self.wanted[-1].is_prefix else phrase
 
     def rank(self, texts: list[str]) -> list[float]:
@@ -99,11 +80,11 @@ class Query:
         average = max(1, sum(map(len, texts))) / max(1, len(texts))
         ranks = []
         for text in texts:
-            folded, words = _fold(text), _as_words(text)
+            words = _spaced(" ".join(split_words(text)))
             damping = 1.2 * (0.25 + 0.75 * len(text) / average)
             total = 0.0
-            for phrases, literals in self._phrases:
-                count = sum(map(words.count, phrases)) + sum(map(folded.count, literals))
+            for phrases in self._phrases:
+                count = sum(map(words.count, phrases))
                 total += count * 2.2 / (count + damping)
             ranks.append(2 * total if self._whole_phrase and self._whole_phrase in words else total)
         return ranks
@@ -130,30 +111,30 @@ class Query:
         return f"{'…' if start else ''}{excerpt}{'…' if end < len(text) else ''}"
 
     def _find(self, text: str) -> Iterator[tuple[int, int]]:
-        folded, origin = _fold_with_origin(text)
+        words = locate_words(text)
         for term in self.wanted:
-            patterns = [re.escape(_fold(literal)) for any_of in term.literals for literal in any_of]
-            if not patterns:
-                patterns = [_pattern(spelling, term.is_prefix) for spelling in term.spellings]
-            for pattern in patterns:
-                yield from ((origin[m.start()], origin[m.end()]) for m in re.finditer(pattern, folded) if m.group())
+            for spelling in term.spellings:
+                *others, last = spelling.split()
+                for first in range(len(words) - len(others)):
+                    *before, end = words[first : first + len(others) + 1]
+                    is_last = end.word.startswith(last) if term.is_prefix else end.word == last
+                    if is_last and [word.word for word in before] == others:
+                        yield words[first].starts[0], end.ends[len(last) - 1]
 
 
 def parse_query(text: str) -> Query:
     """Parse a query; any string is valid. Raises TypeError for anything but text."""
     if not isinstance(text, str):
         raise TypeError(f"query must be text, not {type(text).__name__}")
-    parts = list(_join_spellings(list(_split(_clean(text)))))
-    # In text without spaces, Latin words have no spaces around them either: lofi in 夜のlofi.
-    unspaced = any(_UNSPACED.search(words) for minus, words, _ in parts if not minus)
     wanted: list[Term] = []
     excluded: list[Term] = []
-    for minus, words, is_prefix in parts:
-        term = _literal_term(words) if unspaced or _UNSPACED.search(words) else _term(words, is_prefix)
-        if term is None:
-            if not minus and any(len(word) > WORD_LIMIT for word in _words(words)):
-                return Query((), ())
+    for minus, part, is_prefix in _join_spellings(list(_split(_clean(text)))):
+        words = split_words(part)[:WORDS_LIMIT]
+        if not words or (minus and _has_long_word(words)):
             continue
+        if _has_long_word(words):
+            return Query((), ())
+        term = _term(" ".join(words), is_prefix)
         terms = excluded if minus else wanted
         if term not in terms and len(wanted) + len(excluded) < TERMS_LIMIT:
             terms.append(term)
@@ -161,8 +142,9 @@ def parse_query(text: str) -> Query:
 
 
 def _clean(text: str) -> str:
-    """Replace characters that the databases refuse in a query: NUL and lone surrogates."""
-    return text[:QUERY_LIMIT].replace("\0", " ").encode("utf-8", "replace").decode("utf-8")
+    """Replace NUL and lone surrogates, which the databases refuse, and the full-width forms of the operators."""
+    text = text[:QUERY_LIMIT].replace("\0", " ").encode("utf-8", "replace").decode("utf-8")
+    return text.translate(_FULL_WIDTH_OPERATORS)
 
 
 def _split(text: str) -> Iterator[tuple[bool, str, bool]]:
@@ -181,7 +163,7 @@ def _join_spellings(parts: list[tuple[bool, str, bool]]) -> Iterator[tuple[bool,
     while start < len(parts):
         for count in (3, 2):
             some = parts[start : start + count]
-            words = _words(" ".join(text for _, text, _ in some))
+            words = split_words(" ".join(text for _, text, _ in some))
             # Two words only if they are also written as one word: drum bass may mean both instruments.
             spellings = _alternatives(" ".join(words) if count == 3 else "".join(words))
             is_plain = len(some) == count and not any(minus or star for minus, _, star in some)
@@ -194,26 +176,13 @@ def _join_spellings(parts: list[tuple[bool, str, bool]]) -> Iterator[tuple[bool,
         start += count
 
 
-def _literal_term(text: str) -> Term | None:
-    """Return the term for text in a language without spaces, or in a query with such text."""
-    words = " ".join(_words(text))
-    literal = unicodedata.normalize("NFC", text.strip("*").strip())[:WORD_LIMIT]
-    # SQLite ignores case for ASCII only.
-    cases = () if literal.isascii() else (literal.lower(), literal.upper(), literal.title())
-    others = (*cases, literal.replace("♯", "#"), literal.replace("#", "♯"), *_alternatives(words))
-    return Term((), (tuple(dict.fromkeys((literal, *others))),)) if words else None
+def _term(words: str, is_prefix: bool) -> Term:
+    others = () if is_prefix else (other for other in _alternatives(words) if other != words)
+    return Term((words, *others), is_prefix)
 
 
-def _term(text: str, is_prefix: bool) -> Term | None:
-    words = _words(text)[:WORDS_LIMIT]
-    if not words or any(len(word) > WORD_LIMIT for word in words):
-        return None
-    notes = list(dict.fromkeys(match.group().replace("♯", "#") for match in _SHARP.finditer(text)))
-    sharps = tuple((note, note.replace("#", "♯")) for note in notes[:WORDS_LIMIT])
-    # Text beyond ASCII is passed as it is: each database splits it as it split the indexed texts.
-    spelling = " ".join(words) if text.isascii() else text[: QUERY_LIMIT // 10].rstrip("*")
-    others = () if is_prefix else tuple(other for other in _alternatives(spelling) if other != spelling)
-    return Term((spelling, *others), sharps, is_prefix)
+def _has_long_word(words: list[str]) -> bool:
+    return any(len(word) > WORD_LIMIT for word in words)
 
 
 def _alternatives(words: str) -> tuple[str, ...]:
@@ -223,50 +192,9 @@ def _alternatives(words: str) -> tuple[str, ...]:
     return _ALTERNATIVES.get(words, ())
 
 
-def _words(text: str) -> list[str]:
-    """Return the words of a text, folded."""
-    if text.isascii():
-        return text.lower().translate(_ASCII_PUNCTUATION).split()
-    return _WORD.findall(_fold(text))
-
-
-def _pattern(spelling: str, is_prefix: bool) -> str:
-    words = r"[\W_]+".join(map(re.escape, _words(spelling)))
-    return rf"(?<![^\W_]){words}" if is_prefix else rf"(?<![^\W_]){words}(?![^\W_])"
-
-
-def _as_words(text: str) -> str:
+def _spaced(words: str) -> str:
     """Return the words, each with its own space on both sides, so that counting " word " finds adjacent ones too."""
-    words = "  ".join(_words(text))
-    return f" {words} " if words else ""
-
-
-def _fold(text: str) -> str:
-    return _fold_with_origin(text)[0]
-
-
-def _fold_with_origin(text: str) -> tuple[str, Sequence[int]]:
-    """Return `text` in lower case without Latin accents, and the original index of each character and of the end."""
-    if text.isascii():
-        return text.lower(), range(len(text) + 1)
-    folded: list[str] = []
-    origin: list[int] = []
-    for position, character in enumerate(text):
-        base = _fold_character(character)
-        folded.append(base)
-        origin += [position] * len(base)
-    return "".join(folded), [*origin, len(text)]
-
-
-def _fold_character(character: str) -> str:
-    if character.isascii():
-        return character.lower()
-    if character in FOLDED:
-        return FOLDED[character]
-    if "\u0300" <= character <= "\u036f":
-        return ""
-    first = unicodedata.normalize("NFD", character)[0]
-    return first.lower() if first.isascii() else character.lower()[:1]
+    return f" {words.replace(' ', '  ')} " if words else ""
 
 
 def _merge(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -43,7 +43,7 @@ def test_a_drifted_search_index_is_found_once_and_rebuilt(db: Storage, database_
     else:
         # The column is generated, so it drifts only if the function that generates it changes.
         definition = ask(database_url, "SELECT pg_get_functiondef('prompt_words'::regproc)")[0][0]
-        run_script(database_url, definition[: definition.rindex("RETURN ")] + "RETURN ''")
+        run_script(database_url, definition[: definition.rindex("RETURN ")] + "RETURN ''::tsvector")
         with db.session() as session:
             a_generation(session, prompt="lofi rain")
         run_script(database_url, definition)

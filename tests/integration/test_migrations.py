@@ -132,7 +132,6 @@ def test_the_indexes_and_checks_of_the_models_are_those_of_the_database(sqlite_u
                 created += f" WHERE {where}"
             assert stored[str(index.name)] == created
     indexes = {str(index.name) for table in Base.metadata.tables.values() for index in table.indexes}
-    indexes |= {"idx_prompts_unspaced"}  # of the revisions alone: its condition is each database's own
     assert {name for name, sql in stored.items() if " INDEX " in sql.splitlines()[0]} == indexes
 
 

@@ -102,8 +102,11 @@ def rows_of(url: str, table: str, columns: tuple[str, ...] | None = None) -> lis
 
 
 def columns_of(url: str, table: str) -> tuple[str, ...]:
+    """Return the columns without those that the database fills itself: generated ones, and what its triggers fold."""
     if is_sqlite(url):
-        return tuple(name for (name,) in ask(url, f"SELECT name FROM pragma_table_info('{table}')"))
+        return tuple(
+            name for (name,) in ask(url, f"SELECT name FROM pragma_table_info('{table}') WHERE name <> 'folded'")
+        )
     return tuple(
         name
         for (name,) in ask(

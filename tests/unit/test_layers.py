@@ -16,7 +16,7 @@ ROOT = PACKAGE.parents[1]
 # A module or package may import those of earlier lines only, not those of its own line.
 LAYERS = (
     {"limits", "errors"},
-    {"types"},
+    {"types", "words"},
     {"lifecycle", "settings", "retry", "search_query"},
     {"schema", "validation", "declarative"},
     {"models"},

@@ -15,8 +15,6 @@ from sqlalchemy import (
     QueuePool,
     Select,
     Table,
-    and_,
-    or_,
 )
 from sqlalchemy.exc import TimeoutError
 from sqlalchemy.orm import Session
@@ -25,7 +23,7 @@ from ..errors import PoolTimeoutError, StorageError
 from ..settings import EngineOptions
 
 if TYPE_CHECKING:
-    from ..search_query import Query, Term
+    from ..search_query import Query
 
 Bind = TypeVar("Bind", Engine, Connection)
 JSONKind = Literal["text", "number", "boolean", "any"]
@@ -262,13 +260,3 @@ def error_of_kind(kind: type[StorageError], orig: BaseException, subject: str | 
     """Return an error with its default message and, in parentheses, the constraint or column it is about."""
     message = (kind.__doc__ or "").strip()
     return kind(f"{message} ({subject})" if subject else message, orig=orig)
-
-
-def literal_conditions(query: "Query", text: Any) -> list[ColumnElement[bool]]:
-    """Return the conditions on `text` for the terms that are searched as substrings, ignoring case."""
-    wanted = [_contains(text, term) for term in query.wanted if term.literals]
-    return [*wanted, *(~_contains(text, term) for term in query.excluded if term.literals)]
-
-
-def _contains(text: Any, term: "Term") -> ColumnElement[bool]:
-    return and_(*(or_(*(text.icontains(literal, autoescape=True) for literal in any_of)) for any_of in term.literals))

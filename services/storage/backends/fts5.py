@@ -7,46 +7,47 @@ from sqlalchemy import (
     JSON,
     ColumnElement,
     Integer,
-    LargeBinary,
     Select,
     Text,
     and_,
     case,
-    cast,
     column,
     exists,
     func,
     literal,
-    literal_column,
     or_,
     select,
     table,
     text,
 )
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import Session
 
 from ..errors import CorruptError
 from ..models import Prompt
-from ..search_query import UNSPACED, Query, Term
-from .base import COMMON_MATCHES, RECENT_PROMPTS, literal_conditions
+from ..search_query import Query, Term
+from ..words import split_words
+from .base import COMMON_MATCHES, RECENT_PROMPTS
 
-INDEXED = table("prompts_fts", column("rowid", Integer), column("prompts_fts", Text), column("text", Text))
+INDEXED = table("prompts_fts", column("rowid", Integer), column("prompts_fts", Text))
+# The models lack this column, because PostgreSQL has none: the words of a text that is not ASCII or has sharps.
+PROMPTS = table("prompts", column("id", Integer), column("text", Text), column("folded", Text))
+# What is in that column, by the expressions in the triggers of revision 008.
+NEEDS_FOLDING = "(length(CAST(text AS BLOB)) <> length(text) OR text GLOB '*[A-Ga-g]#*')"
+FOLDED = "replace(ltrim(CAST(text AS BLOB), ''), '#', ' sharp ')"
+EXPECTED = f"CASE WHEN {NEEDS_FOLDING} THEN {FOLDED} END"
 
 
 class FTS5Search:
     """The search dialect of SQLite; see SearchDialect."""
 
     def select_matches(self, query: Query, *, with_text: bool = False) -> Select[Any]:
-        literals = literal_conditions(query, Prompt.text)
-        if query.is_literal:
-            # A scan of the prompts in languages without spaces. The condition has to be the one of the partial index
-            # idx_prompts_unspaced, so that SQLite uses that index.
-            columns: list[Any] = [Prompt.id, Prompt.text] if with_text else [Prompt.id]
-            return select(*columns).where(literal_column(f"prompts.text GLOB '*[{UNSPACED}]*'"), *literals)
-        identity = INDEXED.c.rowid.label("id")
-        matches = select(identity, INDEXED.c.text) if with_text else select(identity)
-        matches = matches.where(_match(query))
-        return matches.join(Prompt, Prompt.id == INDEXED.c.rowid).where(*literals) if literals else matches
+        # The row id of FTS5, not that of prompts: in its order FTS5 needs no sort.
+        matches = select(INDEXED.c.rowid.label("id")).where(_match(query))
+        return (
+            matches.add_columns(PROMPTS.c.text).join_from(INDEXED, PROMPTS, PROMPTS.c.id == INDEXED.c.rowid)
+            if with_text
+            else matches
+        )
 
     def select_newest_matches(
         self, session: Session, query: Query, limit: int, *, with_text: bool = False
@@ -65,16 +66,13 @@ class FTS5Search:
         return select(case((count < COMMON_MATCHES, ids.scalar_subquery())))
 
     def match_condition(self, query: Query, prompt_id: Any) -> ColumnElement[bool]:
-        prompt = aliased(Prompt)
-        conditions = literal_conditions(query, prompt.text)
-        if not query.is_literal:
-            match: ColumnElement[bool] = exists().where(_match(query), INDEXED.c.rowid == prompt.id)
-            if any(term.is_prefix for term in query.wanted):
-                # FTS5 merges the rows of all words with the prefix in every query, so query it once for all prompts.
-                # `id + 0` stops the planner from starting with these rows instead of the order of the outer query.
-                match = (prompt.id + 0).in_(select(INDEXED.c.rowid).where(_match(query)))
-            conditions = [*_conditions_from_text(query, prompt.text, match), *conditions]
-        return exists().where(prompt.id == prompt_id, *conditions)
+        prompt = PROMPTS.alias()
+        match: ColumnElement[bool] = exists().where(_match(query), INDEXED.c.rowid == prompt.c.id)
+        if any(term.is_prefix for term in query.wanted):
+            # FTS5 merges the rows of all words with the prefix in every query, so query it once for all prompts.
+            # `id + 0` stops the planner from starting with these rows instead of the order of the outer query.
+            match = (prompt.c.id + 0).in_(select(INDEXED.c.rowid).where(_match(query)))
+        return exists().where(prompt.c.id == prompt_id, *_conditions_from_text(query, prompt, match))
 
     def check_search_index(self, session: Session) -> bool:
         try:
@@ -83,46 +81,60 @@ class FTS5Search:
                 session.execute(text("INSERT INTO prompts_fts (prompts_fts, rank) VALUES ('integrity-check', 1)"))
         except CorruptError:
             return False
-        return True
+        return not session.scalar(text(f"SELECT EXISTS (SELECT 1 FROM prompts WHERE folded IS NOT {EXPECTED})"))
 
     def rebuild_search_index(self, session: Session) -> None:
+        session.execute(text(f"UPDATE prompts SET folded = {EXPECTED} WHERE folded IS NOT {EXPECTED}"))
         session.execute(text("INSERT INTO prompts_fts (prompts_fts) VALUES ('rebuild')"))
+
+
+def trim_or_fold(value: Any, characters: Any) -> str | None:
+    """Answer ltrim(value, characters) as SQLite does, but for a BLOB and no characters with the words of its text.
+
+    The search triggers call it so. On connections of others, which do not know words.py, it returns the text as it is
+    and their writes succeed (ADR 26).
+    """
+    if value is None or characters is None:
+        return None
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
+        if characters == "":
+            return " ".join(split_words(value))
+    return str(value).lstrip(str(characters)) if characters != "" else str(value)
 
 
 def _match(query: Query) -> ColumnElement[bool]:
     """Return the MATCH condition for the words of a query; FTS5 reads quoted strings as plain text, not as syntax."""
     expression = " AND ".join(map(_expression, query.wanted))
-    unwanted = " OR ".join(_expression(term) for term in query.excluded if not term.literals)
+    unwanted = " OR ".join(map(_expression, query.excluded))
     if unwanted:
         expression = f"({expression}) NOT ({unwanted})"
     return INDEXED.c.prompts_fts.op("MATCH", is_comparison=True)(expression)
 
 
 def _expression(term: Term) -> str:
-    spellings = ['"' + spelling.replace('"', '""') + '"' for spelling in term.spellings]
+    spellings = [f'"{spelling}"' for spelling in term.spellings]
     return f"{spellings[0]} *" if term.is_prefix else f"({' OR '.join(spellings)})"
 
 
-def _conditions_from_text(query: Query, text: Any, match: ColumnElement[bool]) -> Iterator[ColumnElement[bool]]:
+def _conditions_from_text(query: Query, prompt: Any, match: ColumnElement[bool]) -> Iterator[ColumnElement[bool]]:
     """Yield conditions that are together equal to `match`, but query the index only if the text cannot decide.
 
-    A query of the index takes 50 µs, a test of the text 1 µs (ADR 23). In an ASCII text, an ASCII word that is no
-    substring does not match; a single ASCII word matches exactly if it stands between other characters than letters
-    and digits.
+    A query of the index takes 50 µs, a test of the text 1 µs (ADR 23). A word that is no substring does not match; a
+    single ASCII word matches an ASCII text exactly if it stands between other characters than letters and digits.
     """
-    is_ascii = func.length(cast(text, LargeBinary)) == func.length(text)
-    folded = func.lower(text)
-    terms = [term for term in query.wanted if all(spelling.isascii() for spelling in term.spellings)]
-    for term in terms:
-        spellings = [and_(*(func.instr(folded, word) > 0 for word in words.split())) for words in term.spellings]
-        yield or_(*spellings, ~is_ascii)
-    if query.excluded or terms != list(query.wanted) or any(" " in words for term in terms for words in term.spellings):
+    text = func.lower(func.coalesce(prompt.c.folded, prompt.c.text))
+    for term in query.wanted:
+        yield or_(*(and_(*(func.instr(text, word) > 0 for word in words.split())) for words in term.spellings))
+    if query.excluded or not all(
+        words.isascii() and " " not in words for term in query.wanted for words in term.spellings
+    ):
         yield match
     else:
-        spaced = literal(" ").concat(folded).concat(" ")
-        patterns = [[_pattern(word, term.is_prefix) for word in term.spellings] for term in terms]
+        spaced = literal(" ").concat(text).concat(" ")
+        patterns = [[_pattern(word, term.is_prefix) for word in term.spellings] for term in query.wanted]
         matches = [or_(*(spaced.op("GLOB", is_comparison=True)(one) for one in any_of)) for any_of in patterns]
-        yield case((is_ascii, and_(*matches)), else_=match)
+        yield case((prompt.c.folded.is_(None), and_(*matches)), else_=match)
 
 
 def _pattern(word: str, is_prefix: bool) -> str:

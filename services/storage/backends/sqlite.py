@@ -36,7 +36,7 @@ from ..errors import (
 from ..limits import INTEGER_LIMIT
 from ..settings import EngineOptions
 from .base import Bind, ConnectionPool, Phase, error_of_kind
-from .fts5 import FTS5Search
+from .fts5 import FTS5Search, trim_or_fold
 from .sqlite_backup import SQLiteBackups
 from .sqlite_sql import SQLiteSQL
 from .statements import is_write
@@ -122,6 +122,7 @@ class SQLite(SQLiteSQL, FTS5Search):
             with _closed_on_error(connection):
                 connection.isolation_level = None  # _begin_transactions() emits BEGIN
                 connection.text_factory = _decode
+                connection.create_function("ltrim", 2, trim_or_fold, deterministic=True)
                 connection.execute("PRAGMA foreign_keys = ON")
                 # trusted_schema stays ON: when OFF, SQLite before 3.43 refuses FTS5 in triggers, which keep the search
                 # index up to date. See ADR 21.
@@ -211,6 +212,7 @@ class SQLite(SQLiteSQL, FTS5Search):
         def configure(connection: sqlite3.Connection, record: Any) -> None:
             with _closed_on_error(connection):
                 connection.isolation_level = None
+                connection.create_function("ltrim", 2, trim_or_fold, deterministic=True)
                 # With foreign keys on, dropping the old table of a rebuild silently deletes the rows that refer to it.
                 connection.execute("PRAGMA foreign_keys = OFF")
                 if has_wal_reset_bug(sqlite3.sqlite_version_info):

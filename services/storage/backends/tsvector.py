@@ -1,6 +1,5 @@
 """Full-text search on PostgreSQL: a generated tsvector column of `prompts` with a GIN index."""
 
-from functools import reduce
 from typing import Any
 
 from sqlalchemy import (
@@ -10,14 +9,13 @@ from sqlalchemy import (
     ScalarSelect,
     Select,
     Text,
-    and_,
     case,
     cast,
     column,
     exists,
     false,
     func,
-    literal_column,
+    literal,
     select,
     table,
     text,
@@ -27,15 +25,15 @@ from sqlalchemy.dialects.postgresql import ARRAY, TSQUERY, TSVECTOR
 from sqlalchemy.orm import Session
 
 from ..conditions import literal_int
-from ..search_query import UNSPACED, Query, Term
-from .base import COMMON_MATCHES, RECENT_PROMPTS, literal_conditions
+from ..search_query import Query, Term
+from .base import COMMON_MATCHES, RECENT_PROMPTS
 
 # The models lack the generated column `words`, because SQLite has none.
 PROMPTS = table("prompts", column("id", Integer), column("text", Text), column("words", TSVECTOR))
+HAS_DRIFTED = PROMPTS.c.words.is_distinct_from(func.prompt_words(PROMPTS.c.text, type_=TSVECTOR))
 # Scanning this many prompts takes as long as collecting all matches of a common query among a million prompts from the
 # index: 40 ms (ADR 23).
 SCAN_BREAK_EVEN = 150_000
-SIMPLE: ColumnElement[Any] = literal_column("'simple'::regconfig")
 
 
 class TSVectorSearch:
@@ -44,7 +42,7 @@ class TSVectorSearch:
     def select_matches(self, query: Query, *, with_text: bool = False) -> Select[Any]:
         # MATERIALIZED: the planner has no statistics of rare words, and with ORDER BY or LIMIT it would read the whole
         # table instead of the index.
-        matches = _prompts(with_text).where(*_conditions(query, PROMPTS)).cte().prefix_with("MATERIALIZED")
+        matches = _prompts(with_text).where(_condition(query, PROMPTS)).cte().prefix_with("MATERIALIZED")
         return select(matches)
 
     def select_newest_matches(
@@ -66,12 +64,10 @@ class TSVectorSearch:
         return select(_unindexed(query, prompts)).where(prompts.c.id == prompt_id).scalar_subquery()
 
     def check_search_index(self, session: Session) -> bool:
-        drifted = exists().where(PROMPTS.c.words.is_distinct_from(_as_words(PROMPTS.c.text)))
-        return not session.scalar(select(drifted))
+        return not session.scalar(select(exists().where(HAS_DRIFTED)))
 
     def rebuild_search_index(self, session: Session) -> None:
-        drifted = PROMPTS.c.words.is_distinct_from(_as_words(PROMPTS.c.text))
-        session.execute(update(PROMPTS).values(text=PROMPTS.c.text).where(drifted))
+        session.execute(update(PROMPTS).values(text=PROMPTS.c.text).where(HAS_DRIFTED))
         session.execute(text("REINDEX INDEX idx_prompts_words"))
 
 
@@ -79,21 +75,11 @@ def _prompts(with_text: bool) -> Select[Any]:
     return select(PROMPTS.c.id, PROMPTS.c.text) if with_text else select(PROMPTS.c.id)
 
 
-def _conditions(query: Query, prompts: FromClause) -> list[ColumnElement[bool]]:
-    conditions = literal_conditions(query, prompts.c.text)
-    wanted = [_expression(term) for term in query.wanted if term.spellings]
-    unwanted: list[ColumnElement[Any]] = [
-        func.tsquery_not(_expression(term), type_=TSQUERY) for term in query.excluded if not term.literals
-    ]
-    if not query.is_literal:
-        every = reduce(lambda left, right: func.tsquery_and(left, right, type_=TSQUERY), wanted + unwanted)
-        # In a subquery, so that PostgreSQL builds the tsquery once: a generic plan would build it for every row.
-        conditions.append(prompts.c.words.op("@@", is_comparison=True)(select(every).scalar_subquery()))
-    else:
-        # A scan of the prompts in languages without spaces. The condition has to be the one of the partial index
-        # idx_prompts_unspaced, so that PostgreSQL uses that index.
-        conditions.append(prompts.c.text.op("~", is_comparison=True)(literal_column(f"'[{UNSPACED}]'")))
-    return conditions
+def _condition(query: Query, prompts: FromClause) -> ColumnElement[bool]:
+    wanted = [_expression(term) for term in query.wanted]
+    expression = " & ".join([*wanted, *(f"!{_expression(term)}" for term in query.excluded)])
+    # In a subquery, so that PostgreSQL reads the tsquery once: a generic plan would read it for every row.
+    return prompts.c.words.op("@@", is_comparison=True)(select(cast(literal(expression), TSQUERY)).scalar_subquery())
 
 
 def _count_recent(query: Query) -> ScalarSelect[int]:
@@ -102,17 +88,11 @@ def _count_recent(query: Query) -> ScalarSelect[int]:
 
 
 def _unindexed(query: Query, prompts: FromClause) -> ColumnElement[bool]:
-    """Return the conditions inside coalesce(), which stops the planner from using an index for them."""
-    return func.coalesce(and_(*_conditions(query, prompts)), false())
+    """Return the condition inside coalesce(), which stops the planner from using an index for it."""
+    return func.coalesce(_condition(query, prompts), false())
 
 
-def _expression(term: Term) -> ColumnElement[Any]:
-    spellings = [func.phraseto_tsquery(SIMPLE, func.prompt_words(one), type_=TSQUERY) for one in term.spellings]
-    if term.is_prefix:
-        # Text without any word gives an empty tsquery, which has no prefix form: NULL matches nothing.
-        return cast(func.nullif(cast(spellings[0], Text), "").concat(":*"), TSQUERY)
-    return reduce(lambda left, right: func.tsquery_or(left, right, type_=TSQUERY), spellings)
-
-
-def _as_words(prompt_text: Any) -> ColumnElement[Any]:
-    return func.to_tsvector(SIMPLE, func.prompt_words(prompt_text), type_=TSVECTOR)
+def _expression(term: Term) -> str:
+    """Return a term as a tsquery; the words are folded already, so no dictionary has to see them."""
+    phrases = [" <-> ".join(f"'{word}'" for word in spelling.split()) for spelling in term.spellings]
+    return f"({phrases[0]}:*)" if term.is_prefix else f"({' | '.join(f'({phrase})' for phrase in phrases)})"
