@@ -12,11 +12,12 @@ from sqlalchemy.orm.util import identity_key
 from .backends import backend_for
 from .conditions import CLAIM_ORDER, PENDING, REFRESH, newest_first, of_status
 from .lifecycle import GenerationStatus, validate_status
-from .limits import INTEGER_LIMIT, MAX_ATTEMPTS, PAGE_SIZE
+from .limits import INTEGER_LIMIT, MAX_ATTEMPTS, PAGE_SIZE, SHORTEST_ID_PREFIX
 from .models import Generation, Prompt
 from .pagination import Page, after_position, decode_cursor, fetch_page
 from .queue.enqueue import REQUEST, build_generation, insert_all, insert_once
 from .rows import GENERATIONS, connection_of, load_generations
+from .search import match_generations
 from .types import uuid7
 from .validation import (
     is_storable,
@@ -152,6 +153,7 @@ def list_generations(
     created_after: datetime | None = None,
     created_before: datetime | None = None,
     metadata: Mapping[str, Any] | None = None,
+    search: str | None = None,
     limit: int = PAGE_SIZE,
     after: str | None = None,
 ) -> Page[Generation]:
@@ -159,9 +161,10 @@ def list_generations(
 
     `created_after` is inclusive, `created_before` exclusive. `metadata` maps top-level keys to the value they must
     have: text, a number, a boolean, None for a missing or null value, or a range (low, high) of numbers, inclusive,
-    where None means no bound. `after` is the `next` of the previous page of the same conditions. While rows are added
-    and deleted, no row appears on two pages, and no row that exists throughout is skipped. Raises InvalidCursorError
-    for a cursor of another query, ValueError or TypeError naming the field for an invalid condition. See ADR 20.
+    where None means no bound. `search` is a query as in search_prompts(). `after` is the `next` of the previous page of
+    the same conditions. While rows are added and deleted, no row appears on two pages, and no row that exists
+    throughout is skipped. Raises InvalidCursorError for a cursor of another query, ValueError or TypeError naming the
+    field for an invalid condition. See ADR 20.
     """
     limit = min(validate_count("limit", limit, minimum=1), INTEGER_LIMIT)
     filters = {
@@ -174,12 +177,30 @@ def list_generations(
         "created_before": None if created_before is None else validate_moment("created_before", created_before),
         "metadata": None if metadata is None else validate_metadata_filter(metadata),
     }
+    if search is not None:  # not a key otherwise, so that cursors of earlier releases stay valid
+        filters["search"] = search
     position = decode_cursor(after, filters)
     texts = (("model_name", model_name), ("prompt", prompt), ("batch_id", batch_id))
     if not all(text is None or is_storable(field, text) for field, text in texts):
         return Page([], None)
     statement = select(Generation).where(*_conditions(session, filters), *after_position(position))
     return fetch_page(session, statement.order_by(*newest_first()), query=filters, limit=limit)
+
+
+def find_generation_ids(session: Session, id_prefix: str, limit: int = 2) -> list[str]:
+    """Return up to `limit` ids that begin with `id_prefix`, in order; the id itself alone when it exists.
+
+    Raises ValueError for a prefix of fewer than 6 characters that is not an id.
+    """
+    limit = validate_count("limit", limit)
+    if not is_storable("id_prefix", id_prefix):
+        return []
+    if session.scalar(select(Generation.id).where(Generation.id == id_prefix)) is not None:
+        return [id_prefix]
+    if len(id_prefix) < SHORTEST_ID_PREFIX:
+        raise ValueError(f"id_prefix must have at least {SHORTEST_ID_PREFIX} characters")
+    begins = func.substr(Generation.id, 1, len(id_prefix)) == id_prefix
+    return list(session.scalars(select(Generation.id).where(begins).order_by(Generation.id).limit(limit)))
 
 
 def get_generations_by_status(session: Session, status: str, limit: int = PAGE_SIZE) -> list[Generation]:
@@ -269,6 +290,8 @@ def _conditions(session: Session, filters: Mapping[str, Any]) -> list[ColumnElem
     if "created_before" in filters:
         conditions.append(Generation.created_at < filters["created_before"])
     conditions += [_has_metadata(session, key, wanted) for key, wanted in filters.get("metadata", {}).items()]
+    if "search" in filters:
+        conditions.append(match_generations(session, filters["search"]))
     return conditions
 
 

@@ -4,6 +4,7 @@ from typing import Final
 
 # Maximum length of texts, in characters.
 ID_LIMIT: Final = 64
+SHORTEST_ID_PREFIX: Final = 6  # when an id is shortened
 NAME_LIMIT: Final = 255
 PATH_LIMIT: Final = 4_096
 PROMPT_LIMIT: Final = 10_000

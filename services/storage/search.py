@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, get_args
 
-from sqlalchemy import ColumnElement, Select, func, select
+from sqlalchemy import ColumnElement, Select, false, func, select
 from sqlalchemy.orm import Session, aliased
 
 from .backends import backend_for
@@ -95,6 +95,17 @@ def search_generations(
         conditions = [Generation.id.in_(_newest_of_prompts(session, prompt_ids, status, position, limit + 1))]
     statement = select(Generation).where(*conditions).order_by(*newest_first())
     return fetch_page(session, statement, query=filters, limit=limit)
+
+
+def match_generations(session: Session, query: str) -> ColumnElement[bool]:
+    """Return the condition that the prompt of a generation matches `query`; false for a query without words."""
+    parsed = parse_query(query)
+    if not parsed.wanted:
+        return false()
+    ids = _ids_if_rare(session, parsed)
+    if ids is None:
+        return backend_for(session).match_condition(parsed, Generation.prompt_id)
+    return Generation.prompt_id.in_(select(backend_for(session).unnest(ids).c.value))
 
 
 def check_search_index(session: Session) -> bool:

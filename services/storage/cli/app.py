@@ -1,6 +1,6 @@
-"""The click group of all verbs: its options, and the messages and exit codes for errors."""
+"""The click group of all verbs: its options, its sections, and the messages and exit codes for errors."""
 
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -8,9 +8,34 @@ from .. import __version__
 from ..errors import StorageError
 from .output import echo_err, sanitize
 
+# The sections of `dgx-storage --help`; a verb that none of them names is listed last.
+SECTIONS: Final = {
+    "Database": "init migrate rollback reset check optimize copy export import",
+    "Backups": "backup verify restore",
+    "Generations": "submit list show search why stats top cancel retry delete favorite prune files",
+    "Queue and workers": "pause resume worker workers health metrics demo admin",
+}
+
+
+def database_url_option(**attributes: Any) -> click.Option:
+    """Return the option --database-url, which may stand before and after the verb; the last one counts."""
+    help_text = "The database to use.  [default: sqlite:///data/generations.db]"
+    return click.Option(["--database-url"], metavar="URL", help=help_text, **attributes)
+
+
+class Verb(click.Command):
+    """A verb, with --database-url among its own options."""
+
+    def __init__(self, *arguments: Any, **attributes: Any) -> None:
+        super().__init__(*arguments, **attributes)
+        if all("--database-url" not in parameter.opts for parameter in self.params):
+            self.params.append(database_url_option(expose_value=False, callback=_replace_database_url))
+
 
 class Commands(click.Group):
     """A click group that turns errors into a message and an exit code, without a traceback."""
+
+    command_class = Verb
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the verb; turn storage errors, OS errors and interrupts into messages and exit codes."""
@@ -27,17 +52,30 @@ class Commands(click.Group):
             echo_err("Interrupted.")
             ctx.exit(130)
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the verbs in sections."""
+        listed = {name: verb for name, verb in self.commands.items() if not verb.hidden}
+        width = formatter.width - 6 - max(map(len, listed))
+        for section, names in SECTIONS.items():
+            verbs = [(name, listed.pop(name)) for name in names.split() if name in listed]
+            if verbs:
+                with formatter.section(section):
+                    formatter.write_dl([(name, verb.get_short_help_str(width)) for name, verb in verbs])
+        if listed:
+            with formatter.section("Other"):
+                formatter.write_dl([(name, verb.get_short_help_str(width)) for name, verb in listed.items()])
+
+
+def _replace_database_url(ctx: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    ctx.obj = value or ctx.obj
+
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="dgx-storage")
-@click.option(
-    "--database-url",
-    metavar="URL",
-    envvar="DATABASE_URL",
-    show_envvar=True,
-    help="The database to use.  [default: sqlite:///data/generations.db]",
-)
 @click.pass_context
 def commands(ctx: click.Context, database_url: str | None) -> None:
     """Manage the generations and prompts of DGX Music."""
     ctx.obj = database_url or None
+
+
+commands.params.append(database_url_option(envvar="DATABASE_URL", show_envvar=True))

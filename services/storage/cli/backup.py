@@ -1,27 +1,26 @@
 """The verbs for backups: backup, verify, restore."""
 
 import json
-import sys
 from pathlib import Path
 
 import click
 
 from ..maintenance import Backup
 from .app import commands
+from .options import confirm, json_option, yes_option
 from .output import echo_err, open_storage, sanitize
-
-json_instead = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
 @commands.command()
 @click.argument("path", default="backups", type=click.Path(path_type=Path))
 @click.option("--keep", metavar="N", type=click.IntRange(min=1), help="Keep only the newest N backups in a folder.")
 @click.option("--force", is_flag=True, help="Replace the backup at PATH.")
-@json_instead
+@json_option
 @click.pass_obj
 def backup(database_url: str | None, path: Path, keep: int | None, force: bool, as_json: bool) -> None:
-    """Write a backup to PATH, a file or a folder, while the database is in use.
+    """Write a backup while the database is in use.
 
+    PATH is a file or a folder.
     In a folder (./backups unless named) the file is named after the time. The backup is opened and compared with the
     database before it gets its name. PostgreSQL needs pg_dump.
     """
@@ -41,9 +40,9 @@ def backup(database_url: str | None, path: Path, keep: int | None, force: bool, 
 
 @commands.command()
 @click.argument("path", type=click.Path(path_type=Path))
-@json_instead
+@json_option
 def verify(path: Path, as_json: bool) -> None:
-    """Open the backup at PATH, read all of it, and print what it holds."""
+    """Read a whole backup and print what it holds."""
     from ..maintenance import verify_backup
 
     _print(verify_backup(path), as_json)
@@ -52,10 +51,10 @@ def verify(path: Path, as_json: bool) -> None:
 
 @commands.command()
 @click.argument("path", type=click.Path(path_type=Path))
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@yes_option
 @click.pass_obj
 def restore(database_url: str | None, path: Path, yes: bool) -> None:
-    """Replace everything in the database with the backup at PATH.
+    """Replace the database with a backup.
 
     All or nothing; other processes may keep the database open. The backup is verified first.
     """
@@ -63,13 +62,8 @@ def restore(database_url: str | None, path: Path, yes: bool) -> None:
     from ..schema import get_schema_version
 
     with open_storage(database_url) as storage:
-        found = verify_backup(path)
-        if not yes:
-            if not sys.stdin.isatty():
-                raise click.ClickException("restore replaces the database, and nobody is there to ask: pass --yes")
-            question = f"This replaces {sanitize(storage.display_url)} with {_say_rows(found)}. Restore?"
-            if not click.confirm(question, err=True):
-                raise click.ClickException("not confirmed; nothing was changed")
+        question = f"Replace everything in {storage.display_url} with {_say_rows(verify_backup(path))}?"
+        confirm(question, yes=yes)
         restored = restore_database(path, storage=storage)
         echo_err(f"Restored {_say_rows(restored)} into {storage.display_url}")
     if restored.moved_aside is not None:

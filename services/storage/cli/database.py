@@ -7,10 +7,11 @@ from pathlib import Path
 
 import click
 
-from ..database import init_db
+from ..database import get_database_stats, init_db
 from ..engine import Storage, get_storage
-from ..errors import CopyError
+from ..errors import CopyError, StorageError
 from .app import commands
+from .options import confirm, yes_option
 from .output import echo_err, open_storage, progress_bar, sanitize
 
 
@@ -32,26 +33,52 @@ def migrate(database_url: str | None, revision: str) -> None:
     from ..migrations import upgrade
 
     with open_storage(database_url) as storage:
+        before = storage.read_revision()
         try:
             upgrade(storage, revision)
         except ValueError as error:
             raise click.ClickException(sanitize(str(error))) from error
-        _echo_ready(storage)
+        after = storage.read_revision()
+        if before == after:
+            echo_err(f"{storage.display_url} is at revision {after} already")
+        else:
+            echo_err(f"{storage.display_url} was at revision {before or 'none'} and is at revision {after}")
 
 
 @commands.command()
-@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
+@click.argument("revision", default="-1")
+@yes_option
+@click.pass_obj
+def rollback(database_url: str | None, revision: str, yes: bool) -> None:
+    """Downgrade the schema, by one revision or to REVISION.
+
+    What a downgrade loses is in the docstring of each revision. Make a backup first.
+    """
+    from ..migrations import downgrade
+
+    with open_storage(database_url) as storage:
+        before = storage.read_revision()
+        question = f"Downgrade {storage.display_url} from revision {before}? Columns of newer revisions are lost."
+        confirm(question, yes=yes)
+        try:
+            downgrade(storage, revision)
+        except ValueError as error:
+            raise click.ClickException(sanitize(str(error))) from error
+        echo_err(
+            f"{storage.display_url} was at revision {before} and is at revision {storage.read_revision() or 'none'}"
+        )
+
+
+@commands.command()
+@yes_option
 @click.pass_obj
 def reset(database_url: str | None, yes: bool) -> None:
     """Drop and create every table. ALL DATA IS LOST."""
     from ..migrations import reset as reset_schema
 
     with open_storage(database_url) as storage:
-        if not yes and not sys.stdin.isatty():
-            raise click.ClickException("reset deletes everything and cannot ask without a terminal: pass --yes")
-        question = f"This deletes every generation and prompt in {sanitize(storage.display_url)}. Really reset it?"
-        if not yes and not click.confirm(question, err=True):
-            raise click.ClickException("not confirmed; nothing was changed")
+        question = f"This deletes {_say_contents(storage)} in {storage.display_url}. Really reset it?"
+        confirm(question, yes=yes)
         reset_schema(storage)
         _echo_ready(storage)
 
@@ -129,6 +156,15 @@ def _print_copied(rows: Sequence[tuple[str, int, str]]) -> None:
     for name, count, checksum in rows:
         copied.add_row(name, f"{count:,}", checksum)
     Console().print(copied)
+
+
+def _say_contents(storage: Storage) -> str:
+    try:
+        with storage.session(read_only=True) as session:
+            counts = get_database_stats(session)
+    except StorageError:  # another revision, or damaged: reset is the way out then
+        return "every generation and prompt"
+    return f"{counts['total_generations']:,} generations and {counts['total_prompts']:,} prompts"
 
 
 def _echo_ready(storage: Storage) -> None:

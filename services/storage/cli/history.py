@@ -1,4 +1,4 @@
-"""The verbs that show the contents of a database: list, search, why, stats.
+"""The verbs that show the contents of a database: list, show, search, why, stats.
 
 They print tables on a terminal, tab-separated lines when piped, and JSON with --json.
 """
@@ -8,82 +8,96 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
 import click
 
 from ..analytics import WaitReason, estimate_completion, explain_wait, get_performance_stats, get_queue_stats, get_usage
 from ..database import get_database_stats, get_most_used_prompts
 from ..engine import Storage
-from ..generations import list_generations
-from ..lifecycle import GenerationStatus
+from ..generations import get_generation, list_generations
+from ..models import Generation
+from ..queue import get_attempts
 from ..search import search_prompts
 from .app import commands
-from .output import echo_err, open_storage, sanitize, shorten
+from .options import filter_options, given_filters, json_option, resolve_ids
+from .output import echo_err, open_storage, print_fields, sanitize, shorten
+
+PAGE_ROWS = 500  # read at once, so memory does not grow with --limit
 
 limit_option = click.option(
-    "--limit", metavar="N", default=20, show_default=True, type=click.IntRange(1, 100_000), help="Show at most N."
+    "-n", "--limit", metavar="N", default=20, show_default=True, type=click.IntRange(min=1), help="Show at most N."
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 # Control characters that prompts normally do not contain. In a prompt that does, only the bold parts are wrong.
 MARKS = ("\x02", "\x03")
 
 
 @commands.command(name="list")
-@click.option(
-    "--status",
-    type=click.Choice([status.value for status in GenerationStatus]),
-    help="Only this status.",
-)
-@click.option("--model", metavar="NAME", help="Only this model.")
-@click.option("--prompt", metavar="TEXT", help="Only exactly this prompt.")
-@click.option("--batch", metavar="ID", help="Only this batch.")
-@click.option("--favorites", is_flag=True, help="Only favorites.")
+@filter_options
 @limit_option
 @click.option("--after", metavar="CURSOR", help="Continue after the previous page, which prints its CURSOR.")
-@json_option
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
 @click.pass_obj
-def list_(
-    database_url: str | None,
-    status: str | None,
-    model: str | None,
-    prompt: str | None,
-    batch: str | None,
-    favorites: bool,
-    limit: int,
-    after: str | None,
-    as_json: bool,
-) -> None:
+def list_(database_url: str | None, /, limit: int, after: str | None, as_json: bool, **options: Any) -> None:
     """List generations, newest first.
 
-    When piped, each line has the id, status, creation time, model and prompt, separated by tabs.
+    When piped, each line has the id, status, creation time, model and prompt, separated by tabs. TIME is a date such as
+    2026-11-25 or an age such as 90d or 12h.
     """
+    filters = given_filters(options)
+    as_table = sys.stdout.isatty() and not as_json
+    shown = 0
     with open_storage(database_url) as storage, storage.session(read_only=True) as session:
-        page = list_generations(
-            session,
-            status=status,
-            model_name=model,
-            prompt=prompt,
-            batch_id=batch,
-            favorite=True if favorites else None,
-            limit=limit,
-            after=after,
-        )
-    if as_json:
-        click.echo(json.dumps({"generations": [row.to_dict() for row in page.items], "next": page.next}))
-        return
-    if sys.stdout.isatty():
-        from .tables import print_generations
+        while True:
+            try:
+                page = list_generations(session, limit=min(limit - shown, PAGE_ROWS), after=after, **filters)
+            except ValueError as error:
+                raise click.ClickException(sanitize(str(error))) from error
+            if as_table:
+                from .tables import print_generations
 
-        print_generations(page.items)
-    else:
-        for row in page.items:
-            fields = (row.id, row.status, row.created_at.isoformat(), row.model_name, row.prompt)
-            click.echo("\t".join(map(sanitize, fields)))
-    if not page.items:
+                print_generations(page.items)
+            else:
+                for row in page.items:
+                    click.echo(_json_line(row) if as_json else _tabbed_line(row))
+            shown += len(page.items)
+            after = page.next
+            session.expunge_all()
+            if after is None or shown >= limit:
+                break
+    if not shown:
         echo_err("No generations.")
-    if page.next:
-        echo_err(f"More generations: --after {page.next}")
+    if after:
+        echo_err(f"More generations: --after {after}")
+
+
+@commands.command()
+@click.argument("generation_id", metavar="ID")
+@json_option
+@click.pass_obj
+def show(database_url: str | None, generation_id: str, as_json: bool) -> None:
+    """Show one generation: its request, result, metadata, error and attempts.
+
+    The ID may be shortened to what is unique, 6 characters or more.
+    """
+    with open_storage(database_url) as storage:
+        (whole_id,) = resolve_ids(storage, [generation_id])
+        with storage.session(read_only=True) as session:
+            generation, attempts = get_generation(session, whole_id), get_attempts(session, whole_id)
+            wait = explain_wait(session, whole_id)
+    if generation is None or wait is None:
+        raise click.ClickException(f"no generation has the id {shorten(generation_id)}")
+    fields = generation.to_dict()
+    if as_json:
+        click.echo(json.dumps({**fields, "attempts": [attempt.to_dict() for attempt in attempts]}, allow_nan=False))
+        return
+    lines = [(name, value if isinstance(value, str) else json.dumps(value)) for name, value in fields.items() if value]
+    for attempt in attempts:
+        error = f": {attempt.error_message}" if attempt.error_message else ""
+        lines.append((f"attempt {attempt.number}", f"{attempt.outcome} at {attempt.finished_at.isoformat()}{error}"))
+    lines.append(("now", wait.explanation))
+    print_fields([(name, sanitize(value)) for name, value in lines])
 
 
 @commands.command()
@@ -136,11 +150,13 @@ def why(database_url: str | None, generation_id: str, as_json: bool) -> None:
 
     The estimate is an interval with a probability of 80 %, from the latest generations of the same model.
     """
-    with open_storage(database_url) as storage, storage.session(read_only=True) as session:
-        wait = explain_wait(session, generation_id)
-        # Without a valid lease it is unknown whether a worker is processing it, so there is nothing to estimate.
-        has_estimate = wait is not None and wait.reason not in (WaitReason.EXPIRED, WaitReason.UNLEASED)
-        estimate = estimate_completion(session, generation_id) if has_estimate else None
+    with open_storage(database_url) as storage:
+        (whole_id,) = resolve_ids(storage, [generation_id])
+        with storage.session(read_only=True) as session:
+            wait = explain_wait(session, whole_id)
+            # Without a valid lease it is unknown whether a worker is processing it: there is nothing to estimate.
+            has_estimate = wait is not None and wait.reason not in (WaitReason.EXPIRED, WaitReason.UNLEASED)
+            estimate = estimate_completion(session, whole_id) if has_estimate else None
     if wait is None:
         raise click.ClickException(f"no generation has the id {shorten(generation_id)}")
     if as_json:
@@ -202,6 +218,15 @@ def print_stats(storage: Storage, limit: int, *, as_json: bool = False) -> None:
     if used:
         lines += ["", *(f"{count}\t{text}" for count, text in used)]
     click.echo("\n".join(lines))
+
+
+def _json_line(row: Generation) -> str:
+    return json.dumps(row.to_dict(), allow_nan=False)
+
+
+def _tabbed_line(row: Generation) -> str:
+    fields = (row.id, row.status, row.created_at.isoformat(), row.model_name, row.prompt)
+    return "\t".join(map(sanitize, fields))
 
 
 def _split(snippet: str) -> Sequence[tuple[str, bool]]:

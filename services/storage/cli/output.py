@@ -1,7 +1,8 @@
 """Output of all verbs: messages on stderr, sanitized text, progress bars; and opening the database."""
 
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,13 @@ def shorten(prompt: str) -> str:
     """Return a prompt on one line of at most 60 characters, for use in messages."""
     prompt = sanitize(prompt)
     return prompt if len(prompt) <= 60 else f"{prompt[:59]}…"
+
+
+def print_fields(fields: Sequence[tuple[str, str]]) -> None:
+    """Print names and values: aligned on a terminal, separated by a tab when piped."""
+    width = max((len(name) for name, _ in fields), default=0)
+    for name, value in fields:
+        click.echo(f"{name:<{width}}  {value}" if sys.stdout.isatty() else f"{name}\t{value}")
 
 
 def progress_bar() -> "Progress":

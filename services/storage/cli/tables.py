@@ -12,6 +12,8 @@ from ..models import Generation
 from .output import sanitize
 
 BAR_WIDTH = 32
+MODEL_WIDTH = 20
+SHORTEST_ID = 8
 WIDE = 100  # from this terminal width on, the model and the year of creation are shown
 COLORS: Mapping[str, str] = {
     GenerationStatus.PENDING: "yellow",
@@ -52,20 +54,28 @@ def print_tables(
 
 
 def print_generations(rows: Sequence[Generation]) -> None:
-    """Print one line for each generation; times are UTC."""
+    """Print one line for each generation that fits the terminal; times are UTC, ids are shortened to what differs."""
     console = Console()
     is_wide = console.width >= WIDE
-    table = Table("id", "status", "created (UTC)", *(["model"] if is_wide else []), "prompt", box=None)
+    length = _distinct_length([row.id for row in rows])
+    table = Table("id", "status", *(["created (UTC)"] if is_wide else []), "model", "prompt", box=None)
+    table.columns[0].min_width = min(length, max((len(row.id) for row in rows), default=0))  # ids are to be copied
+    table.columns[-2].max_width = MODEL_WIDTH
     for row in rows:
         table.add_row(
-            Text(sanitize(row.id), no_wrap=True),
+            Text(sanitize(row.id[:length]), no_wrap=True),
             Text(row.status, style=COLORS.get(row.status, ""), no_wrap=True),
-            Text(f"{row.created_at:%Y-%m-%d %H:%M}" if is_wide else f"{row.created_at:%m-%d %H:%M}", no_wrap=True),
-            *([Text(sanitize(row.model_name), no_wrap=True, overflow="ellipsis")] if is_wide else []),
+            *([Text(f"{row.created_at:%Y-%m-%d %H:%M}", no_wrap=True)] if is_wide else []),
+            Text(sanitize(row.model_name), no_wrap=True, overflow="ellipsis"),
             Text(("★ " if row.is_favorite else "") + sanitize(row.prompt), no_wrap=True, overflow="ellipsis"),
         )
-    table.columns[0].min_width = max((len(row.id) for row in rows), default=0)  # ids stay whole, to be copied
     console.print(table)
+
+
+def _distinct_length(ids: Sequence[str]) -> int:
+    """Return how many characters tell the ids apart: ids that were made together begin alike."""
+    longest = max(map(len, ids), default=0)
+    return next((n for n in range(SHORTEST_ID, longest) if len({text[:n] for text in ids}) == len(ids)), longest)
 
 
 def print_matches(found: Sequence[tuple[int, Sequence[tuple[str, bool]]]]) -> None:

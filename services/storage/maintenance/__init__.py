@@ -1,6 +1,7 @@
 """Operations on a whole database. They manage their own transactions and never print."""
 
 from .backup import Backup, backup_database, restore_database, verify_backup
+from .bulk import cancel_generations, delete_generations, retry_generations, set_favorites
 from .check import Finding, check_database
 from .copy import copy_database
 
@@ -8,8 +9,12 @@ __all__ = [
     "Backup",
     "Finding",
     "backup_database",
+    "cancel_generations",
     "check_database",
     "copy_database",
+    "delete_generations",
     "restore_database",
+    "retry_generations",
+    "set_favorites",
     "verify_backup",
 ]

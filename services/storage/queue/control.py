@@ -1,6 +1,6 @@
 """Control of the queue by its users: cancel, retry, pause, resume, queue position. SQL only; never commits."""
 
-from sqlalchemy import ColumnElement, case, func, select, true, tuple_, update
+from sqlalchemy import ColumnElement, Update, case, func, select, true, tuple_, update
 from sqlalchemy.orm import Session, aliased
 
 from ..backends import backend_for
@@ -36,17 +36,7 @@ def retry_generation(session: Session, generation_id: str) -> Generation | None:
     """
     if not is_storable("generation_id", generation_id):
         return None
-    ended = (GenerationStatus.FAILED.value, GenerationStatus.CANCELLED.value)
-    retry = update(Generation).where(Generation.id == generation_id, Generation.status.in_(ended))
-    retry = retry.values(
-        transition_values(GenerationStatus.FAILED, GenerationStatus.PENDING)
-        | {
-            "status": GenerationStatus.PENDING.value,
-            "scheduled_at": backend_for(session).now(),
-            "max_attempts": case((HAS_ATTEMPTS_LEFT, Generation.max_attempts), else_=Generation.attempt + 1),
-            "version": Generation.version + 1,
-        }
-    )
+    retry = update_to_pending(session, Generation.id == generation_id)
     retried = session.scalars(retry.returning(Generation), execution_options=REFRESH).one_or_none()
     return retried or _unchanged(session, generation_id, GenerationStatus.PENDING)
 
@@ -94,20 +84,43 @@ def get_queue_position(session: Session, generation_id: str) -> int | None:
     return session.scalar(mine)
 
 
-def _cancel(session: Session, condition: ColumnElement[bool]) -> list[Generation]:
+def update_to_pending(session: Session, condition: ColumnElement[bool]) -> Update:
+    """Return the UPDATE of retry_generation() for the failed and cancelled generations that meet `condition`."""
+    ended = (GenerationStatus.FAILED.value, GenerationStatus.CANCELLED.value)
+    return (
+        update(Generation)
+        .where(condition, Generation.status.in_(ended))
+        .values(
+            transition_values(GenerationStatus.FAILED, GenerationStatus.PENDING)
+            | {
+                "status": GenerationStatus.PENDING.value,
+                "scheduled_at": backend_for(session).now(),
+                "max_attempts": case((HAS_ATTEMPTS_LEFT, Generation.max_attempts), else_=Generation.attempt + 1),
+                "version": Generation.version + 1,
+            }
+        )
+    )
+
+
+def update_to_cancelled(session: Session, condition: ColumnElement[bool]) -> Update:
+    """Return the UPDATE of cancel_generation() for the unfinished generations that meet `condition`."""
     is_pending = Generation.status == GenerationStatus.PENDING.value
     moved = transition_values(GenerationStatus.PENDING, GenerationStatus.CANCELLED)
     now = backend_for(session).now()
     moved |= {"status": GenerationStatus.CANCELLED.value, "completed_at": now}
     unfinished = Generation.status.in_((GenerationStatus.PENDING.value, GenerationStatus.PROCESSING.value))
     cancel = update(Generation).where(condition, unfinished)
-    cancel = cancel.values(
+    return cancel.values(
         {field: case((is_pending, value), else_=getattr(Generation, field)) for field, value in moved.items()}
         | {
             "cancel_requested_at": func.coalesce(Generation.cancel_requested_at, now),
             "version": Generation.version + 1,
         }
     )
+
+
+def _cancel(session: Session, condition: ColumnElement[bool]) -> list[Generation]:
+    cancel = update_to_cancelled(session, condition)
     return list(session.scalars(cancel.returning(Generation), execution_options=REFRESH))
 
 

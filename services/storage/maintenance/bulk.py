@@ -1,0 +1,115 @@
+"""Cancel, retry, delete or mark many generations: those of a list of ids, or all that meet the filters of a list.
+
+Works in short transactions, so other writers wait for one batch at most, and can be interrupted and run again.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+from sqlalchemy import ColumnElement, CursorResult, Delete, Update, delete, select, update
+from sqlalchemy.orm import Session
+
+from ..engine import Storage, get_storage
+from ..generations import list_generations
+from ..lifecycle import GenerationStatus
+from ..models import Generation
+from ..queue.control import update_to_cancelled, update_to_pending
+from ..validation import is_storable
+
+BATCH_ROWS: Final = 200  # 10 to 20 ms under the write lock of SQLite
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class _Action:
+    """What happens to a batch of ids, and which rows it leaves as they are."""
+
+    statement: Callable[[Session, ColumnElement[bool]], Update | Delete]
+    applies: ColumnElement[bool]
+
+
+def cancel_generations(**arguments: Any) -> int:
+    """Cancel many generations as cancel_generation() does, and return their number; finished ones stay as they are.
+
+    `ids` names them, or the filters of list_generations(); without either it is all of them. With `dry_run` nothing
+    changes. Calls `progress(number so far)` after each batch of 200, which is one transaction.
+    """
+    unfinished = Generation.status.in_((GenerationStatus.PENDING.value, GenerationStatus.PROCESSING.value))
+    not_requested = Generation.cancel_requested_at.is_(None)
+    return _apply(_Action(update_to_cancelled, unfinished & not_requested), **arguments)
+
+
+def retry_generations(**arguments: Any) -> int:
+    """Retry many failed and cancelled generations as retry_generation() does; arguments as in cancel_generations()."""
+    ended = Generation.status.in_((GenerationStatus.FAILED.value, GenerationStatus.CANCELLED.value))
+    return _apply(_Action(update_to_pending, ended), **arguments)
+
+
+def delete_generations(**arguments: Any) -> int:
+    """Delete many generations as delete_generation() does; arguments as in cancel_generations()."""
+    return _apply(
+        _Action(lambda session, condition: delete(Generation).where(condition), Generation.id.is_not(None)), **arguments
+    )
+
+
+def set_favorites(favorite: bool = True, **arguments: Any) -> int:
+    """Set or clear the favorite mark of many generations; arguments as in cancel_generations()."""
+
+    def mark(session: Session, condition: ColumnElement[bool]) -> Update:
+        return update(Generation).where(condition).values(is_favorite=favorite, version=Generation.version + 1)
+
+    return _apply(_Action(mark, Generation.is_favorite.is_not(favorite)), **arguments)
+
+
+def _apply(
+    action: _Action,
+    *,
+    ids: Iterable[str] | None = None,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+    storage: Storage | None = None,
+    **filters: Any,
+) -> int:
+    if ids is not None and filters:
+        raise ValueError(f"ids and {min(filters)} cannot be combined: name ids or filters")
+    storage = storage or get_storage()
+    count = 0
+    for batch in _given(ids) if ids is not None else _listed(storage, filters):
+        chosen = Generation.id.in_(batch) & action.applies
+        if dry_run:
+            count += storage.run_in_transaction(partial(_count, condition=chosen), read_only=True)
+        else:
+            count += storage.run_in_transaction(partial(_execute, action=action, condition=chosen))
+        if progress is not None:
+            progress(count)
+    return count
+
+
+def _given(ids: Iterable[str]) -> Iterator[Sequence[str]]:
+    known = [generation_id for generation_id in ids if is_storable("ids", generation_id)]
+    for start in range(0, len(known), BATCH_ROWS):
+        yield known[start : start + BATCH_ROWS]
+
+
+def _listed(storage: Storage, filters: dict[str, Any]) -> Iterator[Sequence[str]]:
+    """Yield the ids of a list page by page; what an action changes never moves a row to a later page."""
+    cursor: str | None = None
+    while True:
+        with storage.session(read_only=True) as session:
+            page = list_generations(session, limit=BATCH_ROWS, after=cursor, **filters)
+        if page.items:
+            yield [generation.id for generation in page.items]
+        if page.next is None:
+            return
+        cursor = page.next
+
+
+def _count(session: Session, condition: ColumnElement[bool]) -> int:
+    return len(session.scalars(select(Generation.id).where(condition)).all())
+
+
+def _execute(session: Session, action: _Action, condition: ColumnElement[bool]) -> int:
+    changed: CursorResult[Any] = session.connection().execute(action.statement(session, condition))
+    return changed.rowcount

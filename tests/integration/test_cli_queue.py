@@ -1,0 +1,155 @@
+"""The verbs that change generations and the queue, through the real program."""
+
+import json
+
+import pytest
+
+from tests.support.command_line import on_a_terminal, run
+
+
+def submitted(url: str, *prompts: str) -> list[str]:
+    ids = []
+    for prompt in prompts:
+        result = run("submit", prompt, "--model", "musicgen-small", "--seconds", "4", url=url)
+        assert result.exit_code == 0, result.stderr
+        ids.append(result.stdout.strip())
+    return ids
+
+
+def listed(url: str, *arguments: str) -> list[str]:
+    lines = run("list", "--json", *arguments, url=url).stdout.splitlines()
+    return [json.loads(line)["prompt"] for line in lines]
+
+
+def test_a_submitted_generation_is_shown_with_its_request(sqlite_url: str) -> None:
+    arguments = ["--rate", "44100", "--channels", "1", "--priority", "3", "--batch", "b", "--attempts", "5"]
+    arguments += ["--parameters", '{"seed": 1}', "--metadata", '{"bpm": 140}', "--at", "2999-01-01"]
+    submit = run("submit", "trap beat", "--model", "m", "--seconds", "2.5", *arguments, url=sqlite_url)
+    assert submit.exit_code == 0
+    shown = json.loads(run("show", submit.stdout.strip()[:20], "--json", url=sqlite_url).stdout)
+    assert shown["prompt"] == "trap beat"
+    assert (shown["sample_rate"], shown["channels"], shown["priority"], shown["max_attempts"]) == (44_100, 1, 3, 5)
+    assert (shown["parameters"], shown["metadata"]) == ({"seed": 1}, {"bpm": 140})
+    assert shown["scheduled_at"] == "2999-01-01T00:00:00+00:00"
+    assert shown["file_path"] == f"outputs/{shown['id']}.wav"
+    assert shown["attempts"] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seconds", "0"], "duration_seconds must be greater than 0"),
+        (["--seconds", "1", "--channels", "3"], "channels must be 1"),
+        (["--seconds", "1", "--metadata", "[1]"], "metadata must be a JSON object"),
+        (["--seconds", "1", "--metadata", "{"], "--metadata"),
+        (["--seconds", "1", "--at", "soon"], "is not a time"),
+    ],
+)
+def test_a_bad_request_names_the_field_and_stores_nothing(sqlite_url: str, arguments: list[str], message: str) -> None:
+    result = run("submit", "x", "--model", "m", *arguments, url=sqlite_url)
+    assert result.exit_code in (1, 2)
+    assert message in result.stderr
+    assert listed(sqlite_url) == []
+
+
+def test_the_same_key_again_stores_nothing_new(sqlite_url: str) -> None:
+    arguments = ["submit", "x", "--model", "m", "--seconds", "1", "--key", "k"]
+    assert run(*arguments, url=sqlite_url).stdout == run(*arguments, url=sqlite_url).stdout
+    assert listed(sqlite_url) == ["x"]
+
+
+def test_filters_change_what_the_list_with_the_same_filters_shows(sqlite_url: str) -> None:
+    submitted(sqlite_url, "lofi one", "trap", "lofi two")
+    filters = ["--search", "lofi", "--since", "1h"]
+    assert listed(sqlite_url, *filters) == ["lofi two", "lofi one"]
+    dry = run("cancel", *filters, "--dry-run", url=sqlite_url)
+    assert (dry.stdout, dry.stderr) == ("2\n", "Would change 2 generations.\n")
+    assert listed(sqlite_url, "--status", "cancelled") == []
+    refused = run("cancel", *filters, url=sqlite_url)
+    assert refused.exit_code == 1
+    assert "Cancel 2 generations" in refused.stderr
+    assert "--yes" in refused.stderr
+    assert run("cancel", *filters, "--yes", url=sqlite_url).stdout == "2\n"
+    assert sorted(listed(sqlite_url, "--status", "cancelled")) == ["lofi one", "lofi two"]
+    assert run("retry", "--status", "cancelled", "--yes", url=sqlite_url).stdout == "2\n"
+    assert len(listed(sqlite_url, "--status", "pending")) == 3
+
+
+def test_ids_are_changed_without_a_question_unless_that_deletes(sqlite_url: str) -> None:
+    first, second = submitted(sqlite_url, "one", "two")
+    assert run("favorite", first, url=sqlite_url).stdout == "1\n"
+    assert listed(sqlite_url, "--favorites") == ["one"]
+    assert run("delete", second, url=sqlite_url).exit_code == 1
+    assert run("delete", second, "--yes", url=sqlite_url).stdout == "1\n"
+    assert listed(sqlite_url) == ["one"]
+
+
+@pytest.mark.parametrize("verb", ["cancel", "retry", "delete", "favorite"])
+def test_nothing_named_and_both_named_are_wrong_usage(sqlite_url: str, verb: str) -> None:
+    assert run(verb, url=sqlite_url).exit_code == 2
+    assert run(verb, "some-id", "--status", "failed", url=sqlite_url).exit_code == 2
+
+
+@pytest.mark.parametrize("verb", ["show", "why", "cancel", "delete"])
+def test_an_unknown_and_an_ambiguous_id_are_errors(sqlite_url: str, verb: str) -> None:
+    for name in ("aaaaaa-1", "aaaaaa-2"):
+        run("submit", name, "--model", "m", "--seconds", "1", "--key", name, url=sqlite_url)
+    first = submitted(sqlite_url, "x")[0]
+    submitted(sqlite_url, "y")
+    for given, message in (("unknown-id", "no generation has the id"), ("abc", "at least 6"), (first[:6], "several")):
+        result = run(verb, given, url=sqlite_url)
+        assert result.exit_code == 1
+        assert message in result.stderr
+
+
+def test_a_pause_says_its_reason_until_the_queue_is_resumed(sqlite_url: str) -> None:
+    (generation_id,) = submitted(sqlite_url, "x")
+    assert run("pause", "--reason", "maintenance", url=sqlite_url).exit_code == 0
+    assert "maintenance" in run("why", generation_id, url=sqlite_url).stdout
+    assert run("resume", url=sqlite_url).exit_code == 0
+    assert "paused" not in run("why", generation_id, url=sqlite_url).stdout
+
+
+def test_metadata_is_filtered_by_value_and_by_range(sqlite_url: str) -> None:
+    for bpm in (90, 120, 150):
+        request = ["submit", f"at {bpm}", "--model", "m", "--seconds", "1"]
+        run(*request, "--metadata", json.dumps({"bpm": bpm, "genre": "trap"}), url=sqlite_url)
+    assert listed(sqlite_url, "--metadata", "bpm=100..") == ["at 150", "at 120"]
+    assert listed(sqlite_url, "--metadata", "bpm=90", "--metadata", "genre=trap") == ["at 90"]
+    assert run("list", "--metadata", "bpm", url=sqlite_url).exit_code == 2
+
+
+@pytest.mark.parametrize("columns", ["40", "80"])
+def test_a_list_fits_a_narrow_terminal(sqlite_url: str, columns: str) -> None:
+    submitted(sqlite_url, "a very long prompt " * 10, "another")
+    code, screen = on_a_terminal(
+        "list", env={"DATABASE_URL": sqlite_url, "COLUMNS": columns, "NO_COLOR": "1", "TERM": "dumb"}
+    )
+    assert code == 0
+    assert max(map(len, screen.splitlines())) <= int(columns)
+    assert "pend" in screen
+
+
+def test_the_database_may_be_named_before_and_after_the_verb(sqlite_url: str, tmp_path: object) -> None:
+    submitted(sqlite_url, "x")
+    elsewhere = f"sqlite:///{tmp_path}/elsewhere.db"
+    assert len(run("--database-url", sqlite_url, "list").stdout.splitlines()) == 1
+    assert len(run("list", "--database-url", sqlite_url, url=elsewhere).stdout.splitlines()) == 1
+    assert run("--database-url", sqlite_url, "list", "--database-url", elsewhere).exit_code == 1
+
+
+def test_the_help_lists_the_verbs_in_sections() -> None:
+    text = run("--help").stdout
+    for section in ("Database:", "Backups:", "Generations:", "Queue and workers:"):
+        assert section in text
+    assert "Other:" not in text
+
+
+def test_a_rollback_says_where_it_started_and_ended(sqlite_url: str) -> None:
+    assert run("rollback", url=sqlite_url).exit_code == 1
+    result = run("rollback", "--yes", url=sqlite_url)
+    assert result.exit_code == 0
+    assert "was at revision" in result.stderr
+    result = run("migrate", url=sqlite_url)
+    assert "was at revision" in result.stderr
+    assert "already" in run("migrate", url=sqlite_url).stderr
