@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import CheckConstraint, Double, Index, MetaData, Table, Text, event, inspect
 from sqlalchemy.orm import DeclarativeBase, InstanceState
 
+from .errors import ConstraintError
 from .limits import INTEGER_LIMIT
 from .types import UTCDateTime
 
@@ -44,6 +45,18 @@ def checks_of(table: Table, dialect: str) -> list[CheckConstraint]:
     """Return the CHECK constraints that a table has on a database system."""
     checks = [constraint for constraint in table.constraints if isinstance(constraint, CheckConstraint)]
     return [check for check in checks if check.info.get("only_on", dialect) == dialect]
+
+
+def stored_number(field: str, value: Any) -> int:
+    """Return the number that a row holds; raise ConstraintError where another program stored something else."""
+    if isinstance(value, int):
+        return value
+    raise ConstraintError(f"{field} of the stored row is not a whole number: correct it, `dgx-storage check` names it.")
+
+
+def next_version(version: Any) -> int:
+    """Return the version of a row that is inserted (None) or updated."""
+    return 1 if version is None else stored_number("version", version) + 1
 
 
 class SameAs:

@@ -19,7 +19,16 @@ from sqlalchemy import (
 from sqlalchemy.orm import Mapped, mapped_column, validates
 
 from . import validation
-from .declarative import Base, HasMetadata, SameAs, partial_index, to_dict, whole_number
+from .declarative import (
+    Base,
+    HasMetadata,
+    SameAs,
+    next_version,
+    partial_index,
+    stored_number,
+    to_dict,
+    whole_number,
+)
 from .errors import IllegalTransitionError
 from .lifecycle import FINISHED, GenerationStatus, is_legal_move, transition_values, validate_status
 from .limits import MAX_ATTEMPTS
@@ -133,7 +142,7 @@ class Generation(HasMetadata, Base):
     parameters: Mapped[dict[str, Any] | None] = mapped_column(JSONObject)
     version: Mapped[int] = mapped_column(default=1)
 
-    __mapper_args__ = {"version_id_col": version}
+    __mapper_args__ = {"version_id_col": version, "version_id_generator": next_version}
     __table_args__ = (
         # count_generations, get_database_stats: the smallest index, so that counting reads few pages
         Index("idx_generations_status", status),
@@ -209,7 +218,8 @@ class Generation(HasMetadata, Base):
                 if column != "completed_at" or new_value is None or self.completed_at is None:
                     setattr(self, column, new_value)
             if current is not None and target == GenerationStatus.PENDING:
-                self.max_attempts = max(self.max_attempts, self.attempt + 1)
+                attempt = stored_number("attempt", self.attempt)
+                self.max_attempts = max(stored_number("max_attempts", self.max_attempts), attempt + 1)
         return target
 
     @property

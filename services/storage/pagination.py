@@ -8,15 +8,17 @@ import base64
 import binascii
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from sqlalchemy import ColumnElement, Select, literal, tuple_, type_coerce
+from sqlalchemy import ColumnElement, Select, literal, select, tuple_, type_coerce
 from sqlalchemy.exc import StatementError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from .errors import InvalidCursorError
+from .limits import BIG_INTEGER_LIMIT
 from .models import Generation
 from .types import TimeText
 from .validation import is_storable
@@ -35,9 +37,13 @@ class Page(Generic[Item]):
 
 
 class PagePosition(NamedTuple):
-    """A position in newest_first() order: created_at as stored (on SQLite the text), and the id."""
+    """A position in newest_first() order: created_at as stored, and the id.
 
-    created_at: str | int | float
+    On SQLite created_at is the stored text, or whatever else another program stored. It is None where Python has no
+    such time (PostgreSQL's infinity): then the row with this id says where the position is.
+    """
+
+    created_at: str | float | bytes | None
     id: str
 
 
@@ -45,7 +51,10 @@ def after_position(position: PagePosition | None, model: Any = Generation) -> li
     """Return the conditions for the rows of `model` that follow `position` in newest_first() order."""
     if position is None:
         return []
-    stored = literal(position.created_at, TimeText())
+    stored: Any = literal(position.created_at, TimeText())
+    if position.created_at is None:
+        last = aliased(Generation)
+        stored = select(type_coerce(last.created_at, TimeText())).where(last.id == position.id).scalar_subquery()
     return [tuple_(type_coerce(model.created_at, TimeText()), model.id) < tuple_(stored, literal(position.id))]
 
 
@@ -58,7 +67,7 @@ def fetch_page(session: Session, statement: Select[Any], *, query: Mapping[str, 
     try:
         rows = session.execute(statement).all()
     except StatementError as error:
-        if isinstance(error.orig, (TypeError, ValueError)):
+        if isinstance(error.orig, (TypeError, ValueError, OverflowError)):
             raise InvalidCursorError from None
         raise
     items = [row[0] for row in rows[:limit]]
@@ -69,14 +78,15 @@ def fetch_page(session: Session, statement: Select[Any], *, query: Mapping[str, 
 
 def encode_cursor(position: PagePosition, query: Mapping[str, Any]) -> str:
     """Return the cursor for `position` in the result of `query`, as URL-safe text."""
-    payload = json.dumps(position, separators=(",", ":")).encode()
+    payload = json.dumps(position, separators=(",", ":"), default=lambda value: {"hex": value.hex()}).encode()
     return base64.urlsafe_b64encode(VERSION + _digest(payload, query) + payload).decode().rstrip("=")
 
 
 def decode_cursor(cursor: str | None, query: Mapping[str, Any]) -> PagePosition | None:
     """Return the position of a cursor, or None for None.
 
-    Raises InvalidCursorError for anything but a result of encode_cursor() for the same `query`.
+    Raises InvalidCursorError for a cursor of another query, and for text that is no cursor. The digest finds mistakes;
+    it is no signature, so whoever computes one can choose the position, but gets only rows that `query` selects.
     """
     if cursor is None:
         return None
@@ -84,17 +94,33 @@ def decode_cursor(cursor: str | None, query: Mapping[str, Any]) -> PagePosition 
         padded = cursor + "=" * (-len(cursor) % 4)
         raw = base64.b64decode(padded.encode("ascii"), altchars=b"-_", validate=True)
         version, digest, payload = raw[:1], raw[1 : 1 + DIGEST_BYTES], raw[1 + DIGEST_BYTES :]
-        if version != VERSION or digest != _digest(payload, query):
-            raise InvalidCursorError
-        created_at, generation_id = json.loads(payload)
-    except InvalidCursorError:
-        raise
+        if version == VERSION and digest == _digest(payload, query):
+            return _read_position(json.loads(payload))
     except (TypeError, AttributeError, ValueError, binascii.Error, RecursionError):
-        raise InvalidCursorError from None
-    if not isinstance(created_at, (str, int, float)) or not isinstance(generation_id, str):
-        raise InvalidCursorError
-    if not is_storable("id", generation_id) or not is_storable("created_at", str(created_at)):
-        raise InvalidCursorError
+        pass
+    raise InvalidCursorError
+
+
+def _read_position(loaded: Any) -> PagePosition:
+    """Return the position in a cursor's JSON. Raises ValueError or TypeError for what no database can hold."""
+    if not isinstance(loaded, list):
+        raise TypeError
+    created_at, generation_id = loaded
+    if isinstance(created_at, dict):
+        created_at = bytes.fromhex(created_at["hex"]) if created_at.keys() == {"hex"} else created_at
+    match created_at:
+        case None | bytes():
+            is_valid = True
+        case bool():
+            is_valid = False
+        case int():
+            is_valid = abs(created_at) <= BIG_INTEGER_LIMIT
+        case float():
+            is_valid = math.isfinite(created_at)
+        case _:
+            is_valid = is_storable("created_at", created_at)
+    if not is_valid or not is_storable("id", generation_id):
+        raise ValueError
     return PagePosition(created_at, generation_id)
 
 

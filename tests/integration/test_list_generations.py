@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -26,11 +27,13 @@ from services.storage import (
     search_generations,
     search_prompts,
 )
+from services.storage.pagination import encode_cursor
 from tests.support.factories import a_generation, a_request
 from tests.support.plans import explain
 from tests.support.unchecked import break_row
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
+FILTERS = ("status", "model_name", "prompt", "batch_id", "favorite", "created_after", "created_before", "metadata")
 
 
 def test_the_newest_come_first_and_ties_are_broken_by_id(db: Storage) -> None:
@@ -250,6 +253,23 @@ def test_unreadable_metadata_matches_no_condition_and_hides_no_row(sqlite_url: s
         assert len(list_generations(session, metadata={"bpm": None}).items) == 4
         assert len(list_generations(session).items) == 5
     storage.dispose()
+
+
+FORGED: list[Any] = [
+    *(2**63, -(2**63) - 1, 10**400, 0, 1.5, float("inf"), float("nan"), True, None, [], {}, {"hex": "zz"}, {"hex": 1}),
+    *("", "now", "0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59", "infinity", "\0", "\ud800", "x" * 9_000),
+]
+
+
+@pytest.mark.parametrize("position", [*([value, "id"] for value in FORGED), ["2026-11-22", 5], [1], {"a": 1, "b": "x"}])
+def test_a_forged_cursor_is_a_position_or_invalid(db: Storage, position: Any) -> None:
+    with db.session() as session:
+        a_generation(session)
+    with db.session(read_only=True) as session:
+        genuine = list_generations(session, limit=1).items[0]
+        forged = encode_cursor(position, dict.fromkeys(FILTERS))
+        with suppress(InvalidCursorError):
+            assert {row.id for row in list_generations(session, after=forged).items} <= {genuine.id}
 
 
 @pytest.mark.drill

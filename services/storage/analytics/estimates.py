@@ -23,7 +23,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import Session, aliased
 
 from ..backends import backend_for
-from ..conditions import PENDING, PROCESSING, is_before
+from ..conditions import PENDING, PROCESSING, is_before, is_valid
 from ..lifecycle import FINISHED, GenerationStatus
 from ..models import Generation, QueueState
 from ..validation import is_storable
@@ -93,8 +93,8 @@ def explain_wait(session: Session, generation_id: str) -> Wait | None:
     """Explain why a generation is not finished yet; Wait lists the reasons. Returns None for an unknown id."""
     if not is_storable("generation_id", generation_id):
         return None
-    clock = backend_for(session).statement_clock()
-    job = _job()
+    backend = backend_for(session)
+    clock, job = backend.statement_clock(), _job()
     pending = pending_generations()
     ahead = select(func.count()).where(pending.c.scheduled_at <= clock(timedelta(0)), is_before(pending.c, job))
     row = session.execute(
@@ -111,15 +111,20 @@ def explain_wait(session: Session, generation_id: str) -> Wait | None:
             select(func.max(QueueState.reason)).scalar_subquery().label("pause_reason"),
             count_workers(clock).label("workers"),
             ahead.correlate(job).scalar_subquery().label("ahead"),
+            is_valid(backend.name).label("is_valid"),
         ).where(job.id == generation_id)
     ).one_or_none()
     if row is None:
         return None
+    if not row.is_valid and row.status in (GenerationStatus.PENDING, GenerationStatus.PROCESSING):
+        return Wait(
+            WaitReason.INVALID, "It violates a rule of the schema, so no worker gets it: `dgx-storage check` says why."
+        )
     if row.status == GenerationStatus.PENDING:
         return _explain_pending(row)
     if row.status == GenerationStatus.PROCESSING:
         return _explain_processing(row)
-    if row.status == GenerationStatus.FAILED and row.attempt >= row.max_attempts:
+    if row.status == GenerationStatus.FAILED and row.is_valid and row.attempt >= row.max_attempts:
         times = f"{row.attempt} of {row.max_attempts} attempts"
         return Wait(WaitReason.EXHAUSTED, f"It failed after {times}: retry_generation() gives it one more.")
     hint = "" if row.status == GenerationStatus.COMPLETED else ": retry_generation() makes it pending again"

@@ -130,6 +130,7 @@ class WaitReason(StrEnum):
     UNLEASED = "unleased"
     EXHAUSTED = "exhausted"
     FINISHED = "finished"
+    INVALID = "invalid"
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,8 @@ class Wait:
 
     `reason` is paused, scheduled (until `until`), no_workers, behind (`ahead` others), next, processing (the lease of
     its worker expires at `until`), expired (its worker sent no heartbeat in time; it will be reclaimed), unleased
-    (started without a lease), exhausted (failed after its last attempt) or finished. `explanation` is one sentence.
+    (started without a lease), exhausted (failed after its last attempt), finished, or invalid (it violates a CHECK, as
+    rows of older databases may, so it is never claimed). `explanation` is one sentence.
     """
 
     reason: WaitReason

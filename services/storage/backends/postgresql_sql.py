@@ -30,7 +30,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 
-from ..conditions import CLAIM_ORDER, PENDING, distinct_priorities, literal_int
+from ..conditions import CLAIM_ORDER, PENDING, distinct_priorities, is_valid, literal_int
 from ..limits import JSON_BYTES_LIMIT
 from ..models import Generation, Prompt
 from ..types import JSONText, UTCDateTime
@@ -57,7 +57,7 @@ class PostgreSQLSQL:
         # A subquery is evaluated once and can bound an index scan; the volatile function alone filters row by row.
         due = Generation.scheduled_at <= select(self.now()).scalar_subquery()
         levels = distinct_priorities(waiting, due)
-        rows = select(*columns).where(*waiting, Generation.priority == levels.c.priority, due)
+        rows = select(*columns).where(*waiting, Generation.priority == levels.c.priority, due, is_valid("postgresql"))
         rows = rows.order_by(*CLAIM_ORDER[1:]).limit(literal_int(limit))
         first = (rows.with_for_update(skip_locked=True) if locked else rows).lateral()
         # LATERAL without an outer ORDER BY: the nested loop reads the next priority, and locks a row, only until LIMIT
@@ -84,7 +84,10 @@ class PostgreSQLSQL:
         return lambda offset: type_coerce(func.statement_timestamp() + offset, UTCDateTime())
 
     def epoch_microseconds(self, time: Any) -> ColumnElement[int]:
-        return cast(extract("epoch", time) * 1_000_000, BigInteger)
+        # Infinity and the years outside Python's calendar do not fit, and no other program can read them.
+        first = literal_column("'0001-01-01 00:00:00+00'::timestamptz", UTCDateTime())
+        last = literal_column("'9999-12-31 23:59:59.999999+00'::timestamptz", UTCDateTime())
+        return case((time.between(first, last), cast(extract("epoch", time) * 1_000_000, BigInteger)))
 
     def merge_metadata(self, stored: Any) -> tuple[ColumnElement[str], ColumnElement[bool]]:
         document = func.coalesce(stored, literal_column("'{}'::jsonb", JSONText))

@@ -14,6 +14,7 @@ from sqlalchemy import (
     Select,
     String,
     Text,
+    and_,
     bindparam,
     case,
     cast,
@@ -24,7 +25,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
-from ..conditions import CLAIM_ORDER, distinct_priorities, literal_int
+from ..conditions import CLAIM_ORDER, distinct_priorities, is_valid, literal_int
 from ..models import Generation, Prompt
 from ..types import JSONText, UTCDateTime, utcnow
 from ..validation import merge_metadata
@@ -65,7 +66,7 @@ class SQLiteSQL:
     def select_due(
         self, waiting: Sequence[ColumnElement[bool]], columns: Sequence[Any], limit: int, *, locked: bool = True
     ) -> Select[Any]:
-        due = Generation.scheduled_at <= self.now()
+        due = and_(Generation.scheduled_at <= self.now(), is_valid("sqlite"))
         levels = distinct_priorities(waiting, due, enough=limit)
         # SQLite reads the values of IN in the order of the index, so it does not sort. See ADR 15.
         first = select(*columns).where(*waiting, Generation.priority.in_(select(levels.c.priority)), due)

@@ -9,7 +9,7 @@ from datetime import timedelta
 from functools import cache
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Text, bindparam, case, insert, literal_column, select, update
+from sqlalchemy import ColumnElement, Text, bindparam, case, literal_column, select, update
 from sqlalchemy.orm import Session
 
 from ..backends import Backend, backend_for
@@ -144,7 +144,7 @@ def _statements(
         "error_message": message,
     }
     leased = select(*history.values()).where(*LEASE_HELD, Generation.cancel_requested_at.is_(None), *conditions)
-    record = insert(ATTEMPTS).from_select(list(history), leased.with_for_update())
+    record = backend.insert(ATTEMPTS).from_select(list(history), leased.with_for_update()).on_conflict_do_nothing()
     end = update(Generation).values(values).returning(*GENERATIONS.c)
     if not backend.has_writing_ctes:
         return [record, end.where(Generation.id == bindparam("lease_generation_id"))]

@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Select, Text, case, cast, insert, literal, select, update
+from sqlalchemy import ColumnElement, Row, Select, Text, case, cast, literal, select, update
 from sqlalchemy.orm import Session
 
 from ..backends import backend_for
-from ..conditions import HAS_ATTEMPTS_LEFT, PROCESSING, REFRESH, literal_int
+from ..conditions import HAS_ATTEMPTS_LEFT, PROCESSING, REFRESH, is_valid, literal_int
+from ..declarative import stored_number
 from ..errors import IllegalTransitionError, LeaseLostError
 from ..lifecycle import AttemptOutcome, GenerationStatus, transition_values
 from ..limits import INTEGER_LIMIT, LEASE_SECONDS, ROWS_PER_STATEMENT
@@ -120,9 +121,10 @@ def fail_generation(
     generation = _find_unfinished(session, generation_id, GenerationStatus.FAILED)
     if generation is None:
         return None
-    if retry and generation.attempt < generation.max_attempts:
+    attempt = stored_number("attempt", generation.attempt) if retry else 0
+    if retry and attempt < stored_number("max_attempts", generation.max_attempts):
         generation.status = GenerationStatus.PENDING
-        generation.scheduled_at = utcnow() + timedelta(seconds=retry_policy.delay(max(generation.attempt, 1)))
+        generation.scheduled_at = utcnow() + timedelta(seconds=retry_policy.delay(max(attempt, 1)))
         generation.error_message = message
     else:
         generation.mark_failed(message)
@@ -149,12 +151,12 @@ def reclaim_generations(session: Session, limit: int = 100) -> list[Generation]:
     Each becomes pending again, failed if it has no attempt left, or cancelled if a user asked for that. Generations
     that are processing without a lease are not touched.
     """
-    limit = validate_count("limit", limit)
+    limit, backend = validate_count("limit", limit), backend_for(session)
     reclaimed: list[Generation] = []
     while len(reclaimed) < limit:
         size = min(limit - len(reclaimed), ROWS_PER_STATEMENT)
-        now = select(backend_for(session).now()).scalar_subquery()
-        expired = select(Generation).where(PROCESSING, Generation.lease_expires_at < now)
+        now = select(backend.now()).scalar_subquery()
+        expired = select(Generation).where(PROCESSING, Generation.lease_expires_at < now, is_valid(backend.name))
         expired = expired.order_by(Generation.lease_expires_at).limit(literal_int(size))
         lost = _insert_attempt(
             session, expired.with_for_update(skip_locked=True), literal(AttemptOutcome.LOST.value), None
@@ -283,16 +285,20 @@ def _insert_attempt(
     Call it before the generations are updated: the row locks it takes decide which caller ends each attempt.
     """
     session.flush()
+    backend = backend_for(session)
     history: dict[str, Any] = {
         "generation_id": Generation.id,
         "number": Generation.attempt,
         "worker_id": Generation.worker_id,
         "started_at": Generation.started_at,
-        "finished_at": backend_for(session).now(),
+        "finished_at": backend.now(),
         "outcome": outcome,
         "error_message": literal(message, Text),
     }
-    record = insert(ATTEMPTS).from_select(list(history), leased.with_only_columns(*history.values()))
+    record = backend.insert(ATTEMPTS).from_select(list(history), leased.with_only_columns(*history.values()))
+    # A number occurs twice only where somebody has set back `attempt` by hand: the new attempt replaces the old.
+    changed = {name: record.excluded[name] for name in list(history)[2:]}
+    record = record.on_conflict_do_update(index_elements=["generation_id", "number"], set_=changed)
     return session.execute(record.returning(ATTEMPTS.c.generation_id, ATTEMPTS.c.outcome)).all()
 
 
