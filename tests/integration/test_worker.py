@@ -1,5 +1,6 @@
 """The loop around a handler, with real databases, threads, processes and signals."""
 
+import asyncio
 import json
 import logging
 import signal
@@ -8,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +34,14 @@ from services.storage import (
     pause_queue,
     reclaim_generations,
 )
+from services.storage.worker import WorkerInterrupted
 from tests.support.clock import ago, ahead, expire_lease
 from tests.support.factories import a_generation, a_request
+
+
+class Interruption(BaseException):
+    """What a framework may raise through a handler."""
+
 
 AT_ONCE = RetryPolicy(base_seconds=0, cap_seconds=0)
 
@@ -213,18 +221,76 @@ class TestFailures:
         "result", ["a path", Result(-1), Result(1, {"bpm": float("nan")}), Result(1, generation_time=-1.0)]
     )
     def test_a_result_that_cannot_be_stored_fails_the_attempt(self, result: Any) -> None:
-        (generation_id,) = submit(max_attempts=1)
+        (generation_id,) = submit(max_attempts=3)
         assert work(lambda job: result) == 1
         generation = stored(generation_id)
         assert generation.is_failed
         assert "Error: " in str(generation.error_message)
+        assert outcomes(generation_id) == ["failed"]  # rendered once: the next attempt would end alike
 
-    def test_the_job_of_a_handler_that_exits_is_released(self) -> None:
+    @pytest.mark.parametrize("ending", [SystemExit, KeyboardInterrupt, GeneratorExit, Interruption])
+    def test_a_job_that_ends_its_worker_each_time_fails_and_the_next_one_runs(self, ending: type[Exception]) -> None:
+        (bad,), (good,) = submit(max_attempts=2, priority=1), submit()
+
+        def render(job: Job) -> None:
+            if job.generation.id == bad:
+                raise ending
+
+        for _ in range(2):
+            with pytest.raises(ending):
+                work(render)
+        assert work(render) == 1
+        assert stored(bad).is_failed
+        assert str(stored(bad).error_message).startswith(ending.__name__)
+        assert outcomes(bad) == ["failed", "failed"]
+        assert stored(good).is_complete
+
+    @pytest.mark.parametrize("ending", [asyncio.CancelledError, WorkerInterrupted])
+    def test_an_interruption_that_nobody_asked_for_fails_the_attempt(self, ending: type[BaseException]) -> None:
+        bad, good = submit(2, max_attempts=2)
+
+        def render(job: Job) -> None:
+            if job.generation.id == bad:
+                raise ending
+
+        assert work(render) == 3
+        assert stored(bad).is_failed
+        assert outcomes(bad) == ["failed", "failed"]
+        assert stored(good).is_complete
+
+    @pytest.mark.parametrize("ending", [asyncio.CancelledError, SystemExit, WorkerInterrupted])
+    def test_an_interruption_of_a_stopping_worker_releases_its_job(self, ending: type[BaseException]) -> None:
         (generation_id,) = submit()
-        with pytest.raises(SystemExit):
-            work(lambda job: sys.exit(1))
+
+        def render(job: Job) -> None:
+            worker.stop()
+            raise ending
+
+        worker = Worker(render)
+        with pytest.raises(SystemExit) if ending is SystemExit else nullcontext():
+            worker.run()
         assert stored(generation_id).is_pending
         assert outcomes(generation_id) == ["released"]
+
+    @pytest.mark.parametrize("base", [RuntimeError, DoNotRetry, SystemExit, asyncio.CancelledError, OSError])
+    def test_an_error_whose_text_cannot_be_read_is_an_error_like_others(self, base: type[BaseException]) -> None:
+        class Wordless(base):  # type: ignore[misc, valid-type]
+            def __str__(self) -> str:
+                raise RecursionError
+
+            __repr__ = __str__
+
+        bad, good = submit(2, max_attempts=1)
+
+        def render(job: Job) -> None:
+            if job.generation.id == bad:
+                raise Wordless
+
+        with pytest.raises(Wordless) if base is SystemExit else nullcontext():
+            work(render)
+        work(render)
+        assert stored(bad).error_message == "Wordless whose text cannot be read"
+        assert stored(good).is_complete
 
 
 @pytest.mark.usefixtures("db")

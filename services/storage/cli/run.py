@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..models import Generation
+from ..validation import clean_error_message
 from .app import commands
 from .history import print_stats
 from .output import echo_err, open_storage, progress_bar, sanitize, shorten
@@ -174,7 +175,7 @@ def _logging_to_stderr() -> Iterator[None]:
 class _StderrHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
-        echo_err(record.getMessage() + (f": {error}" if error else ""))
+        echo_err(record.getMessage() + (f": {clean_error_message(error)}" if error else ""))
 
 
 def _show(events: "Iterator[Event]", total: int) -> None:

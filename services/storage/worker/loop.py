@@ -9,6 +9,7 @@ import math
 import random
 import signal
 import threading
+from asyncio import CancelledError
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
@@ -204,7 +205,7 @@ class Worker:
             self._warm_model = generation.model_name
 
     def _handle(self, storage: Storage, job: Job) -> Callable[[Session], Any]:
-        """Run the handler and return the function that stores its outcome."""
+        """Run the handler and return the function that stores its outcome: whatever the handler does is one attempt."""
         lease, started = job.lease, monotonic()
         try:
             try:
@@ -212,24 +213,38 @@ class Worker:
                 result = self.handler(job)
             finally:
                 self._may_interrupt = False
-            if result is None:
-                result = Result(None)
-            elif not isinstance(result, Result):
-                raise TypeError(f"a handler must return a Result or None, not {type(result).__name__}")
         except DoNotRetry as error:
-            return self._failing(lease, str(error) or str(error.__doc__), retry=False)
+            return self._failing(lease, _describe(error), retry=False)
         except Exception as error:
             log.warning("generation %s: attempt %d failed", lease.generation_id, lease.attempt, exc_info=error)
-            return self._failing(lease, f"{type(error).__name__}: {error}", retry=True)
-        except WorkerInterrupted:
-            return lambda session: release_generation(session, lease)
-        except BaseException:
+            return self._failing(lease, _describe(error), retry=True)
+        except BaseException as error:
+            outcome = self._interrupted(lease, error)
+            if isinstance(error, (WorkerInterrupted, CancelledError)):
+                return outcome
             with suppress(*TRANSIENT_ERRORS):
-                storage.run_in_transaction(lambda session: release_generation(session, lease))
+                storage.run_in_transaction(outcome)
             raise
+        if result is None:
+            result = Result(None)
+        if not isinstance(result, Result):
+            message = f"TypeError: a handler must return a Result or None, not {type(result).__name__}"
+            log.warning("generation %s: %s", lease.generation_id, message)
+            return self._failing(lease, message, retry=False)
         size, metadata = result.file_size_bytes, result.metadata
         seconds = monotonic() - started if result.generation_time is None else result.generation_time
         return lambda session: complete_generation(session, lease.generation_id, seconds, size, metadata, lease=lease)
+
+    def _interrupted(self, lease: Lease, error: BaseException) -> Callable[[Session], Any]:
+        """Return the function that stores an attempt ended by SystemExit, CancelledError or the like.
+
+        A worker that was told to stop releases the generation. Otherwise it was the handler's doing, so the attempt
+        counts: a job that ends its worker each time must not be repeated without end.
+        """
+        if self._stop_at is not None:
+            return lambda session: release_generation(session, lease)
+        log.warning("generation %s: attempt %d failed", lease.generation_id, lease.attempt, exc_info=error)
+        return self._failing(lease, _describe(error), retry=True)
 
     def _failing(self, lease: Lease, message: str, *, retry: bool) -> Callable[[Session], Any]:
         return lambda session: fail_generation(
@@ -252,12 +267,13 @@ class Worker:
                 job.cancel()
                 log.warning("generation %s: the lease was lost, the result is dropped", job.lease.generation_id)
                 return
-            except (ValueError, TypeError) as error:
+            except (ValueError, TypeError, OverflowError) as error:
+                log.warning("generation %s: the result cannot be stored (%s)", job.lease.generation_id, error)
                 if is_refused:
-                    raise
+                    return  # not even the failure can be stored: the lease will expire
                 is_refused = True
-                log.warning("generation %s: the result cannot be stored", job.lease.generation_id)
-                store = self._failing(job.lease, f"{type(error).__name__}: {error}", retry=True)
+                # No retry: the next attempt would take as long and have the same result.
+                store = self._failing(job.lease, _describe(error), retry=False)
             except TRANSIENT_ERRORS as error:
                 if is_last_try:
                     log.error("generation %s: the result is not stored, the lease will expire", job.lease.generation_id)
@@ -276,3 +292,13 @@ class Worker:
         """Wait for `seconds`, or until told to stop."""
         with suppress(Empty):
             self._wakeup.get(timeout=seconds)
+
+
+def _describe(error: BaseException) -> str:
+    """Return the text to store for an error: "ValueError: text", and for DoNotRetry the text alone."""
+    name = type(error).__name__
+    try:
+        text = str(error)
+    except Exception:
+        return f"{name} whose text cannot be read"
+    return (text or str(error.__doc__)) if isinstance(error, DoNotRetry) else f"{name}: {text}"
