@@ -59,6 +59,9 @@ COLUMNS = {
         "is_favorite": "marked as a favourite",
         "parameters": "JSON object: the sampling request",
         "version": "grows with every change; detects two writers of one row",
+        "file_sha256": "SHA-256 of the finished track, in hexadecimal",
+        "file_format": "format of the finished track, such as wav",
+        "file_missing_since": "when find_files() first found the file missing",
     },
     "prompts": {
         "id": "",
@@ -82,6 +85,15 @@ COLUMNS = {
         "id": "always 1",
         "paused_at": "while this is set, nothing is claimed",
         "reason": "text to show",
+    },
+    "usage_totals": {
+        "hour": "hours since 1970-01-01 00:00 UTC",
+        "model_name": "",
+        "event": "created, or how it finished",
+        "count": "how many pruned generations",
+    },
+    "pruned_files": {
+        "path": "absolute path",
     },
 }
 ON_POSTGRESQL = """\
@@ -181,10 +193,15 @@ def create_statements(connection: sqlite3.Connection) -> list[str]:
 def tidy(sql: str) -> str:
     """Return a statement with consistent whitespace and without the quotes that SQLite adds to renamed tables."""
     sql = re.sub(r'^CREATE TABLE "(\w+)"', r"CREATE TABLE \1", sql)
-    sql = re.sub(r"[ \t]+\n", "\n", sql).replace("\t", "    ")
+    sql = re.sub(r"[ \t]+\n", "\n", one_column_a_line(sql)).replace("\t", "    ")
     sql = re.sub(r"(CONSTRAINT \w+) (CHECK|FOREIGN KEY) ?", r"\1\n        \2 ", sql)
     sql = re.sub(r"^(CREATE (?:UNIQUE )?INDEX .*\)) (WHERE .*)$", r"\1\n    \2", sql)
     return "\n".join(line if len(line) <= 120 else wrap(line) for line in sql.split("\n"))
+
+
+def one_column_a_line(sql: str) -> str:
+    """Return a CREATE TABLE with a line for each column: ALTER TABLE adds columns to the last line."""
+    return re.sub(r", (?=file_\w+ (?:TEXT|DATETIME)\b)", ",\n\t", sql)
 
 
 def wrap(rule: str) -> str:
@@ -240,7 +257,7 @@ def describe_table(connection: sqlite3.Connection, table: sa.Table) -> str:
         lines.append(f"| {column} | {kind} | {elsewhere} | {'' if not_null else 'yes'} | {COLUMNS[name][column]} |")
     (sql,) = connection.execute("SELECT sql FROM sqlite_master WHERE type = 'table' AND name = ?", (name,)).fetchone()
     lines += ["", "Constraints:", ""]
-    lines += [f"- {rule.strip()}" for rule in re.findall(r"CONSTRAINT (.*?),?\s*(?:\n|\)$)", sql)]
+    lines += [f"- {rule.strip()}" for rule in re.findall(r"CONSTRAINT (.*?),?\s*(?:\n|\)$)", one_column_a_line(sql))]
     indexes = connection.execute(
         "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL AND tbl_name = ? ORDER BY name",
         (name,),

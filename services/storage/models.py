@@ -1,4 +1,4 @@
-"""The mapped classes: Generation, Prompt, Attempt and QueueState. Uses no session, no engine and no other rows."""
+"""The mapped classes, except those of retention.py: Generation, Prompt, Attempt and QueueState. Uses no session."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -32,9 +32,10 @@ from .declarative import (
 from .errors import IllegalTransitionError
 from .lifecycle import FINISHED, GenerationStatus, is_legal_move, transition_values, validate_status
 from .limits import MAX_ATTEMPTS
+from .retention import PrunedFile, UsageTotal
 from .types import BigInt, JSONObject, JSONText, load_json_object, time_form, utcnow, uuid7
 
-__all__ = ["Attempt", "Base", "Generation", "Lease", "Prompt", "QueueState"]
+__all__ = ["Attempt", "Base", "Generation", "Lease", "Prompt", "PrunedFile", "QueueState", "UsageTotal"]
 
 
 class Lease(NamedTuple):
@@ -141,6 +142,9 @@ class Generation(HasMetadata, Base):
     is_favorite: Mapped[bool] = mapped_column(Boolean, default=False)
     parameters: Mapped[dict[str, Any] | None] = mapped_column(JSONObject)
     version: Mapped[int] = mapped_column(default=1)
+    file_sha256: Mapped[str | None]
+    file_format: Mapped[str | None]
+    file_missing_since: Mapped[datetime | None]
 
     __mapper_args__ = {"version_id_col": version, "version_id_generator": next_version}
     __table_args__ = (
@@ -192,9 +196,9 @@ class Generation(HasMetadata, Base):
         whole_number("max_attempts", 1, name="max_attempts_positive"),
         whole_number("version", 1, name="version_positive"),
         CheckConstraint("is_favorite IN (0, 1)", name="favorite_is_flag", info={"only_on": "sqlite"}).ddl_if("sqlite"),
-        *time_form(
-            "created_at", "scheduled_at", "started_at", "completed_at", "lease_expires_at", "cancel_requested_at"
-        ),
+        CheckConstraint("length(file_sha256) = 64", name="file_sha256_length"),
+        *time_form("created_at", "scheduled_at", "started_at", "completed_at", "lease_expires_at"),
+        *time_form("cancel_requested_at", "file_missing_since"),
     )
 
     @validates(*(field for field in validation.GENERATION_RULES if field != "status"))

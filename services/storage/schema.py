@@ -17,7 +17,7 @@ __all__ = [
 
 # Oldest first. Repeated here, so that opening an up-to-date database needs neither Alembic nor its scripts; a test
 # compares both.
-REVISIONS: Final = ("001", "002", "003", "004", "005", "006", "007", "008")
+REVISIONS: Final = ("001", "002", "003", "004", "005", "006", "007", "008", "009")
 
 
 def get_schema_version() -> str:
@@ -92,6 +92,15 @@ CREATE TABLE generations (
     is_favorite BOOLEAN NOT NULL,
     parameters TEXT,
     version INTEGER NOT NULL,
+    file_sha256 TEXT CONSTRAINT ck_generations_file_sha256_length
+        CHECK (length(file_sha256) = 64),
+    file_format TEXT,
+    file_missing_since DATETIME CONSTRAINT ck_generations_file_missing_since_form
+        CHECK (datetime(substr(file_missing_since, 1, 19) || ' ', '+0 days') IS substr(file_missing_since, 1, 19)
+            AND substr(file_missing_since, 1, 4) > '0000'
+            AND (length(file_missing_since) = 19
+            OR substr(file_missing_since, 20) GLOB '.[0-9]*'
+            AND ltrim(substr(file_missing_since, 21), '0123456789') = '')),
     CONSTRAINT pk_generations PRIMARY KEY (id),
     CONSTRAINT ck_generations_status_known
         CHECK (status IN ('pending', 'processing', 'completed', 'failed', 'cancelled')),
@@ -186,6 +195,10 @@ CREATE TABLE prompts (
             AND ltrim(substr(last_used_at, 21), '0123456789') = ''))
 );
 CREATE VIRTUAL TABLE prompts_fts USING fts5(words, content="prompts", content_rowid="id", tokenize="ascii");
+CREATE TABLE pruned_files (
+    path TEXT NOT NULL,
+    CONSTRAINT pk_pruned_files PRIMARY KEY (path)
+);
 CREATE TABLE queue_state (
     id INTEGER NOT NULL,
     paused_at DATETIME,
@@ -199,6 +212,19 @@ CREATE TABLE queue_state (
             AND (length(paused_at) = 19
             OR substr(paused_at, 20) GLOB '.[0-9]*'
             AND ltrim(substr(paused_at, 21), '0123456789') = ''))
+);
+CREATE TABLE usage_totals (
+    hour INTEGER NOT NULL,
+    model_name TEXT NOT NULL,
+    event TEXT NOT NULL,
+    count INTEGER NOT NULL,
+    CONSTRAINT pk_usage_totals PRIMARY KEY (hour, model_name, event),
+    CONSTRAINT ck_usage_totals_hour_whole
+        CHECK (hour BETWEEN -2147483647 AND 2147483647 AND hour = CAST(hour AS INTEGER)),
+    CONSTRAINT ck_usage_totals_event_known
+        CHECK (event IN ('created', 'completed', 'failed', 'cancelled')),
+    CONSTRAINT ck_usage_totals_count_positive
+        CHECK (count BETWEEN 1 AND 9223372036854775807 AND count = CAST(count AS BIGINT))
 );
 CREATE INDEX idx_attempts_finished_at ON attempts (finished_at);
 CREATE INDEX idx_generations_batch_id ON generations (batch_id, created_at DESC, id DESC)
@@ -239,5 +265,5 @@ CREATE TRIGGER prompts_fts_update AFTER UPDATE OF id, text ON prompts BEGIN
     WHERE id = new.id;
     INSERT INTO prompts_fts (rowid, words) SELECT id, words FROM prompts WHERE id = new.id;
 END;
-INSERT INTO alembic_version (version_num) VALUES ('008');
+INSERT INTO alembic_version (version_num) VALUES ('009');
 """

@@ -298,20 +298,26 @@ def _json_text(field: str, value: Any) -> str:
     return dump_json(_json_object(field, value))
 
 
+def _sha256(field: str, value: Any) -> str:
+    if len(digest := str(_text(64)(field, value))) < 64 or not set(digest) <= set("0123456789abcdef"):
+        raise ValueError(f"{field} must be 64 hexadecimal digits in lower case")
+    return digest
+
+
 def _optional(rule: Rule) -> Rule:
     return lambda field, value: None if value is None else rule(field, value)
 
 
 _PATH_TEXT = _text(PATH_LIMIT)
 _NAME = _text(NAME_LIMIT)
-_SECONDS = _number(minimum=0)
+_OPTIONAL_NAMES = ("model_version", "worker_id", "current_step", "batch_id", "idempotency_key", "file_format")
+_OPTIONAL_TIMES = ("started_at", "completed_at", "lease_expires_at", "cancel_requested_at", "file_missing_since")
 
 GENERATION_RULES: Mapping[str, Rule] = {
     "id": _text(ID_LIMIT),
     "prompt": _text(PROMPT_LIMIT),
     "prompt_id": _optional(_integer(0)),
     "model_name": _NAME,
-    "model_version": _optional(_NAME),
     "duration_seconds": _number(above=0),
     "sample_rate": _integer(1),
     "channels": _channels,
@@ -319,9 +325,7 @@ GENERATION_RULES: Mapping[str, Rule] = {
     "file_size_bytes": _optional(_integer(0, BIG_INTEGER_LIMIT)),
     "status": lambda field, value: validate_status(value),
     "created_at": validate_moment,
-    "started_at": _optional(validate_moment),
-    "completed_at": _optional(validate_moment),
-    "generation_time_seconds": _optional(_SECONDS),
+    "generation_time_seconds": _optional(_number(minimum=0)),
     "error_message": _optional(lambda field, value: clean_error_message(value)),
     "metadata_json": _optional(lambda field, value: _json_text("metadata", value)),
     "parameters": _optional(_json_object),
@@ -329,15 +333,12 @@ GENERATION_RULES: Mapping[str, Rule] = {
     "scheduled_at": validate_moment,
     "attempt": _integer(0),
     "max_attempts": _integer(1),
-    "worker_id": _optional(_NAME),
-    "lease_expires_at": _optional(validate_moment),
     "progress": _optional(_number(minimum=0, maximum=1)),
-    "current_step": _optional(_NAME),
-    "cancel_requested_at": _optional(validate_moment),
-    "batch_id": _optional(_NAME),
     "parent_id": _optional(_text(ID_LIMIT)),
-    "idempotency_key": _optional(_NAME),
     "is_favorite": validate_flag,
+    "file_sha256": _optional(_sha256),
+    **dict.fromkeys(_OPTIONAL_NAMES, _optional(_NAME)),
+    **dict.fromkeys(_OPTIONAL_TIMES, _optional(validate_moment)),
 }
 
 PROMPT_RULES: Mapping[str, Rule] = {

@@ -17,6 +17,7 @@ from services.storage import (
     Generation,
     GenerationStatus,
     Storage,
+    claim_generation,
     clone_generation,
     complete_generation,
     count_generations,
@@ -401,6 +402,31 @@ class TestStatus:
         found = read(generation_id)
         assert found.get_metadata() == {"bpm": 141, "deep": {"b": 2}}
         assert (found.generation_time_seconds, found.file_size_bytes) == (18.5, 5_000_000)
+
+    @pytest.mark.parametrize("leased", [False, True])
+    def test_complete_stores_what_is_known_about_the_file(self, db: Storage, leased: bool) -> None:
+        with get_session() as session:
+            generation = a_generation(session)
+            lease = None
+            if leased:
+                claimed = claim_generation(session, "worker")
+                assert claimed is not None
+                lease = claimed.lease
+            complete_generation(session, generation.id, 18.5, 5, lease=lease, file_sha256="0a" * 32, file_format="wav")
+        with get_session() as session:
+            stored = get_generation(session, generation.id)
+            assert stored is not None
+            assert (stored.file_size_bytes, stored.file_sha256, stored.file_format) == (5, "0a" * 32, "wav")
+
+    @pytest.mark.parametrize("leased", [False, True])
+    def test_complete_refuses_a_hash_that_is_none(self, db: Storage, leased: bool) -> None:
+        with get_session() as session:
+            generation = a_generation(session)
+            claimed = claim_generation(session, "worker") if leased else None
+            lease = None if claimed is None else claimed.lease
+            with pytest.raises(ValueError, match="file_sha256"):
+                complete_generation(session, generation.id, 18.5, 5, lease=lease, file_sha256="no hash")
+            assert not generation.is_finished
 
     def test_a_finished_generation_cannot_be_completed_again(self, db: Storage) -> None:
         for status in ("completed", "failed", "cancelled"):

@@ -1,6 +1,7 @@
 """The loop around a handler, with real databases, threads, processes and signals."""
 
 import asyncio
+import hashlib
 import json
 import logging
 import signal
@@ -93,6 +94,17 @@ class TestJobs:
             assert (generation.file_size_bytes, generation.generation_time_seconds) == (5_000_000, 18.5)
             assert generation.get_metadata() == {"bpm": 140}
         assert stored(later).is_pending
+
+    def test_the_result_of_a_file_has_its_size_hash_and_format(self, tmp_path: Path) -> None:
+        (generation_id,) = submit()
+        path = tmp_path / "track.wav"
+        path.write_bytes(b"RIFF\x24\0\0\0WAVEfmt " + bytes(1_000))
+        assert work(lambda job: Result.from_file(path, metadata={"bpm": 84})) == 1
+        generation = stored(generation_id)
+        assert generation.file_size_bytes == path.stat().st_size
+        assert generation.file_sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+        assert generation.file_format == "wav"
+        assert generation.file_missing_since is None
 
     def test_without_a_result_the_time_is_measured_and_the_size_unknown(self) -> None:
         (generation_id,) = submit()

@@ -124,6 +124,12 @@ BAD_FIELDS: list[tuple[str, Any]] = [
     *[(field, None) for field in ("scheduled_at", "priority", "max_attempts")],
     *[("status", value) for value in NOT_STATUSES],
     *[("file_size_bytes", value) for value in [*NOT_WHOLE, -1, 2**63]],
+    *[
+        ("file_sha256", value)
+        for value in [5, b"0" * 64, True, "", "0" * 63, "0" * 65, "A" * 64, "g" * 64, "0" * 63 + "\0"]
+    ],
+    *[("file_format", value) for value in [5, True, b"wav", "", "a\0b"]],
+    *[("file_missing_since", value) for value in NOT_TIMES],
     *[("generation_time_seconds", value) for value in [*NOT_NUMBERS, *NOT_FINITE, -1, -0.001]],
     *[("progress", value) for value in [*NOT_NUMBERS, *NOT_FINITE, -0.1, 1.1]],
     *[("attempt", value) for value in [None, *NOT_WHOLE, *TOO_BIG, -1]],

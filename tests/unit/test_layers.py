@@ -16,9 +16,10 @@ ROOT = PACKAGE.parents[1]
 # A module or package may import those of earlier lines only, not those of its own line.
 LAYERS = (
     {"limits", "errors"},
-    {"types", "words"},
+    {"types", "words", "audio_files"},
     {"lifecycle", "settings", "retry", "search_query"},
     {"schema", "validation", "declarative"},
+    {"retention"},
     {"models"},
     {"conditions", "pagination", "rows"},
     {"backends"},
@@ -162,6 +163,7 @@ def test_only_the_settings_read_the_environment(path: Path) -> None:
 
 # Who may open files, and why none of these can be the live database of this process.
 OPENS_FILES = {
+    "audio_files.py": "reads rendered files; find_files() leaves out the files of a database",
     "backends/sqlite.py": "creates an empty file that is not there yet",
     "backends/sqlite_backup.py": "creates the file of a backup, and flushes it before it becomes a database",
     "backends/postgresql_backup.py": "PostgreSQL has no file here",

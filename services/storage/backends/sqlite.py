@@ -226,6 +226,9 @@ class SQLite(SQLiteSQL, FTS5Search):
     def prepare_file(self, connection: Connection) -> None:
         if is_memory(connection.engine.url):
             return
+        if connection.exec_driver_sql("PRAGMA page_count").scalar() == 0:
+            # Only possible before the first page is written, also by the change to WAL (ADR 27).
+            connection.exec_driver_sql("PRAGMA auto_vacuum = INCREMENTAL")
         while connection.exec_driver_sql("PRAGMA journal_mode").scalar() != "wal":
             try:
                 connection.exec_driver_sql("PRAGMA journal_mode = WAL")

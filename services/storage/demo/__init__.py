@@ -62,7 +62,7 @@ def render_job(job: Job, folder: Path = Path(), at_step: Callable[[float], None]
         return None
     except ValueError as error:
         raise DoNotRetry(str(error)) from error
-    return Result(path.stat().st_size, {"bpm": style.bpm, "key": style.key})
+    return Result.from_file(path, metadata={"bpm": style.bpm, "key": style.key})
 
 
 def _slug(prompt: str) -> str:

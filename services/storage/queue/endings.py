@@ -88,6 +88,8 @@ def _completion(backend: Backend, merges: bool) -> list[Any]:
     values: dict[str, Any] = {
         "generation_time_seconds": bindparam("generation_time_seconds"),
         "file_size_bytes": bindparam("file_size_bytes"),
+        "file_sha256": bindparam("file_sha256"),
+        "file_format": bindparam("file_format"),
     }
     conditions: list[ColumnElement[bool]] = []
     if merges:

@@ -73,26 +73,34 @@ def complete_generation(
     metadata: Mapping[str, Any] | None = None,
     *,
     lease: Lease | None = None,
+    file_sha256: str | None = None,
+    file_format: str | None = None,
 ) -> Generation | None:
     """Complete a generation: `generation_time` in seconds, the size of its file, and metadata merged into the stored.
 
-    Returns None for an unknown id. Raises IllegalTransitionError if the generation is already finished, ConflictError
-    if another writer changed it meanwhile, ValueError or TypeError for a bad value; then nothing is changed.
+    `file_sha256`, 64 hexadecimal digits, lets find_files() recognize the file when it was moved; `file_format` is a
+    name such as "wav". Returns None for an unknown id. Raises IllegalTransitionError if the generation is already
+    finished, ConflictError if another writer changed it meanwhile, ValueError or TypeError for a bad value; then
+    nothing is changed.
 
     With a `lease`: raises LeaseLostError if it is no longer held. Repeating the call returns the stored row. If a user
     asked to cancel the generation, it ends as cancelled and the result is not stored.
     """
     if lease is not None:
         _require_lease_of(generation_id, lease)
-        return _complete_under_lease(session, lease, generation_time, file_size_bytes, metadata)
+        file = {"file_size_bytes": file_size_bytes, "file_sha256": file_sha256, "file_format": file_format}
+        return _complete_under_lease(session, lease, generation_time, file, metadata)
     generation = _find_unfinished(session, generation_id, GenerationStatus.COMPLETED)
     if generation is None:
         return None
     file_size_bytes = validate_generation_field("file_size_bytes", file_size_bytes)
+    file_sha256 = validate_generation_field("file_sha256", file_sha256)
+    file_format = validate_generation_field("file_format", file_format)
     stored = generation.metadata_json
     merged = merge_metadata(stored, metadata)
     generation.mark_completed(generation_time)
     generation.file_size_bytes = file_size_bytes
+    generation.file_sha256, generation.file_format = file_sha256, file_format
     if merged != stored:
         generation.metadata_json = merged
     session.flush()
@@ -192,13 +200,11 @@ def _complete_under_lease(
     session: Session,
     lease: Lease,
     generation_time: float,
-    file_size_bytes: int | None,
+    file: Mapping[str, Any],
     metadata: Mapping[str, Any] | None,
 ) -> Generation:
-    result: dict[str, Any] = {
-        "generation_time_seconds": validate_generation_field("generation_time_seconds", generation_time),
-        "file_size_bytes": validate_generation_field("file_size_bytes", file_size_bytes),
-    }
+    given = {"generation_time_seconds": generation_time, **file}
+    result = {field: validate_generation_field(field, value) for field, value in given.items()}
     if merge_metadata(None, metadata) is None:  # raises what is wrong with the metadata
         metadata = None
     if (done := complete_at_once(session, lease, result, metadata)) is not None:

@@ -1,9 +1,11 @@
 """The interface of a handler: it receives a Job and returns a Result, or raises DoNotRetry."""
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..audio_files import describe_file
 from ..models import Generation, Lease
 from ..validation import validate_generation_field
 
@@ -18,11 +20,31 @@ class WorkerInterrupted(BaseException):
 
 @dataclass(frozen=True)
 class Result:
-    """The result of a handler: the size of the file, metadata to merge into the stored, and the time it measured."""
+    """The result of a handler: its file, metadata to merge into the stored, and the time in seconds it measured.
+
+    `file_sha256`, 64 hexadecimal digits, lets find_files() recognize the file when it was moved.
+    """
 
     file_size_bytes: int | None
     metadata: Mapping[str, Any] | None = None
     generation_time: float | None = None
+    file_sha256: str | None = None
+    file_format: str | None = None
+
+    @classmethod
+    def from_file(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        metadata: Mapping[str, Any] | None = None,
+        generation_time: float | None = None,
+    ) -> "Result":
+        """Return the result for the finished file at `path`, after reading it: its size, SHA-256 and format.
+
+        Raises OSError if the file cannot be read.
+        """
+        file = describe_file(path)
+        return cls(file.size_bytes, metadata, generation_time, file.sha256, file.format)
 
 
 class Job:

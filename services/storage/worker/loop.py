@@ -231,9 +231,17 @@ class Worker:
             message = f"TypeError: a handler must return a Result or None, not {type(result).__name__}"
             log.warning("generation %s: %s", lease.generation_id, message)
             return self._failing(lease, message, retry=False)
-        size, metadata = result.file_size_bytes, result.metadata
         seconds = monotonic() - started if result.generation_time is None else result.generation_time
-        return lambda session: complete_generation(session, lease.generation_id, seconds, size, metadata, lease=lease)
+        return lambda session: complete_generation(
+            session,
+            lease.generation_id,
+            seconds,
+            result.file_size_bytes,
+            result.metadata,
+            lease=lease,
+            file_sha256=result.file_sha256,
+            file_format=result.file_format,
+        )
 
     def _interrupted(self, lease: Lease, error: BaseException) -> Callable[[Session], Any]:
         """Return the function that stores an attempt ended by SystemExit, CancelledError or the like.
