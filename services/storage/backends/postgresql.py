@@ -3,8 +3,10 @@
 import json
 import math
 import re
+import time
 from decimal import Decimal
 from functools import cache
+from select import POLLIN, poll
 from typing import Any
 
 from sqlalchemy import (
@@ -20,6 +22,7 @@ from sqlalchemy import (
     select,
     text,
 )
+from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.orm import Session
 
 from ..errors import DriverMissingError, StorageError, UnreachableError
@@ -32,6 +35,7 @@ from .postgresql_sql import PostgreSQLSQL
 from .replication import StreamingReplication, has_many_hosts
 from .tsvector import TSVectorSearch
 
+PING_SECONDS = 5.0  # of idleness, after which a connection is tested before use: its server may be gone silently
 MIGRATION_LOCK = 0x6467785F6D757369  # the bytes "dgx_musi": a key that no other program on the server should use
 
 # libpq's connection parameters unless the URL sets them (https://www.postgresql.org/docs/current/libpq-connect.html).
@@ -87,11 +91,13 @@ class PostgreSQL(PostgreSQLSQL, TSVectorSearch):
             max_overflow=options.max_overflow,
             pool_timeout=options.pool_timeout,
             pool_recycle=options.pool_recycle or -1,
-            pool_pre_ping=pre_ping,
             pool_use_lifo=True,  # in quiet hours surplus connections stay unused until pool_recycle replaces them
             json_deserializer=load_json,
             connect_args=arguments,
         )
+
+        if pre_ping:
+            _ping_suspects(engine)
 
         @event.listens_for(engine, "connect")
         def configure(connection: Any, record: Any) -> None:
@@ -167,6 +173,36 @@ class PostgreSQL(PostgreSQLSQL, TSVectorSearch):
 
     def check_integrity(self, session: Session) -> list[str]:
         return []  # PostgreSQL has its own tools for this: pg_amcheck and data checksums
+
+
+def _ping_suspects(engine: Engine) -> None:
+    """Test a pooled connection before use if its socket has data to read or if it was idle for PING_SECONDS.
+
+    SQLAlchemy's pool_pre_ping does so each time, which takes a round trip, as long as a short query. A server that ends
+    a connection sends an error and closes the socket, which the operating system reports at once. See ADR 25.
+    """
+    import psycopg
+
+    @event.listens_for(engine, "checkin")
+    def note_time(connection: Any, record: Any) -> None:
+        record.info["idle_since"] = time.monotonic()
+
+    @event.listens_for(engine, "checkout")
+    def ping(connection: Any, record: Any, proxy: Any) -> None:
+        idle_since = record.info.pop("idle_since", None)
+        if idle_since is None:
+            return  # new
+        try:
+            if time.monotonic() - idle_since > PING_SECONDS or _is_readable(connection.fileno()):
+                engine.dialect.do_ping(connection)
+        except psycopg.Error as error:
+            raise InvalidatePoolError from error
+
+
+def _is_readable(socket: int) -> bool:
+    waiting = poll()
+    waiting.register(socket, POLLIN)
+    return bool(waiting.poll(0))
 
 
 def load_json(text: str | bytes) -> Any:
