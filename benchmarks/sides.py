@@ -7,11 +7,12 @@ from multiprocessing import get_context
 from typing import Any, NamedTuple
 
 from .databases import Scratch, scratch
-from .library import Library
+from .library import Library, WorkerSteps
 from .raw import RawPostgreSQL, RawSQLite
 from .timing import Report
 
 ROUNDS = 5
+SIDES = {"library": Library, "worker": WorkerSteps}
 SETTINGS = (("sqlite", "NORMAL"), ("sqlite", "FULL"), ("postgresql", "FULL"))
 
 
@@ -25,7 +26,7 @@ class Cost(NamedTuple):
 def open_side(side: str, url: str, synchronous: str) -> Any:
     """Return the operations of one side on the database at `url`."""
     if side != "raw":
-        return Library(url, synchronous)
+        return SIDES[side](url, synchronous)
     if url.startswith("postgresql"):
         return RawPostgreSQL(url, synchronous)
     return RawSQLite(url.removeprefix("sqlite:///"), synchronous)
@@ -60,16 +61,17 @@ def compare_sides(
     synchronous: str,
 ) -> None:
     """Run `measure(side, url, synchronous)` in turns and report the medians of wall and CPU time, and their ratios."""
-    rounds: dict[str, list[dict[str, Cost]]] = {"raw": [], "library": []}
+    rounds: dict[str, list[dict[str, Cost]]] = {"raw": [], **{side: [] for side in SIDES}}
     for number in range(ROUNDS):
-        for side in ("raw", "library") if number % 2 == 0 else ("library", "raw"):
+        for side in list(rounds)[:: 1 if number % 2 == 0 else -1]:
             rounds[side].append(in_process(measure, side, new_url(), synchronous))
     for name in rounds["library"][0]:
-        raw, library = (
-            Cost(*(statistics.median(costs) for costs in zip(*(one[name] for one in rounds[side]), strict=True)))
-            for side in ("raw", "library")
-        )
-        report(f"{title}: {name}, raw", raw.wall, "us")
-        report(f"{title}: {name}, library", library.wall, "us")
-        report(f"{title}: {name}, library's CPU time", library.cpu, "us")
-        report(f"{title}: {name}, library / raw", library.wall / raw.wall, "x")
+        medians = {
+            side: Cost(*(statistics.median(costs) for costs in zip(*(one[name] for one in costs), strict=True)))
+            for side, costs in rounds.items()
+        }
+        for side, cost in medians.items():
+            report(f"{title}: {name}, {side}", cost.wall, "us")
+            report(f"{title}: {name}, {side}, CPU", cost.cpu, "us")
+            if side != "raw":
+                report(f"{title}: {name}, {side} / raw", cost.wall / medians["raw"].wall, "x")

@@ -7,7 +7,7 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Generator, Iterable
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from threading import Lock
 from typing import Any, TypeVar
 
@@ -31,6 +31,7 @@ from .errors import (
 from .limits import TRANSACTION_ATTEMPTS
 from .replicas import Replicas
 from .retry import RetryPolicy
+from .rows import SeveralStatementsError
 from .schema import REVISIONS, get_schema_version
 from .settings import mask_url, parse_replica_urls, parse_url, read_engine_options
 
@@ -77,6 +78,7 @@ class Storage:
         except (ArgumentError, ValueError):
             raise DatabaseURLError from None
         self._read_only_engine = self.backend.read_only(self.engine)
+        self._step_engine = self.engine.execution_options(isolation_level="AUTOCOMMIT", is_step=True)
         self._anchor = self.backend.open_anchor(self.url)
         self._schema_checked = False
         self.replicas: Replicas | None = None
@@ -115,16 +117,19 @@ class Storage:
         """The URL with every password replaced, safe to print."""
         return mask_url(self.url)
 
-    @contextmanager
-    def session(self, *, read_only: bool = False) -> Generator[Session]:
+    def session(self, *, read_only: bool = False) -> AbstractContextManager[Session]:
         """Open a session: commit at the end of the block, roll back when it raises.
 
         A `read_only` session reads one snapshot and raises ReadOnlyError for a write; an up-to-date replica answers it
         if there is one, else the primary. Raises NotInitializedError, SchemaOutdatedError or SchemaTooNewError if the
         schema is not at this library's revision.
         """
+        return self._session_on(self._open_reader if read_only else lambda: self.engine)
+
+    @contextmanager
+    def _session_on(self, open_bind: Callable[[], Engine | Connection]) -> Generator[Session]:
         self.require_schema()
-        bind = self._open_reader() if read_only else self.engine
+        bind = open_bind()
         # close_resets_only=False: a session used after its block raises an error; otherwise it would begin a
         # transaction that is never committed.
         session = StorageSession(bind, expire_on_commit=False, close_resets_only=False)
@@ -150,13 +155,32 @@ class Storage:
         repeat what may have been committed: raises CommitUnknownError if the connection was lost during the commit, and
         the RetryableError itself if `fn` had committed before it.
         """
+        return self._repeat(fn, lambda: self.session(read_only=read_only), attempts)
+
+    def run_step(self, fn: Callable[[Session], Result], *, attempts: int = TRANSACTION_ATTEMPTS) -> Result:
+        """Do what run_in_transaction() does, in one round trip if `fn` executes a single statement.
+
+        Where a statement can write two tables (PostgreSQL), it is executed in autocommit, without BEGIN and COMMIT. If
+        `fn` turns out to need several statements, it is run again in a transaction. See ADR 25.
+        """
+        if self.backend.has_writing_ctes:
+            with suppress(SeveralStatementsError):
+                return self._repeat(fn, lambda: self._session_on(lambda: self._step_engine), attempts)
+        return self.run_in_transaction(fn, attempts=attempts)
+
+    def _repeat(
+        self,
+        fn: Callable[[Session], Result],
+        open_session: Callable[[], AbstractContextManager[Session]],
+        attempts: int,
+    ) -> Result:
         if attempts < 1:
             raise ValueError("attempts must be at least 1")
         attempt = 1
         while True:
             session: Session | None = None
             try:
-                with self.session(read_only=read_only) as session:
+                with open_session() as session:
                     return fn(session)
             except RetryableError:
                 if attempt >= attempts or (session is not None and "committed" in session.info):
@@ -219,8 +243,6 @@ def translate_errors(engine: Engine) -> None:
 
     @event.listens_for(engine, "handle_error")
     def translate(context: ExceptionContext) -> BaseException | None:
-        if context.is_pre_ping:
-            return None  # the pool handles it: it replaces the broken connection
         error = backend.translate(
             context.original_exception,
             phase=_phase(context),
@@ -234,6 +256,8 @@ def translate_errors(engine: Engine) -> None:
 def _phase(context: ExceptionContext) -> Phase:
     if context.connection is None:
         return "connect"
+    if context.connection.get_execution_options().get("is_step", False):
+        return "commit"  # the statement commits itself
     # Errors of BEGIN, COMMIT and ROLLBACK have no statement.
     return "commit" if context.statement is None and context.connection.info.get("committing") else "statement"
 

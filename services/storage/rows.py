@@ -16,6 +16,16 @@ from .models import Base, Generation
 GENERATIONS: Final[Table] = Base.metadata.tables["generations"]
 
 
+class SeveralStatementsError(Exception):
+    """A step needs several statements, and so a transaction; nothing was written."""
+
+
+def require_transaction(session: Session) -> None:
+    """Raise SeveralStatementsError in a session of Storage.run_step() that commits each statement by itself."""
+    if session.connection().get_execution_options().get("is_step", False):
+        raise SeveralStatementsError
+
+
 def connection_of(session: Session) -> Connection:
     """Return the connection of the session's transaction, after an autoflush, as before any query of the session."""
     if session.autoflush:

@@ -17,7 +17,7 @@ from ..conditions import HAS_ATTEMPTS_LEFT, PROCESSING
 from ..errors import LeaseLostError
 from ..lifecycle import AttemptOutcome, GenerationStatus, transition_values
 from ..models import Base, Generation, Lease
-from ..rows import GENERATIONS, connection_of, load_generations
+from ..rows import GENERATIONS, connection_of, load_generations, require_transaction
 from ..validation import is_storable, validate_generation_field
 
 ATTEMPTS: Final = Base.metadata.tables["attempts"]
@@ -76,6 +76,8 @@ def fail_at_once(session: Session, lease: Lease, message: str, retry_after: floa
 def _execute(session: Session, statements: Any, parameters: Mapping[str, Any]) -> Generation | None:
     connection = connection_of(session)
     *history, end = statements
+    if history:
+        require_transaction(session)
     for record in history:
         if connection.execute(record, parameters).rowcount != 1:
             return None

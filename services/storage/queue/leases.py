@@ -19,6 +19,7 @@ from ..lifecycle import AttemptOutcome, GenerationStatus, transition_values
 from ..limits import INTEGER_LIMIT, LEASE_SECONDS, ROWS_PER_STATEMENT
 from ..models import Attempt, Generation, Lease
 from ..retry import DEFAULT_RETRY_POLICY, RetryPolicy
+from ..rows import require_transaction
 from ..types import utcnow
 from ..validation import (
     clean_error_message,
@@ -212,6 +213,7 @@ def _complete_under_lease(
     if metadata is None:
         done = _end_attempt(session, lease, AttemptOutcome.COMPLETED)
         return done or _transition(session, [lease.generation_id], GenerationStatus.COMPLETED, result)[0]
+    require_transaction(session)
     # The stored metadata is known only once the row is locked. If the merge then raises, the savepoint removes the
     # attempt's row again.
     with session.begin_nested():
@@ -252,6 +254,7 @@ def _end_attempt(
     Nothing is left to do if the same call was made before, or if a user asked to cancel the generation. Raises
     LeaseLostError if the lease is no longer held.
     """
+    require_transaction(session)
     leased = select(Generation).where(*_lease_held(lease)).with_for_update()
     recorded = _insert_attempt(
         session, leased, case((CANCEL_REQUESTED, AttemptOutcome.CANCELLED.value), else_=outcome.value), message

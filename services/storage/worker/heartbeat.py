@@ -94,7 +94,7 @@ class HeartbeatThread(threading.Thread):
         now = monotonic()
         self._report_at = now + REPORT_SECONDS
         try:
-            generation = self._storage.run_in_transaction(
+            generation = self._storage.run_step(
                 lambda session: heartbeat_generation(
                     session,
                     self.job.lease,

@@ -146,7 +146,7 @@ class Worker:
                 if monotonic() >= reclaim_at:
                     storage.run_in_transaction(reclaim_generations)
                     reclaim_at = monotonic() + self.heartbeat_seconds * random.uniform(0.5, 1.0)
-                generation = storage.run_in_transaction(self._claim)
+                generation = storage.run_step(self._claim)
                 if generation is None and until_empty and not storage.run_in_transaction(self._has_due, read_only=True):
                     break
             except TRANSIENT_ERRORS as error:
@@ -269,7 +269,7 @@ class Worker:
         while True:
             is_last_try = self._stop_at is not None and monotonic() >= self._stop_at
             try:
-                storage.run_in_transaction(store)
+                storage.run_step(store)
                 return
             except LeaseLostError:
                 job.cancel()
