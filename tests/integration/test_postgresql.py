@@ -24,6 +24,7 @@ from services.storage import (
     get_prompt_by_text,
     migrations,
 )
+from services.storage.backends import postgresql
 from services.storage.backends.postgresql import dump_jsonb
 from tests.support.factories import a_generation
 from tests.support.servers import PASSWORD, Server, both_hosts, server_folder
@@ -322,6 +323,18 @@ def run(work: object, count: int, meanwhile: object = None) -> None:
         meanwhile()
     for thread in threads:
         thread.join()
+
+
+def test_a_connection_is_pinged_only_after_it_was_idle(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    dialect, pings = storage.engine.dialect, []
+    ping = dialect.do_ping
+    monkeypatch.setattr(dialect, "do_ping", lambda connection: pings.append(connection) or ping(connection))
+    for seconds, expected in ((5.0, 0), (0.0, 1)):
+        monkeypatch.setattr(postgresql, "PING_SECONDS", seconds)
+        for _ in range(2):
+            with storage.session() as session:
+                session.scalar(text("SELECT 1"))
+        assert len(pings) == 2 * expected
 
 
 def test_an_idle_pool_does_not_notice_a_restart_of_the_server(server: Server, storage: Storage) -> None:

@@ -1,4 +1,4 @@
-"""A proxy before a PostgreSQL server that loses the answer to a COMMIT, as a failing network or load balancer does."""
+"""A proxy before a PostgreSQL server that loses the answer to a commit, as a failing network or load balancer does."""
 
 import socket
 import threading
@@ -10,13 +10,15 @@ from sqlalchemy import URL, make_url
 
 Fate = Literal["pass", "lose the answer", "lose the commit"]
 COMMIT = b"Q\x00\x00\x00\x0bCOMMIT\x00"  # the Query message of PostgreSQL's protocol
+ROLLBACK = b"Q\x00\x00\x00\x0dROLLBACK\x00"
+WRITE = b"UPDATE generations"  # outside a transaction it commits itself, as the steps of a worker do
 
 
 class Proxy:
-    """Forwards connections to the server at `url`; `fate` decides about each COMMIT that a client sends.
+    """Forwards connections to the server at `url`; `fate` decides about each commit that a client sends.
 
     "lose the answer" lets the server commit and then drops the client; "lose the commit" drops the client before the
-    server has seen the COMMIT.
+    server has seen the commit. A COMMIT is one, and an UPDATE outside a transaction.
     """
 
     def __init__(self, url: str, fate: Callable[[], Fate]) -> None:
@@ -62,7 +64,7 @@ class _Link:
 
     def __init__(self, client: socket.socket, server: socket.socket, fate: Callable[[], Fate]) -> None:
         self.client, self.server, self.fate = client, server, fate
-        self.is_losing_answer = False
+        self.is_losing_answer = self.is_in_transaction = False
         self.threads = [threading.Thread(target=work) for work in (self._forward_requests, self._forward_answers)]
         for thread in self.threads:
             thread.start()
@@ -76,7 +78,7 @@ class _Link:
 
     def _forward_requests(self) -> None:
         while data := _receive(self.client):
-            fate = self.fate() if data.endswith(COMMIT) else "pass"
+            fate = self.fate() if self._is_commit(data) else "pass"
             if fate == "lose the commit":
                 break
             self.is_losing_answer = fate == "lose the answer"
@@ -85,6 +87,14 @@ class _Link:
             if self.is_losing_answer:
                 return  # the other thread drops the client once the server has answered
         self._drop()
+
+    def _is_commit(self, data: bytes) -> bool:
+        if b"BEGIN" in data:
+            self.is_in_transaction = True
+        elif data.endswith((COMMIT, ROLLBACK)):
+            self.is_in_transaction = False
+            return data.endswith(COMMIT)
+        return WRITE in data and not self.is_in_transaction
 
     def _forward_answers(self) -> None:
         while (data := _receive(self.server)) and not self.is_losing_answer and _send(self.client, data):

@@ -6,12 +6,13 @@ once. Each attempt that ends under a lease adds one row to `attempts`; calls wit
 
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from functools import cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Select, Text, case, cast, literal, select, update
+from sqlalchemy import ColumnElement, Row, Select, Text, bindparam, case, cast, literal, select, update
 from sqlalchemy.orm import Session
 
-from ..backends import backend_for
+from ..backends import Backend, backend_for
 from ..conditions import HAS_ATTEMPTS_LEFT, PROCESSING, REFRESH, is_valid, literal_int
 from ..declarative import stored_number
 from ..errors import IllegalTransitionError, LeaseLostError
@@ -19,7 +20,7 @@ from ..lifecycle import AttemptOutcome, GenerationStatus, transition_values
 from ..limits import INTEGER_LIMIT, LEASE_SECONDS, ROWS_PER_STATEMENT
 from ..models import Attempt, Generation, Lease
 from ..retry import DEFAULT_RETRY_POLICY, RetryPolicy
-from ..rows import require_transaction
+from ..rows import GENERATIONS, connection_of, load_generations, require_transaction
 from ..types import utcnow
 from ..validation import (
     clean_error_message,
@@ -29,7 +30,7 @@ from ..validation import (
     validate_generation_field,
     validate_seconds,
 )
-from .endings import ATTEMPTS, complete_at_once, fail_at_once, lease_parameters
+from .endings import ATTEMPTS, LEASE_HELD, complete_at_once, fail_at_once, lease_parameters
 
 CANCEL_REQUESTED = Generation.cancel_requested_at.is_not(None)
 # The error message of a generation whose last attempt was lost, such as "worker lost in attempt 3 of 3".
@@ -52,18 +53,17 @@ def heartbeat_generation(
     Raises LeaseLostError if the lease is no longer held, ValueError or TypeError for a bad argument.
     """
     lease_seconds = validate_seconds("lease_seconds", lease_seconds)
-    values: dict[str, Any] = {"lease_expires_at": backend_for(session).now(lease_seconds)}
+    values: dict[str, Any] = {}
     if progress is not None:
         values["progress"] = validate_generation_field("progress", progress)
     if current_step is not None:
         values["current_step"] = validate_generation_field("current_step", current_step)
-    # `version` is not increased: nothing but a heartbeat writes these columns of a leased row, and a larger version
-    # would make concurrent ORM updates of the row fail.
-    beat = update(Generation).where(*_lease_held(lease)).values(values).returning(Generation)
-    generation = session.scalars(beat, execution_options=REFRESH).one_or_none()
-    if generation is None:
+    parameters = lease_parameters(lease) | values | {"lease_seconds": timedelta(seconds=lease_seconds)}
+    extended = connection_of(session).execute(_heartbeat(backend_for(session), *values), parameters)
+    generations = load_generations(session, extended)
+    if not generations:
         raise LeaseLostError
-    return generation
+    return generations[0]
 
 
 def complete_generation(
@@ -189,6 +189,14 @@ def get_attempts(session: Session, generation_id: str) -> list[Attempt]:
         return []
     history = select(Attempt).where(Attempt.generation_id == generation_id).order_by(Attempt.number)
     return list(session.scalars(history))
+
+
+@cache
+def _heartbeat(backend: Backend, *fields: str) -> Any:
+    # `version` is not increased: nothing but a heartbeat writes these columns of a leased row, and a larger version
+    # would make concurrent ORM updates of the row fail.
+    beat = update(Generation).where(*LEASE_HELD).values({field: bindparam(field) for field in fields})
+    return beat.values(lease_expires_at=backend.now_after("lease_seconds")).returning(*GENERATIONS.c)
 
 
 def _require_lease_of(generation_id: str, lease: Lease) -> None:

@@ -1,0 +1,208 @@
+"""How many statements an operation executes, and what happens where one step is not enough."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from sqlalchemy import event
+from sqlalchemy.orm import Session
+
+from services.storage import (
+    Generation,
+    Job,
+    Lease,
+    LeaseLostError,
+    Result,
+    Storage,
+    Worker,
+    cancel_generation,
+    claim_generation,
+    complete_generation,
+    fail_generation,
+    get_attempts,
+    get_generation,
+    heartbeat_generation,
+    release_generation,
+)
+from tests.support.factories import a_generation, a_request
+
+LONG = "x" * 60_000
+
+
+@contextmanager
+def executed(db: Storage) -> Iterator[list[str]]:
+    """Yield the statements executed in the block, BEGIN and COMMIT of the driver not among them."""
+    statements: list[str] = []
+
+    def note(connection: Any, cursor: Any, statement: str, *rest: Any) -> None:
+        statements.append(statement)
+
+    event.listen(db.engine, "before_cursor_execute", note)
+    try:
+        yield statements
+    finally:
+        event.remove(db.engine, "before_cursor_execute", note)
+
+
+def claimed(db: Storage, **request: Any) -> Lease:
+    with db.session() as session:
+        a_generation(session, **request)
+        generation = claim_generation(session, "w")
+        assert generation is not None
+        assert generation.lease is not None
+        return generation.lease
+
+
+def complete(session: Session, lease: Lease, metadata: dict[str, Any] | None = None) -> Generation | None:
+    return complete_generation(session, lease.generation_id, 1.0, 5, metadata, lease=lease)
+
+
+class TestStatements:
+    @pytest.mark.parametrize(
+        ("work", "sqlite", "postgresql"),
+        [
+            (lambda session, lease: a_generation(session), 2, 1),
+            (lambda session, lease: get_generation(session, lease.generation_id), 1, 1),
+            (lambda session, lease: claim_generation(session), 1, 1),
+            (lambda session, lease: heartbeat_generation(session, lease, progress=0.5), 1, 1),
+            (complete, 2, 1),
+            (lambda session, lease: complete(session, lease, {"bpm": 140}), 3, 1),
+            (lambda session, lease: fail_generation(session, lease.generation_id, "no", lease=lease), 2, 1),
+            (lambda session, lease: fail_generation(session, lease.generation_id, "n", lease=lease, retry=False), 2, 1),
+        ],
+        ids="create get claim heartbeat complete merge fail end".split(),
+    )
+    def test_an_operation_takes_one_statement_for_each_table_or_one_for_all(
+        self, db: Storage, work: Callable[[Session, Lease], Any], sqlite: int, postgresql: int
+    ) -> None:
+        lease = claimed(db, metadata={"key": "Cm"})
+        with db.session() as session:
+            a_generation(session)
+        with db.session() as session, executed(db) as statements:
+            assert work(session, lease) is not None
+        assert len(statements) == (sqlite if db.backend.name == "sqlite" else postgresql), statements
+
+    def test_a_worker_sends_two_statements_for_a_job(self, db: Storage) -> None:
+        with db.session() as session:
+            a_generation(session)
+        worker = Worker(lambda job: Result(5, {"bpm": 140}), storage=db)
+        with executed(db) as statements:
+            assert worker.run(max_jobs=1) == 1
+        reclaims = [statement for statement in statements if "lease_expires_at <" in statement]
+        assert len(reclaims) == 1
+        assert len(statements) - 1 == (4 if db.backend.name == "sqlite" else 2), statements
+
+
+class TestSteps:
+    """run_step() has to give up a step that needs a transaction, with nothing written, and then do it in one."""
+
+    @pytest.mark.parametrize(
+        ("prepare", "outcome", "metadata"),
+        [
+            ({}, "completed", {"bpm": 140, "key": "Cm"}),
+            ({"cancel": True}, "cancelled", {"key": "Cm"}),
+            ({"repeat": True}, "completed", {"bpm": 140, "key": "Cm"}),
+        ],
+    )
+    def test_a_result_is_stored_as_in_a_transaction(
+        self, db: Storage, prepare: dict[str, bool], outcome: str, metadata: dict[str, Any]
+    ) -> None:
+        lease = claimed(db, metadata={"key": "Cm"})
+        if prepare.get("cancel"):
+            db.run_in_transaction(lambda session: cancel_generation(session, lease.generation_id))
+        for _ in range(2 if prepare.get("repeat") else 1):
+            generation = db.run_step(lambda session: complete(session, lease, {"bpm": 140}))
+        assert generation is not None
+        with db.session() as session:
+            stored = get_generation(session, lease.generation_id)
+            assert stored is not None
+            assert (stored.status, stored.get_metadata()) == (outcome, metadata)
+            assert stored.to_dict() == generation.to_dict()
+            assert [attempt.outcome for attempt in get_attempts(session, lease.generation_id)] == [outcome]
+
+    @pytest.mark.parametrize(
+        "end", [complete, lambda s, lease: fail_generation(s, lease.generation_id, "", lease=lease)]
+    )
+    def test_a_lost_lease_is_an_error_and_writes_nothing(self, db: Storage, end: Callable[..., Any]) -> None:
+        lease = claimed(db)._replace(attempt=7)
+        with pytest.raises(LeaseLostError):
+            db.run_step(lambda session: end(session, lease))
+        with db.session() as session:
+            assert get_attempts(session, lease.generation_id) == []
+
+    def test_metadata_that_grows_too_large_is_refused_and_the_lease_stays(self, db: Storage) -> None:
+        lease = claimed(db, metadata={"a": LONG})
+        with pytest.raises(ValueError, match="64 KiB"):
+            db.run_step(lambda session: complete(session, lease, {"b": LONG}))
+        with db.session() as session:
+            stored = get_generation(session, lease.generation_id)
+            assert stored is not None
+            assert stored.lease == lease
+            assert get_attempts(session, lease.generation_id) == []
+
+    def test_metadata_that_may_be_too_large_and_is_not_is_merged(self, db: Storage) -> None:
+        """PostgreSQL only knows the sum of both lengths before it has merged."""
+        lease = claimed(db, metadata={"a": LONG})
+        generation = db.run_step(lambda session: complete(session, lease, {"a": LONG}))
+        assert generation is not None
+        assert generation.get_metadata() == {"a": LONG}
+
+    def test_a_released_job_is_pending_again(self, db: Storage) -> None:
+        lease = claimed(db)
+        assert db.run_step(lambda session: release_generation(session, lease)).is_pending
+
+    @pytest.mark.parametrize("max_attempts", [1, 2])
+    def test_a_failure_waits_for_a_retry_or_is_final(self, db: Storage, max_attempts: int) -> None:
+        lease = claimed(db, max_attempts=max_attempts)
+        failed = db.run_step(lambda session: fail_generation(session, lease.generation_id, "no GPU", lease=lease))
+        assert failed is not None
+        assert failed.status == ("failed" if max_attempts == 1 else "pending")
+        assert failed.error_message == "no GPU"
+        assert (failed.lease, failed.worker_id, failed.version) == (None, None, 3)
+        assert (failed.scheduled_at > failed.created_at) == (max_attempts == 2)
+        assert (failed.completed_at is None) == (failed.started_at is None) == (max_attempts == 2)
+
+
+class TestSessions:
+    def test_objects_that_a_session_holds_are_refreshed(self, db: Storage) -> None:
+        with db.session() as session:
+            generation = a_generation(session)
+            claimed_one = claim_generation(session, "w")
+            assert claimed_one is generation
+            assert generation.lease is not None
+            assert complete(session, generation.lease, {"bpm": 140}) is generation
+            assert generation.get_metadata() == {"bpm": 140}
+            assert generation not in session.dirty
+
+    def test_unsaved_changes_are_flushed_before_a_step(self, db: Storage) -> None:
+        with db.session() as session:
+            generation = a_generation(session)
+            generation.priority = 9
+            found = claim_generation(session, "w")
+            assert found is generation
+            assert found.priority == 9
+
+    def test_a_loaded_object_is_as_one_of_the_orm(self, db: Storage) -> None:
+        lease = claimed(db, **a_request(metadata={"key": "Cm"}, parameters={"seed": 1}))
+        with db.session() as session:
+            adopted = get_generation(session, lease.generation_id)
+            assert adopted is session.get(Generation, lease.generation_id)
+            assert adopted is not None
+            values = adopted.to_dict()
+            session.expire(adopted)
+            assert adopted.to_dict() == values
+            adopted.is_favorite = True
+        with db.session() as session:
+            stored = session.get(Generation, lease.generation_id)
+            assert stored is not None
+            assert stored.is_favorite
+            assert stored.version == 3
+
+
+def test_a_job_gets_the_generation_as_it_was_claimed(db: Storage) -> None:
+    with db.session() as session:
+        a_generation(session, metadata={"key": "Cm"})
+    seen: list[Job] = []
+    Worker(seen.append, storage=db).run(max_jobs=1)
+    assert seen[0].generation.get_metadata() == {"key": "Cm"}
