@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import column, delete, insert, select, text, update
+from sqlalchemy import column, delete, event, insert, select, text, update
 from sqlalchemy.orm import Session
 
 from services.storage import (
@@ -13,6 +13,8 @@ from services.storage import (
     Prompt,
     ReadOnlyError,
     Storage,
+    Worker,
+    check_database,
     complete_generation,
     count_generations,
     create_generations,
@@ -26,6 +28,7 @@ from services.storage import (
     get_session,
     init_db,
     run_in_transaction,
+    search_generations,
     set_favorite,
     track_prompt_usage,
     update_generation_status,
@@ -65,6 +68,8 @@ WRITES: dict[str, Callable[[Session], Any]] = {
     "schema": lambda session: session.execute(text("DROP TABLE attempts")),
     "savepoint": lambda session: session.execute(text("SAVEPOINT here")),
     "vacuum": lambda session: session.execute(text("VACUUM")),
+    "two statements": lambda session: session.connection().exec_driver_sql("SELECT 1; DELETE FROM prompts"),
+    "the end of the transaction": lambda session: session.execute(text("COMMIT")),
 }
 
 
@@ -112,14 +117,104 @@ def test_an_unflushed_change_is_refused_at_the_end_of_the_session(db: Storage) -
         assert generation.is_pending
 
 
-@pytest.mark.parametrize("statement", ["PRAGMA user_version = 7", "pragma journal_mode=DELETE", "ATTACH 'x.db' AS x"])
-def test_a_refused_write_changes_neither_the_file_nor_the_connection(sqlite_url: str, statement: str) -> None:
+@pytest.mark.parametrize("reads_first", [False, True])
+@pytest.mark.parametrize(
+    "statement",
+    [
+        *("PRAGMA user_version = 7", "PRAGMA user_version(7)", "pragma main.user_version (7)", "ATTACH 'x.db' AS x"),
+        *("pragma journal_mode=DELETE", "PRAGMA journal_mode(delete)", "PRAGMA synchronous(0)", "PRAGMA query_only(1)"),
+        *("PRAGMA /* why */ busy_timeout(0)", "/* why */ PRAGMA busy_timeout(0)", 'PRAGMA "user_version"(7)'),
+        *(
+            "PRAGMA foreign_keys(0)",
+            "PRAGMA cache_size(1)",
+            "PRAGMA optimize",
+            "PRAGMA wal_checkpoint",
+            "BEGIN IMMEDIATE",
+        ),
+        *("COMMIT", "-- why\nVACUUM", "PRAGMA user_version -- = 1\n (7)"),
+    ],
+)
+def test_a_refused_write_changes_neither_the_file_nor_the_connection(
+    sqlite_url: str, statement: str, reads_first: bool
+) -> None:
     init_db(sqlite_url)
-    with get_session(read_only=True) as session, pytest.raises(ReadOnlyError):
-        session.execute(text(statement))
     with get_session(read_only=True) as session:
-        assert session.scalar(text("PRAGMA user_version")) == 0
-        assert session.scalar(text("PRAGMA journal_mode")) == "wal"
+        before = settings_of(session)
+    with get_session(read_only=True) as session:
+        if reads_first:
+            assert count_generations(session) == 0
+        with pytest.raises(ReadOnlyError):
+            session.connection().exec_driver_sql(statement)
+    with get_session(read_only=True) as session:
+        assert settings_of(session) == before
+
+
+def settings_of(session: Session) -> list[Any]:
+    names = ("user_version", "journal_mode", "synchronous", "query_only", "busy_timeout", "foreign_keys", "cache_size")
+    return [session.scalar(text(f"PRAGMA {name}")) for name in names]
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+@pytest.mark.parametrize(
+    "statement",
+    [
+        *("SET TRANSACTION READ WRITE", "set transaction_read_only = off", "BEGIN READ WRITE", "COMMIT", "RESET ALL"),
+        *("SET SESSION CHARACTERISTICS AS TRANSACTION READ WRITE", "/* why */ SET search_path TO x", "DISCARD ALL"),
+        *("SELECT 1; COMMIT; DELETE FROM prompts", "SELECT ';'; DELETE FROM prompts", "SELECT 1 /*;*/; COMMIT"),
+        *(r"SELECT E'\'', 1; DELETE FROM prompts --'", "SELECT $$'$$; DELETE FROM prompts --'"),
+        "/* /* */ SELECT */ DELETE FROM prompts",
+    ],
+)
+def test_a_read_only_session_of_postgresql_stays_one(db: Storage, statement: str) -> None:
+    with get_session() as session:
+        a_generation(session)
+    with get_session(read_only=True) as session:
+        with pytest.raises(ReadOnlyError) as refusal:
+            session.connection().exec_driver_sql(statement)
+        assert refusal.value.orig is None  # raised by the library, not by the server
+        assert session.scalar(text("SHOW transaction_read_only")) == "on"
+    with get_session() as session:
+        assert count_generations(session) == len(get_most_used_prompts(session)) == 1
+
+
+COMMENTS = {
+    "before": lambda statement: f"/* traceparent='00-1=2;3' */ {statement}",
+    "lines before": lambda statement: f"-- app=api; a 'quote\n--\n  /* two */\n{statement}",
+    "after": lambda statement: f"{statement} /*traceparent='00-1=2',db_driver='x;y'*/",
+    "line after": lambda statement: f'{statement} -- route=/music; a "quote',
+}
+
+
+@pytest.mark.parametrize("place", COMMENTS)
+def test_comments_of_tracing_tools_change_nothing(db: Storage, place: str) -> None:
+    """As the sqlcommenter of OpenTelemetry and others write them."""
+
+    @event.listens_for(db.engine, "before_cursor_execute", retval=True, insert=True)
+    def comment(
+        connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool
+    ) -> tuple[str, Any]:
+        return COMMENTS[place](statement), parameters
+
+    with get_session() as session:
+        ids = [row.id for row in create_generations(session, [a_request() for _ in range(3)])]
+    assert Worker(lambda job: None).run(until_empty=True) == 3
+    with get_session(read_only=True) as session:
+        assert [get_generation(session, one).is_complete for one in ids] == [True] * 3  # type: ignore[union-attr]
+        assert get_database_stats(session)["completed_generations"] == 3
+        with pytest.raises(ReadOnlyError):
+            session.execute(text("DELETE FROM prompts"))
+    with db.session() as session:
+        assert len(search_generations(session, "trap").items) == 3
+    assert check_database(storage=db) == []
+
+
+def test_a_commented_read_takes_no_write_lock(sqlite_url: str) -> None:
+    storage = Storage(sqlite_url, busy_timeout=0.05)
+    with storage.session() as reader:
+        assert reader.scalar(text("/* why */ SELECT count(*) FROM prompts")) == 0
+        with storage.session() as writer:
+            a_generation(writer)
+    storage.dispose()
 
 
 def test_every_kind_of_read_works(db: Storage) -> None:

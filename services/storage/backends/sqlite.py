@@ -39,7 +39,7 @@ from .base import Bind, ConnectionPool, Phase, error_of_kind
 from .fts5 import FTS5Search, trim_or_fold
 from .sqlite_backup import SQLiteBackups
 from .sqlite_sql import SQLiteSQL
-from .statements import is_write
+from .statements import is_write, keyword_of
 
 MIGRATION_BUSY_TIMEOUT_SECONDS = 600.0  # long enough for another process to rebuild a table of millions of rows
 CHECKPOINT_BYTES = 4 * 1024 * 1024
@@ -162,7 +162,7 @@ class SQLite(SQLiteSQL, FTS5Search):
             if driver.in_transaction or connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
                 return
             read_only = connection.get_execution_options().get("read_only", False)
-            if read_only and not is_memory(url) and not statement.startswith("PRAGMA"):
+            if read_only and not is_memory(url) and keyword_of(statement) != "PRAGMA":
                 driver.execute("BEGIN")
             elif is_write(statement, context):
                 # Not before the first read: a session that only reads must not take the write lock. Not a plain BEGIN:
