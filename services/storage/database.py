@@ -4,7 +4,7 @@ The functions imported from other modules take a session as their first argument
 the session does.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import TypeVar
 
@@ -38,6 +38,7 @@ from .prompts import (
     track_prompt_usage,
 )
 from .queue import complete_generation
+from .session import SessionBlock
 
 __all__ = [
     "clone_generation",
@@ -124,9 +125,19 @@ def get_session(*, read_only: bool = False) -> AbstractContextManager[Session]:
     """Open a session of the default database: commit at the end of the `with` block, roll back if it raises.
 
     A `read_only` session reads one snapshot and raises ReadOnlyError for a write. Raises NotInitializedError,
-    SchemaOutdatedError or SchemaTooNewError if the schema is not at this library's revision.
+    SchemaOutdatedError or SchemaTooNewError if the schema is not at this library's revision. Also a dependency of
+    FastAPI: `session: Annotated[Session, Depends(get_session)]`.
     """
-    return get_storage().session(read_only=read_only)
+    return SessionBlock(get_storage().session(read_only=read_only))
+
+
+def _yield_session() -> Iterator[Session]:
+    yield from SessionBlock(get_storage().session())
+
+
+# FastAPI looks here for a generator function and for its parameters, which it would publish: read_only is not for
+# clients.
+get_session.__wrapped__ = _yield_session  # type: ignore[attr-defined]
 
 
 def get_engine() -> Engine:

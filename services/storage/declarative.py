@@ -1,12 +1,11 @@
-"""The declarative base of all models: constraint names, column types, defaults at construction, to_dict()."""
+"""The declarative base of all models: constraint names, column types, and the attribute `metadata`."""
 
 from collections.abc import Mapping
 from datetime import datetime
-from functools import cache
-from typing import Any
+from typing import Any, overload
 
-from sqlalchemy import CheckConstraint, Double, Index, MetaData, Table, Text, event, inspect
-from sqlalchemy.orm import DeclarativeBase, InstanceState
+from sqlalchemy import CheckConstraint, Double, Index, MetaData, Table, Text
+from sqlalchemy.orm import DeclarativeBase
 
 from .errors import ConstraintError
 from .limits import INTEGER_LIMIT
@@ -59,45 +58,13 @@ def next_version(version: Any) -> int:
     return 1 if version is None else stored_number("version", version) + 1
 
 
-class SameAs:
-    """A column default: the value of another column. Works at construction and in a Core insert."""
-
-    def __init__(self, column: str) -> None:
-        self.column = column
-
-    def __call__(self, context: Any) -> Any:
-        return context.get_current_parameters()[self.column]
-
-
-@cache
-def _defaults(model: type[Base]) -> list[tuple[str, Any]]:
-    return [(attribute.key, attribute.columns[0].default) for attribute in inspect(model).column_attrs]
-
-
-@event.listens_for(Base, "init", propagate=True)
-def _fill_defaults(row: Base, args: Any, values: dict[str, Any]) -> None:
-    """Set the column defaults, or None, when a row is constructed instead of at the flush; explicit values win.
-
-    Writes to `__dict__`, as SQLAlchemy does when it loads a row: the defaults are valid, and validation takes half of
-    the time to construct a row. Without the None, reading an unset column after the session is closed would raise
-    DetachedInstanceError.
-    """
-    state = row.__dict__
-    for key, default in _defaults(type(row)):
-        if key in values:
-            continue
-        if default is None:
-            state[key] = None
-        elif isinstance(default.arg, SameAs):
-            source = default.arg.column
-            values[key] = values[source] if source in values else state[source]
-        else:
-            state[key] = default.arg(None) if default.is_callable else default.arg
-
-
 class MetadataAttribute:
     """The attribute `metadata`: the JSON text on a row, SQLAlchemy's MetaData on the class. See ADR 4."""
 
+    @overload
+    def __get__(self, row: None, owner: type[Any]) -> MetaData: ...
+    @overload
+    def __get__(self, row: Any, owner: type[Any]) -> str | None: ...
     def __get__(self, row: Any, owner: type[Any]) -> Any:
         return owner.registry.metadata if row is None else row.metadata_json
 
@@ -109,10 +76,3 @@ class HasMetadata:
     """A mixin for MetadataAttribute: SQLAlchemy 2.0 refuses it on a mapped class, and 2.1 warns. See ADR 4."""
 
     metadata = MetadataAttribute()
-
-
-def to_dict(row: Base) -> dict[str, Any]:
-    """Return the values of all columns by column name; times in ISO 8601 with an offset."""
-    state: InstanceState[Any] = inspect(row)
-    values = {attribute.columns[0].name: getattr(row, attribute.key) for attribute in state.mapper.column_attrs}
-    return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in values.items()}

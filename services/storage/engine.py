@@ -14,11 +14,9 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, Engine, ExceptionContext, event
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.orm import Session
-from sqlalchemy.orm.exc import StaleDataError
 
 from .backends import Phase, backend_for, is_refused_when_reading
 from .errors import (
-    ConflictError,
     CorruptError,
     DatabaseURLError,
     NotInitializedError,
@@ -33,27 +31,11 @@ from .replicas import Replicas
 from .retry import RetryPolicy
 from .rows import SeveralStatementsError
 from .schema import REVISIONS, get_schema_version
+from .session import StorageSession, raise_conflicts
 from .settings import mask_url, parse_replica_urls, parse_url, read_engine_options
 
 TRANSACTION_RETRY = RetryPolicy(base_seconds=0.05, cap_seconds=2.0, jitter=1.0)
 Result = TypeVar("Result")
-
-
-class StorageSession(Session):
-    """A session whose flush raises ConflictError instead of SQLAlchemy's StaleDataError."""
-
-    def flush(self, objects: Any = None) -> None:
-        """Write pending changes. Raises ConflictError if another writer changed or deleted one of the rows first."""
-        try:
-            super().flush(objects)
-        except StaleDataError as error:
-            raise ConflictError(orig=error) from error
-
-
-@event.listens_for(StorageSession, "after_commit")
-def _note_commit(session: Session) -> None:
-    if not session.in_nested_transaction():  # it is still in the savepoint that it releases
-        session.info["committed"] = True
 
 
 class Storage:
@@ -87,6 +69,7 @@ class Storage:
         self.engines = (self.engine, *(self.replicas.engines if self.replicas else ()))
         for engine in self.engines:
             translate_errors(engine)
+            event.listen(engine, "after_cursor_execute", raise_conflicts)
             # Python 3.13 warns about connections that the garbage collector closes.
             weakref.finalize(self, engine.dispose)
         for engine in (self._read_only_engine, *self.engines[1:]):

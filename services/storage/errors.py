@@ -50,11 +50,12 @@ class IllegalTransitionError(StorageError, ValueError):
     """The generation cannot change to that status: read its current status first."""
 
     def __init__(self, current: str | None = None, target: str | None = None) -> None:
-        super().__init__(
-            f"status cannot change from {current!r} to {target!r}: see LEGAL_MOVES in services.storage.schema"
-            if current
-            else None
-        )
+        message = None
+        if current is not None and current == target:
+            message = f"the generation is already {current}, and its result is stored: a second one is refused"
+        elif current is not None:
+            message = f"status cannot change from {current!r} to {target!r}: see LEGAL_MOVES in services.storage.schema"
+        super().__init__(message)
         self.current = current
         self.target = target
 

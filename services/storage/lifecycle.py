@@ -1,11 +1,11 @@
-"""The lifecycle of a generation: its statuses, the legal moves, and the other columns that a move changes.
+"""The lifecycle of a generation: its statuses, the legal moves, the other columns that a move changes, and the lease.
 
 Does not use SQLAlchemy. Attributes and SQL statements take the values they set from here.
 """
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from .types import utcnow
 
@@ -28,6 +28,18 @@ class AttemptOutcome(StrEnum):
     LOST = "lost"
     RELEASED = "released"
     CANCELLED = "cancelled"
+
+
+class Lease(NamedTuple):
+    """A worker's right to finish an attempt at a generation; `attempt` fences off one that lost its lease (ADR 16)."""
+
+    generation_id: str
+    worker_id: str
+    attempt: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields by name."""
+        return self._asdict()
 
 
 FINISHED: Final = frozenset({GenerationStatus.COMPLETED, GenerationStatus.FAILED, GenerationStatus.CANCELLED})
@@ -53,6 +65,14 @@ def validate_status(status: str) -> str:
     except (TypeError, ValueError):
         known = ", ".join(GenerationStatus)
         raise ValueError(f"status must be one of {known}, not {str(status)[:40]!r}") from None
+
+
+def validate_outcome(outcome: str) -> str:
+    """Return `outcome` as a plain string. Raises ValueError if it is not a value of `AttemptOutcome`."""
+    try:
+        return AttemptOutcome(outcome).value
+    except ValueError:
+        raise ValueError(f"outcome must be one of {', '.join(AttemptOutcome)}, not {str(outcome)[:40]!r}") from None
 
 
 def is_legal_move(current: str, target: str) -> bool:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Unpack
 
 from sqlalchemy import (
     Boolean,
@@ -16,34 +16,22 @@ from sqlalchemy import (
     event,
     inspect,
 )
-from sqlalchemy.orm import Mapped, mapped_column, validates
+from sqlalchemy.orm import Mapped, mapped_column, relationship, validates
 
 from . import validation
-from .declarative import (
-    Base,
-    HasMetadata,
-    SameAs,
-    next_version,
-    partial_index,
-    stored_number,
-    to_dict,
-    whole_number,
-)
-from .errors import IllegalTransitionError
-from .lifecycle import FINISHED, GenerationStatus, is_legal_move, transition_values, validate_status
+from .declarative import Base, HasMetadata, next_version, partial_index, stored_number, whole_number
+from .errors import ConflictError, IllegalTransitionError
+from .fields import GenerationFields, PromptFields
+from .lifecycle import GenerationStatus, Lease, is_legal_move, transition_values, validate_status
 from .limits import MAX_ATTEMPTS
+from .queue_tables import Attempt, QueueState
 from .retention import PrunedFile, UsageTotal
+from .row import Row, SameAs
+from .serialization import plain
+from .status_checks import StatusChecks
 from .types import BigInt, JSONObject, JSONText, load_json_object, time_form, utcnow, uuid7
 
 __all__ = ["Attempt", "Base", "Generation", "Lease", "Prompt", "PrunedFile", "QueueState", "UsageTotal"]
-
-
-class Lease(NamedTuple):
-    """A worker's right to finish an attempt at a generation; `attempt` fences off one that lost its lease (ADR 16)."""
-
-    generation_id: str
-    worker_id: str
-    attempt: int
 
 
 class _PendingCount(int):
@@ -52,7 +40,7 @@ class _PendingCount(int):
     added: int = 0
 
 
-class Prompt(Base):
+class Prompt(Row):
     """A distinct text of generations, and how often it was used."""
 
     __tablename__ = "prompts"
@@ -61,7 +49,9 @@ class Prompt(Base):
     text: Mapped[str] = mapped_column()
     used_count: Mapped[int] = mapped_column(default=1, server_onupdate=FetchedValue())  # see increment_usage()
     first_used_at: Mapped[datetime] = mapped_column(default=utcnow)
-    last_used_at: Mapped[datetime] = mapped_column(default=SameAs("first_used_at"))
+    last_used_at: Mapped[datetime] = mapped_column(default=SameAs("first_used_at", utcnow))
+
+    generations: Mapped[list["Generation"]] = relationship(viewonly=True, order_by="Generation.created_at")
 
     __mapper_args__ = {"eager_defaults": True}
     __table_args__ = (
@@ -78,7 +68,14 @@ class Prompt(Base):
     def _validate(self, field: str, value: Any) -> Any:
         if isinstance(value, (ColumnElement, _PendingCount)):
             return value
-        return validation.validate_prompt_field(field, value)
+        valid = validation.validate_prompt_field(field, value)
+        if field == "text" and inspect(self).has_identity and valid != self.text:
+            raise ValueError("text of a stored prompt cannot change: its generations have the same text")
+        return valid
+
+    if TYPE_CHECKING:
+
+        def __init__(self, **values: Unpack[PromptFields]) -> None: ...
 
     def increment_usage(self) -> None:
         """Count one use now.
@@ -90,12 +87,9 @@ class Prompt(Base):
         self.used_count = count if inspect(self).has_identity else int(count)
         self.last_used_at = utcnow()
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the values of all columns by column name; times in ISO 8601 with an offset."""
-        return to_dict(self)
-
     def __repr__(self) -> str:
-        return f"<Prompt {self.id} text={_shorten(self.text)!r} used_count={self.used_count}>"
+        of = self._get_for_repr
+        return f"<Prompt {of('id')} text={of('text')!r} used_count={of('used_count')}>"
 
 
 @event.listens_for(Prompt, "before_update")
@@ -105,7 +99,7 @@ def _add_in_sql(mapper: Any, connection: Any, prompt: Prompt) -> None:
         prompt.used_count = Prompt.used_count + count.added
 
 
-class Generation(HasMetadata, Base):
+class Generation(StatusChecks, HasMetadata, Row):  # type: ignore[misc]  # see ADR 4
     """A music generation job: one row is both the queue entry and the history."""
 
     __tablename__ = "generations"
@@ -127,7 +121,7 @@ class Generation(HasMetadata, Base):
     metadata_json: Mapped[str | None] = mapped_column("metadata", JSONText)
     prompt_id: Mapped[int | None] = mapped_column(ForeignKey("prompts.id", ondelete="CASCADE"))
     priority: Mapped[int] = mapped_column(default=0)
-    scheduled_at: Mapped[datetime] = mapped_column(default=SameAs("created_at"))
+    scheduled_at: Mapped[datetime] = mapped_column(default=SameAs("created_at", utcnow))
     attempt: Mapped[int] = mapped_column(default=0)
     max_attempts: Mapped[int] = mapped_column(default=MAX_ATTEMPTS)
     started_at: Mapped[datetime | None]
@@ -145,6 +139,12 @@ class Generation(HasMetadata, Base):
     file_sha256: Mapped[str | None]
     file_format: Mapped[str | None]
     file_missing_since: Mapped[datetime | None]
+
+    # Not viewonly, because a flush inserts prompts before generations only if this relationship can be written.
+    prompt_record: Mapped[Prompt | None] = relationship(cascade="")
+    parent: Mapped["Generation | None"] = relationship(remote_side=id)
+    variations: Mapped[list["Generation"]] = relationship(viewonly=True, order_by=created_at)
+    attempts: Mapped[list[Attempt]] = relationship(viewonly=True, order_by=Attempt.number)
 
     __mapper_args__ = {"version_id_col": version, "version_id_generator": next_version}
     __table_args__ = (
@@ -201,14 +201,30 @@ class Generation(HasMetadata, Base):
         *time_form("cancel_requested_at", "file_missing_since"),
     )
 
-    @validates(*(field for field in validation.GENERATION_RULES if field != "status"))
+    @validates(*(field for field in validation.GENERATION_RULES if field not in ("status", "version")))
     def _validate(self, field: str, value: Any) -> Any:
+        if field == "id" and value is None and not inspect(self).has_identity:
+            return None  # make_transient() and `row.id = None` make a copy: the flush gives it an id
         valid = validation.validate_generation_field(field, value)
         if field == "prompt" and inspect(self).has_identity and valid != self.prompt:
             raise ValueError(
                 "prompt of a stored generation cannot change: use clone_generation() to create a variation"
             )
         return valid
+
+    @validates("version")
+    def _check_version(self, field: str, value: Any) -> int:
+        """Refuse any version but that of the stored row, so a stale form cannot overwrite a newer row. See ADR 8."""
+        valid: int = validation.validate_generation_field(field, value)
+        if inspect(self).has_identity and valid != self.version:
+            raise ConflictError(
+                f"version of the stored row is {self.version}, not {valid}: read the row again, then repeat the change"
+            )
+        return valid
+
+    @validates("prompt_record")
+    def _refuse_prompt_record(self, field: str, value: Any) -> None:
+        raise ValueError("prompt_record cannot be assigned: assign prompt, the text; the flush finds its record")
 
     @validates("status")
     def _change_status(self, field: str, value: Any) -> str:
@@ -226,35 +242,9 @@ class Generation(HasMetadata, Base):
                 self.max_attempts = max(stored_number("max_attempts", self.max_attempts), attempt + 1)
         return target
 
-    @property
-    def is_pending(self) -> bool:
-        """Whether the status is pending."""
-        return self.status == GenerationStatus.PENDING
+    if TYPE_CHECKING:
 
-    @property
-    def is_processing(self) -> bool:
-        """Whether the status is processing."""
-        return self.status == GenerationStatus.PROCESSING
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether the status is completed."""
-        return self.status == GenerationStatus.COMPLETED
-
-    @property
-    def is_failed(self) -> bool:
-        """Whether the status is failed."""
-        return self.status == GenerationStatus.FAILED
-
-    @property
-    def is_cancelled(self) -> bool:
-        """Whether the status is cancelled."""
-        return self.status == GenerationStatus.CANCELLED
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether the status is completed, failed or cancelled."""
-        return self.status in FINISHED
+        def __init__(self, **values: Unpack[GenerationFields]) -> None: ...
 
     @property
     def lease(self) -> Lease | None:
@@ -267,6 +257,11 @@ class Generation(HasMetadata, Base):
         """Return the metadata as a new dict; {} if there is none or the stored text is not a JSON object."""
         stored = self.metadata_json
         return {} if stored is None else load_json_object(stored) or {}
+
+    @property
+    def metadata_dict(self) -> dict[str, Any]:
+        """The metadata as get_metadata() returns it, for tools that read attributes."""
+        return self.get_metadata()
 
     def set_metadata(self, metadata_dict: Mapping[str, Any] | None) -> None:
         """Replace the metadata. Raises ValueError or TypeError for anything but a JSON object of at most 64 KiB."""
@@ -294,56 +289,13 @@ class Generation(HasMetadata, Base):
         self.error_message = error_message
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the values of all columns by column name; times in ISO 8601 with an offset, JSON as dicts."""
-        return to_dict(self) | {"metadata": self.get_metadata()}
+        """Return the values of all columns by column name, as JSON types; times in ISO 8601 with an offset.
+
+        `metadata` and `parameters` are dicts or None; None also stands for text that is not a JSON object.
+        """
+        stored = self.metadata_json
+        return super().to_dict() | {"metadata": None if stored is None else plain(load_json_object(stored))}
 
     def __repr__(self) -> str:
-        return f"<Generation {self.id} status={self.status} prompt={_shorten(self.prompt)!r}>"
-
-
-class Attempt(Base):
-    """One finished attempt at a generation under a lease: by whom, from when to when, and how it ended."""
-
-    __tablename__ = "attempts"
-
-    generation_id: Mapped[str] = mapped_column(ForeignKey("generations.id", ondelete="CASCADE"), primary_key=True)
-    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    worker_id: Mapped[str]
-    started_at: Mapped[datetime | None]
-    finished_at: Mapped[datetime] = mapped_column(default=utcnow)
-    outcome: Mapped[str]
-    error_message: Mapped[str | None]
-
-    __table_args__ = (
-        # get_queue_stats, estimate_completion, explain_wait: active workers
-        Index("idx_attempts_finished_at", finished_at),
-        CheckConstraint(
-            "outcome IN ('completed', 'failed', 'lost', 'released', 'cancelled')",
-            name="outcome_known",
-        ),
-        whole_number("number", 0, name="number_not_negative"),
-        *time_form("started_at", "finished_at"),
-    )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the values of all columns by column name; times in ISO 8601 with an offset."""
-        return to_dict(self)
-
-    def __repr__(self) -> str:
-        return f"<Attempt {self.number} of {self.generation_id} outcome={self.outcome}>"
-
-
-class QueueState(Base):
-    """The single row that stores whether claims are paused; without it they are not."""
-
-    __tablename__ = "queue_state"
-
-    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False, default=1)
-    paused_at: Mapped[datetime | None]
-    reason: Mapped[str | None]
-
-    __table_args__ = (CheckConstraint("id = 1", name="single_row"), *time_form("paused_at"))
-
-
-def _shorten(value: str | None) -> str:
-    return "" if value is None else value if len(value) <= 30 else value[:29] + "…"
+        of = self._get_for_repr
+        return f"<Generation {of('id')} status={of('status')} prompt={of('prompt')!r}>"

@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session, aliased
 from .errors import InvalidCursorError
 from .limits import BIG_INTEGER_LIMIT
 from .models import Generation
+from .serialization import Report
 from .types import TimeText
 from .validation import is_storable
 
@@ -29,7 +30,7 @@ DIGEST_BYTES = 8
 
 
 @dataclass(frozen=True)
-class Page(Generic[Item]):
+class Page(Report, Generic[Item]):
     """The items of a page, and the cursor of the next page, None on the last one."""
 
     items: list[Item]

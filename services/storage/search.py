@@ -19,6 +19,7 @@ from .limits import INTEGER_LIMIT
 from .models import Generation, Prompt
 from .pagination import Page, PagePosition, after_position, decode_cursor, fetch_page
 from .search_query import Query, parse_query
+from .serialization import Report
 from .validation import validate_count
 
 Order = Literal["relevance", "used", "newest"]
@@ -31,7 +32,7 @@ COLLECTED_LIMIT = 3_000
 
 
 @dataclass(frozen=True)
-class PromptMatch:
+class PromptMatch(Report):
     """A prompt that matches a search, the snippet of its text around the first match, and its relevance."""
 
     prompt: Prompt

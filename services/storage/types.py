@@ -4,7 +4,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -140,7 +140,9 @@ class JSONText(TypeDecorator[str]):
             return dialect.type_descriptor(JSONB(none_as_null=True))
         return dialect.type_descriptor(Text())
 
-    def process_bind_param(self, value: str | None, dialect: Dialect) -> Any:
+    def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
+        if isinstance(value, Mapping):  # in a Core statement: attributes are validated and converted on assignment
+            value = dump_json(value)
         if value is None or dialect.name != "postgresql":
             return value
         try:

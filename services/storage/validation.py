@@ -336,6 +336,7 @@ GENERATION_RULES: Mapping[str, Rule] = {
     "progress": _optional(_number(minimum=0, maximum=1)),
     "parent_id": _optional(_text(ID_LIMIT)),
     "is_favorite": validate_flag,
+    "version": _integer(1),
     "file_sha256": _optional(_sha256),
     **dict.fromkeys(_OPTIONAL_NAMES, _optional(_NAME)),
     **dict.fromkeys(_OPTIONAL_TIMES, _optional(validate_moment)),

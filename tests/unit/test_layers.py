@@ -15,17 +15,18 @@ ROOT = PACKAGE.parents[1]
 
 # A module or package may import those of earlier lines only, not those of its own line.
 LAYERS = (
-    {"limits", "errors"},
+    {"limits", "errors", "serialization", "fields"},
     {"types", "words", "audio_files"},
     {"lifecycle", "settings", "retry", "search_query"},
     {"schema", "validation", "declarative"},
-    {"retention"},
+    {"row", "status_checks", "retention"},
+    {"queue_tables"},
     {"models"},
     {"conditions", "pagination", "rows"},
     {"backends"},
     {"queue", "search", "analytics"},
     {"prompts", "generations"},
-    {"replicas"},
+    {"replicas", "session"},
     {"engine"},
     {"migrations"},
     {"maintenance", "worker"},

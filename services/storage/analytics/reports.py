@@ -4,9 +4,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
+from ..serialization import Report
+
 
 @dataclass(frozen=True)
-class QueueStats:
+class QueueStats(Report):
     """The state of the queue at the time `at`.
 
     `backlog` is the number of due generations, and `oldest_seconds` how long the oldest of them has been due.
@@ -28,7 +30,7 @@ class QueueStats:
 
 
 @dataclass(frozen=True)
-class Percentiles:
+class Percentiles(Report):
     """The median, the 90th and the 99th percentile of `count` values; None if there are no values."""
 
     count: int
@@ -38,7 +40,7 @@ class Percentiles:
 
 
 @dataclass(frozen=True)
-class PerformanceStats:
+class PerformanceStats(Report):
     """The performance of one model.
 
     `failure_rate` is failed / (completed + failed), None if both are 0. `generation_time` (seconds) is the reported
@@ -58,7 +60,7 @@ class PerformanceStats:
 
 
 @dataclass(frozen=True)
-class Usage:
+class Usage(Report):
     """The numbers of created and finished generations from `start` (UTC, included) to the start of the next bucket."""
 
     start: datetime
@@ -69,7 +71,7 @@ class Usage:
 
 
 @dataclass(frozen=True)
-class PromptStats:
+class PromptStats(Report):
     """The uses and results of one prompt.
 
     `used_count` counts every use; `generations` counts the stored generations. `success_rate` is completed /
@@ -90,7 +92,7 @@ class PromptStats:
 
 
 @dataclass(frozen=True)
-class FailureReason:
+class FailureReason(Report):
     """An error message, cut to 200 characters and with # for digits, and the number of failed generations with it."""
 
     reason: str
@@ -100,7 +102,7 @@ class FailureReason:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Estimate(Report):
     """When a generation will finish: between `p10_at` and `p90_at` with a probability of 80 %; the median is `p50_at`.
 
     `jobs_ahead` due generations will be claimed before it, by `workers` active workers. Its own time is estimated from
@@ -134,7 +136,7 @@ class WaitReason(StrEnum):
 
 
 @dataclass(frozen=True)
-class Wait:
+class Wait(Report):
     """Why a generation is not finished yet.
 
     `reason` is paused, scheduled (until `until`), no_workers, behind (`ahead` others), next, processing (the lease of

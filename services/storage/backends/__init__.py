@@ -30,10 +30,19 @@ def backups_of(path: Path) -> BackupDialect:
     return sqlite if sqlite.recognizes(path) else _backend("postgresql").backups
 
 
+ASYNC_DRIVERS = frozenset({"aiosqlite", "asyncpg", "psycopg_async"})
+
+
 def backend_for(source: URL | Session | Connection | Engine) -> Backend:
     """Return the backend for the database of `source`. Raises DatabaseURLError for an unsupported database system."""
     if isinstance(source, URL):
-        return _backend(source.get_backend_name())
+        name, _, driver = source.drivername.partition("+")
+        if driver in ASYNC_DRIVERS:
+            raise DatabaseURLError(
+                f"The driver {driver} is for async engines, which this library does not use: write {name}://… instead, "
+                "and call the library from async code in a thread, for example with run_in_threadpool()."
+            )
+        return _backend(name)
     return _backend((source.get_bind() if isinstance(source, Session) else source).dialect.name)
 
 

@@ -16,6 +16,7 @@ from ..backends import BackupDialect, Contents, backups_of
 from ..engine import Storage, get_storage
 from ..errors import BackupError, NotInitializedError, SchemaTooNewError, UnreachableError
 from ..schema import REVISIONS
+from ..serialization import Report
 from ..validation import validate_count
 
 STAMP: Final = "%Y%m%dT%H%M%S%fZ"
@@ -24,7 +25,7 @@ OUR_TABLES: Final = frozenset({"alembic_version", "generations", "prompts"})
 
 
 @dataclass(frozen=True)
-class Backup:
+class Backup(Report):
     """What a backup holds, and the older backups that were deleted for it.
 
     `row_counts` has every table, `checksum` covers every value of every row. `moved_aside` is set by a restore over a

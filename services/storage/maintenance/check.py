@@ -12,11 +12,12 @@ from ..engine import Storage, get_storage
 from ..lifecycle import GenerationStatus
 from ..models import Generation
 from ..search import check_search_index, rebuild_search_index
+from ..serialization import Report
 from .rows import scan_rows
 
 
 @dataclass(frozen=True)
-class Finding:
+class Finding(Report):
     """A problem, its subject (a table and key, never a stored value), and whether the check has fixed it."""
 
     problem: str
@@ -31,9 +32,10 @@ def check_database(
 
     In this order: damage to the file (SQLite only; then nothing else is checked); a search index that does not match
     the prompts, which is rebuilt; rows that violate a constraint, refer to a missing row or have an unreadable value;
-    rows that are processing without a lease, which no worker will reclaim. With `outputs_dir`, the folder of relative
-    file_paths, also completed generations whose file is missing. On SQLite, writers wait while the search index is
-    compared and rebuilt. Raises ValueError if `outputs_dir` is not a folder.
+    rows that are processing without a lease, which no worker will reclaim; generations that search cannot find, because
+    they have no prompt_id. With `outputs_dir`, the folder of relative file_paths, also completed generations whose file
+    is missing. On SQLite, writers wait while the search index is compared and rebuilt. Raises ValueError if
+    `outputs_dir` is not a folder.
     """
     storage = storage or get_storage()
     if outputs_dir is not None and not Path(outputs_dir).is_dir():
@@ -47,6 +49,7 @@ def check_database(
         _, refused = scan_rows(session, lambda step, done, total: None, as_stored=True)
         findings += [Finding(row.reason, f"{row.table} {row.key}") for row in refused]
         findings += _find_unleased(session)
+        findings += _find_unlinked(session)
         if outputs_dir is not None:
             findings += _find_missing_files(session, Path(outputs_dir))
     return findings
@@ -62,6 +65,15 @@ def _repair_search_index(session: Session) -> list[Finding]:
 def _find_unleased(session: Session) -> list[Finding]:
     unleased = select(Generation.id).where(PROCESSING, Generation.lease_expires_at.is_(None)).order_by(Generation.id)
     return [Finding("it is processing without a lease", f"generations {id}") for id in session.scalars(unleased)]
+
+
+def _find_unlinked(session: Session) -> list[Finding]:
+    # A bulk insert that is not ours counts no prompt, and search finds generations through their prompts.
+    unlinked = select(Generation.id).where(Generation.prompt_id.is_(None)).order_by(Generation.id)
+    return [
+        Finding("it has no prompt_id, so search does not find it", f"generations {id}")
+        for id in session.scalars(unlinked)
+    ]
 
 
 def _find_missing_files(session: Session, outputs_dir: Path) -> list[Finding]:

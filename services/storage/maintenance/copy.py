@@ -30,6 +30,7 @@ from sqlalchemy.orm import Session
 
 from ..engine import Storage
 from ..errors import ConflictError, CopyError, NotInitializedError
+from ..serialization import Report
 from .rows import (
     TABLES,
     CopiedTable,
@@ -58,7 +59,7 @@ PROGRESS_TABLE = Table(
 
 
 @dataclass(frozen=True)
-class CopyReport:
+class CopyReport(Report):
     """The tables that were copied, and whether an earlier run of the copy was resumed."""
 
     tables: tuple[CopiedTable, ...]

@@ -36,6 +36,7 @@ from ..backends import backend_for
 from ..declarative import checks_of
 from ..limits import BIG_INTEGER_LIMIT, INTEGER_LIMIT
 from ..models import Base
+from ..serialization import Report
 from ..types import JSONObject, JSONText, UTCDateTime
 from ..validation import is_storable
 
@@ -46,7 +47,7 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class RefusedRow:
+class RefusedRow(Report):
     """A row that the target would refuse, and the reason; contains no stored value."""
 
     table: str
@@ -55,7 +56,7 @@ class RefusedRow:
 
 
 @dataclass(frozen=True)
-class CopiedTable:
+class CopiedTable(Report):
     """A table and its contents; the checksum does not depend on the order of the rows."""
 
     name: str

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
-from sqlalchemy import bindparam, insert, inspect, select
-from sqlalchemy.orm import Session, make_transient_to_detached
+from sqlalchemy import Connection, bindparam, event, insert, inspect, select
+from sqlalchemy.orm import Session, make_transient_to_detached, object_session
 from sqlalchemy.orm.util import identity_key
 
 from ..backends import Backend, backend_for
@@ -43,9 +43,11 @@ def build_generation(request: Mapping[str, Any]) -> Generation:
     if missing := REQUIRED - request.keys():
         raise TypeError(f"create_generation() needs the argument {min(missing)}")
     given = {name: value for name, value in request.items() if value is not None or name not in OPTIONAL}
-    if "generation_id" in given:
-        given["id"] = GENERATION_RULES["id"]("generation_id", given.pop("generation_id"))
-    return Generation(**given)
+    generation_id = given.pop("generation_id", None)
+    generation = Generation(**given)
+    if generation_id is not None:
+        generation.id = GENERATION_RULES["id"]("generation_id", generation_id)
+    return generation
 
 
 def insert_once(session: Session, generations: list[Generation]) -> list[Generation]:
@@ -120,6 +122,19 @@ def count_use(session: Session, text: str) -> Prompt:
     upsert = _count_uses(backend_for(session)).returning(Prompt)
     prompt: Prompt = session.scalars(upsert, _uses([text]), execution_options={"populate_existing": True}).one()
     return prompt
+
+
+@event.listens_for(Generation, "before_insert")
+def _count_prompt(mapper: Any, connection: Connection, generation: Generation) -> None:
+    """Count the prompt of a generation that session.add() stores, and link them, as create_generation() does."""
+    if generation.prompt is None:
+        return  # the database refuses the row
+    counted = connection.execute(_count_uses_for_ids(backend_for(connection)), _uses([generation.prompt])).one()
+    generation.prompt_id = counted.id
+    session = object_session(generation)
+    prompt = session and session.identity_map.get(identity_key(Prompt, counted.id))
+    if session and prompt is not None:
+        session.expire(prompt, ["used_count", "last_used_at"])
 
 
 def _find_by_key(session: Session, generations: list[Generation]) -> dict[str, Generation]:

@@ -79,10 +79,10 @@ def complete_generation(
 ) -> Generation | None:
     """Complete a generation: `generation_time` in seconds, the size of its file, and metadata merged into the stored.
 
-    `file_sha256`, 64 hexadecimal digits, lets find_files() recognize the file when it was moved; `file_format` is a
-    name such as "wav". Returns None for an unknown id. Raises IllegalTransitionError if the generation is already
-    finished, ConflictError if another writer changed it meanwhile, ValueError or TypeError for a bad value; then
-    nothing is changed.
+    A generation that was marked as completed but has neither time nor size gets them. `file_sha256`, 64 hexadecimal
+    digits, lets find_files() recognize the file when it was moved; `file_format` is a name such as "wav". Returns None
+    for an unknown id. Raises IllegalTransitionError if the generation is already finished otherwise, ConflictError if
+    another writer changed it meanwhile, ValueError or TypeError for a bad value; then nothing is changed.
 
     With a `lease`: raises LeaseLostError if it is no longer held. Repeating the call returns the stored row. If a user
     asked to cancel the generation, it ends as cancelled and the result is not stored.
@@ -249,9 +249,12 @@ def _fail_under_lease(session: Session, lease: Lease, message: str, policy: Retr
 
 def _find_unfinished(session: Session, generation_id: str, target: GenerationStatus) -> Generation | None:
     generation = session.get(Generation, generation_id) if is_storable("generation_id", generation_id) else None
-    if generation is not None and generation.is_finished:
-        raise IllegalTransitionError(generation.status, target.value)
-    return generation
+    if generation is None or not generation.is_finished:
+        return generation
+    has_result = generation.generation_time_seconds is not None or generation.file_size_bytes is not None
+    if target == GenerationStatus.COMPLETED and generation.is_complete and not has_result:
+        return generation  # only its status was set, for example by update_generation_status()
+    raise IllegalTransitionError(generation.status, target.value)
 
 
 def _end_attempt(

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..audio_files import describe_file
 from ..models import Generation, Lease
+from ..serialization import Report
 from ..validation import validate_generation_field
 
 
@@ -19,7 +20,7 @@ class WorkerInterrupted(BaseException):
 
 
 @dataclass(frozen=True)
-class Result:
+class Result(Report):
     """The result of a handler: its file, metadata to merge into the stored, and the time in seconds it measured.
 
     `file_sha256`, 64 hexadecimal digits, lets find_files() recognize the file when it was moved.

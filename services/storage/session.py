@@ -1,0 +1,113 @@
+"""The session class of the library, and the conflict check for any session on its engines."""
+
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, event
+from sqlalchemy.orm import Session
+from sqlalchemy.orm.exc import StaleDataError
+
+from .errors import ConflictError
+
+Row = TypeVar("Row")
+
+
+class SessionBlock(AbstractContextManager[Session], Iterator[Session]):
+    """A `with` block around a session; also a generator that yields it once, as FastAPI expects of a dependency."""
+
+    def __init__(self, block: AbstractContextManager[Session]) -> None:
+        self._block = block
+        self._steps: Generator[Session] | None = None
+
+    def __enter__(self) -> Session:
+        return self._block.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        return self._block.__exit__(kind, error, traceback)
+
+    def __next__(self) -> Session:
+        if self._steps is None:
+            self._steps = self._generate()
+        return next(self._steps)
+
+    def throw(self, *error: Any) -> Session:
+        """Raise an error in the block, which rolls the session back."""
+        assert self._steps is not None, "throw() follows next()"
+        return self._steps.throw(*error)
+
+    def close(self) -> None:
+        """End the block without a commit."""
+        if self._steps is not None:
+            self._steps.close()
+
+    def _generate(self) -> Generator[Session]:
+        with self._block as session:
+            yield session
+
+
+class StorageSession(Session):
+    """A session that raises ConflictError instead of StaleDataError, and stores `metadata` in a bulk INSERT."""
+
+    def flush(self, objects: Any = None) -> None:
+        """Write pending changes. Raises ConflictError if another writer changed or deleted one of the rows first."""
+        try:
+            super().flush(objects)
+        except StaleDataError as error:
+            raise ConflictError(orig=error) from error
+
+    def merge(self, instance: Row, **options: Any) -> Row:
+        """Copy the given attributes of `instance` to the stored row. Raises ConflictError if its version is older."""
+        try:
+            return super().merge(instance, **options)
+        except StaleDataError as error:
+            raise ConflictError(orig=error) from error
+
+    def execute(self, statement: Any, params: Any = None, **options: Any) -> Any:
+        """Execute a statement and return its result."""
+        return super().execute(statement, params and _rename_metadata(statement, params), **options)
+
+    def scalars(self, statement: Any, params: Any = None, **options: Any) -> Any:
+        """Execute a statement and return the first column of its result."""
+        return super().scalars(statement, params and _rename_metadata(statement, params), **options)
+
+    def bulk_insert_mappings(
+        self, mapper: Any, mappings: Iterable[Mapping[str, Any]], *args: Any, **options: Any
+    ) -> None:
+        """Insert rows; prefer create_generations(), which also counts the prompts."""
+        super().bulk_insert_mappings(mapper, [_rename(row) for row in mappings], *args, **options)
+
+
+@event.listens_for(StorageSession, "after_commit")
+def _note_commit(session: Session) -> None:
+    if not session.in_nested_transaction():  # it is still in the savepoint that it releases
+        session.info["committed"] = True
+
+
+def raise_conflicts(
+    connection: Connection, cursor: Any, statement: str, parameters: Any, context: Any, many: bool
+) -> None:
+    """Raise ConflictError if an UPDATE or DELETE of a flush did not find the row in the version that was read.
+
+    A flush would raise StaleDataError; here, users of another Session class get the error of this library too.
+    """
+    if context is None or not (context.isupdate or context.isdelete):
+        return
+    # The unit of work names its parameters so; in a statement of a user they have other names, such as version_1.
+    name = f"{context.compiled.statement.table.name}_version" if context.isupdate else "version"
+    if name in context.compiled.binds and cursor.rowcount < (len(parameters) if many else 1):
+        raise ConflictError
+
+
+def _rename_metadata(statement: Any, params: Any) -> Any:
+    """Return the parameters of an INSERT of ORM rows by attribute: SQLAlchemy ignores the name `metadata` there."""
+    if not getattr(statement, "is_insert", False) or "entity" not in statement.entity_description:
+        return params
+    return _rename(params) if isinstance(params, Mapping) else [_rename(row) for row in params]
+
+
+def _rename(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {"metadata_json" if name == "metadata" else name: value for name, value in row.items()}
