@@ -48,6 +48,7 @@ from .errors import (
     StatementTimeoutError,
     StorageError,
     UnreachableError,
+    UnsafeOpenError,
 )
 from .generations import (
     clone_generation,
@@ -238,4 +239,5 @@ __all__ = [
     "SerializationError",
     "StatementTimeoutError",
     "UnreachableError",
+    "UnsafeOpenError",
 ]

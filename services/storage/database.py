@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from .analytics import get_database_stats
 from .engine import Storage, get_default, get_storage, set_storage
-from .errors import NotInitializedError, SchemaOutdatedError, SchemaTooNewError
+from .errors import ForeignDatabaseError, NotInitializedError, SchemaOutdatedError, SchemaTooNewError
 from .generations import (
     clone_generation,
     count_generations,
@@ -98,14 +98,10 @@ def init_db(
     try:
         try:
             storage.require_schema(refresh=True)
-        except (
-            NotInitializedError,
-            SchemaOutdatedError,
-            SchemaTooNewError,
-        ):  # migrations.upgrade() tells a newer schema from a foreign one
-            from . import (
-                migrations,
-            )  # here, because Alembic doubles the import time and an up-to-date database does not need it
+        except (NotInitializedError, ForeignDatabaseError, SchemaOutdatedError, SchemaTooNewError):
+            # Here, because Alembic doubles the import time and an up-to-date database does not need it. upgrade()
+            # tells a newer schema from a foreign one.
+            from . import migrations
 
             migrations.upgrade(storage)
     except BaseException:

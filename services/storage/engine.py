@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from threading import Lock
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, ExceptionContext, event
+from sqlalchemy import Connection, Engine, ExceptionContext, event, inspect
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.orm import Session
 
@@ -19,11 +19,13 @@ from .backends import Phase, backend_for, is_refused_when_reading
 from .errors import (
     CorruptError,
     DatabaseURLError,
+    ForeignDatabaseError,
     NotInitializedError,
     ReadOnlyError,
     RetryableError,
     SchemaOutdatedError,
     SchemaTooNewError,
+    StorageError,
     UnreachableError,
 )
 from .limits import TRANSACTION_ATTEMPTS
@@ -34,6 +36,7 @@ from .schema import REVISIONS, get_schema_version
 from .session import StorageSession, raise_conflicts
 from .settings import mask_url, parse_replica_urls, parse_url, read_engine_options
 
+TABLES = ("generations", "prompts")  # of the first revision: a database with neither is not this library's
 TRANSACTION_RETRY = RetryPolicy(base_seconds=0.05, cap_seconds=2.0, jitter=1.0)
 Result = TypeVar("Result")
 
@@ -61,7 +64,7 @@ class Storage:
             raise DatabaseURLError from None
         self._read_only_engine = self.backend.read_only(self.engine)
         self._step_engine = self.engine.execution_options(isolation_level="AUTOCOMMIT", is_step=True)
-        self._anchor = self.backend.open_anchor(self.url)
+        self._anchor = self.backend.open_anchor(self.url, self.options)
         self._schema_checked = False
         self.replicas: Replicas | None = None
         if replicas := parse_replica_urls(replica_urls, from_environment=not database_url):
@@ -190,16 +193,32 @@ class Storage:
             return
         revision = self.read_revision()
         if revision is None:
-            raise NotInitializedError(
-                f"The database {self.display_url} is not initialized yet: call init_db() or run `just db-init`."
-            )
+            raise self._explain_missing_schema()
         if revision != get_schema_version():
             raise (SchemaOutdatedError if revision in REVISIONS else SchemaTooNewError)
+        if not self._schema_checked:
+            self.backend.check_file(self.engine)
         self._schema_checked = True
 
     def forget_schema(self) -> None:
         """Check the schema again at the next session: a restore may have replaced it."""
         self._schema_checked = False
+
+    def _explain_missing_schema(self) -> StorageError:
+        if not self.backend.is_present(self.url):
+            return NotInitializedError(
+                f"The database {self.display_url} does not exist: check DATABASE_URL for a mistake, or create the "
+                "database with init_db() or `just db-init`."
+            )
+        tables = set(inspect(self.engine).get_table_names()) - {"alembic_version"}
+        if tables and not tables & set(TABLES):
+            return ForeignDatabaseError(
+                f"The database {self.display_url} holds tables of another program, such as {min(tables)}: check "
+                "DATABASE_URL. Nothing was changed."
+            )
+        return NotInitializedError(
+            f"The database {self.display_url} is not initialized yet: call init_db() or run `just db-init`."
+        )
 
     def dispose(self, *, close: bool = True) -> None:
         """Close every idle connection; a memory database keeps its data until the Storage itself is deleted.
@@ -231,6 +250,8 @@ def translate_errors(engine: Engine) -> None:
             phase=_phase(context),
             is_disconnect=context.is_disconnect,
         )
+        if isinstance(error, (ReadOnlyError, UnreachableError)) and (reason := backend.explain(engine.url)):
+            error.args = (reason,)
         if isinstance(error, (CorruptError, UnreachableError)):
             error.args = (f"{error} ({mask_url(engine.url)})",)  # names the database: a copy and replicas use several
         return error

@@ -99,6 +99,10 @@ class AccessDeniedError(StorageError):
     """The database user lacks a privilege: make it the owner of the database, or GRANT it the privilege."""
 
 
+class UnsafeOpenError(StorageError):
+    """The process was forked while it had the database open: close all sessions before a fork, or use spawn."""
+
+
 class DriverMissingError(StorageError, ImportError):
     """The driver for this database is not installed: pip install 'dgx-music-storage[postgres]'."""
 

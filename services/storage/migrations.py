@@ -109,7 +109,7 @@ def check(storage: Storage) -> list[Any]:
 @contextmanager
 def connect(storage: Storage) -> Iterator[Connection]:
     """Open a connection for migrations, outside the pool of `storage`."""
-    engine = storage.backend.create_migration_engine(storage.url)
+    engine = storage.backend.create_migration_engine(storage.url, storage.options)
     translate_errors(engine)
     with engine.connect() as connection:
         yield connection

@@ -18,6 +18,7 @@ from .limits import BUSY_TIMEOUT_SECONDS
 
 DEFAULT_DATABASE_URL: Final = "sqlite:///data/generations.db"
 SECRET_WORDS: Final = ("pass", "pwd", "secret", "token", "key")
+SQLITE_MODULES: Final = ("sqlite3", "pysqlite3")
 BOOLEANS: Final = {
     "1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False
 }  # fmt: skip
@@ -33,13 +34,15 @@ class EngineOptions:
     """The options of a database's engines; times are in seconds. Raises ValueError or TypeError naming the option.
 
     `echo` logs SQL. SQLite: with `synchronous` FULL, a power failure loses no acknowledged commit; with NORMAL it may
-    lose the last ones. `busy_timeout` is the maximum wait for another writer. PostgreSQL: `connect_timeout` and the
-    three options after it, where 0 means no timeout; `replica_max_lag` is the maximum age of what a replica returns;
-    set `pgbouncer` if connections go through PgBouncer in transaction mode.
+    lose the last ones. `sqlite_module` "pysqlite3" uses the SQLite of that package instead of Python's own.
+    `busy_timeout` is the maximum wait for another writer. PostgreSQL: `connect_timeout` and the three options after it,
+    where 0 means no timeout; `replica_max_lag` is the maximum age of what a replica returns; set `pgbouncer` if
+    connections go through PgBouncer in transaction mode.
     """
 
     echo: bool = False
     synchronous: str = "FULL"
+    sqlite_module: str = "sqlite3"
     busy_timeout: float = BUSY_TIMEOUT_SECONDS
     pool_size: int = 5
     max_overflow: int = 10
@@ -55,6 +58,8 @@ class EngineOptions:
     def __post_init__(self) -> None:
         if self.synchronous not in ("FULL", "NORMAL"):
             raise ValueError(f"synchronous must be FULL or NORMAL, not {self.synchronous!r}")
+        if self.sqlite_module not in SQLITE_MODULES:
+            raise ValueError(f"sqlite_module must be {' or '.join(SQLITE_MODULES)}, not {self.sqlite_module!r}")
         for name, minimum in (("pool_size", 1), ("max_overflow", 0)):
             value = getattr(self, name)
             if type(value) is not int:

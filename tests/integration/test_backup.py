@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import sqlite3
 import stat
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from tests.support.copies import contents, fill
 from tests.support.databases import run_script
 from tests.support.factories import a_generation
 from tests.support.sessions import opened, path_of
+from tests.support.sqlite_module import sqlite3
 
 pytestmark = pytest.mark.usefixtures("client_programs")
 

@@ -1,6 +1,5 @@
 """The CHECK constraints refuse what the library could not compute with, whoever writes it, with the same verdict."""
 
-import sqlite3
 from datetime import datetime
 from typing import Any
 
@@ -13,6 +12,7 @@ from services.storage import ConstraintError, Storage, run_in_transaction
 from services.storage.models import Base
 from services.storage.types import TIME_FORMS, UTCDateTime
 from tests.support.factories import a_generation
+from tests.support.sqlite_module import sqlite3
 
 TABLES = ("generations", "prompts", "attempts", "queue_state")
 ATTEMPT = (

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from services.storage import __version__
 from services.storage.schema import get_schema_version
 from tests.support.command_line import add, command, counts, environment, on_a_terminal, process, run
 from tests.support.sessions import path_of
+from tests.support.sqlite_module import sqlite3
 
 HEAD = get_schema_version()
 VERBS = ("check", "copy", "demo", "init", "list", "migrate", "reset", "search", "stats", "worker")

@@ -1,7 +1,6 @@
 """Errors of the drivers become errors of this library, with a hint and without prompts and passwords."""
 
 import os
-import sqlite3
 import subprocess
 import sys
 import traceback
@@ -44,6 +43,7 @@ from services.storage.errors import (
 from tests.conftest import administer
 from tests.support.factories import a_generation, a_request
 from tests.support.sessions import at_once, path_of
+from tests.support.sqlite_module import sqlite3
 from tests.support.unchecked import break_row
 
 SECRET = "a secret prompt"

@@ -1,6 +1,5 @@
 """check_database(): no findings for a correct database, and one finding for each problem."""
 
-import sqlite3
 from pathlib import Path
 
 import pytest
@@ -21,6 +20,7 @@ from tests.support.copies import fill
 from tests.support.databases import ask, is_sqlite, make_old_database, run_script
 from tests.support.factories import a_generation
 from tests.support.sessions import path_of
+from tests.support.sqlite_module import sqlite3
 
 
 def test_a_correct_database_has_no_findings(db: Storage) -> None:

@@ -118,7 +118,7 @@ def test_a_database_that_cannot_hold_every_prompt_is_refused(server: Server, enc
         ({"username": "nobody"}, "refused the user or the password"),
         ({"database": "nothing"}, "no database of that name"),
         ({"host": "no-such-host.invalid"}, "host is unknown"),
-        ({"port": 1}, "No server answers there"),
+        ({"port": 1}, "no server answers there"),
     ],
 )
 def test_what_keeps_it_from_being_opened_is_named(server: Server, change: dict[str, str | int], message: str) -> None:

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import sqlite3
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from services.storage.schema import REVISIONS, get_schema_version
+from tests.support.sqlite_module import sqlite3
 
 ROOT = Path(__file__).resolve().parents[2]
 COPIED = ("alembic", "services", "scripts", "alembic.ini", "justfile", "pyproject.toml")

@@ -1,7 +1,6 @@
 """Sessions: transactions, concurrency, retries, opening a database, and the file on disk."""
 
 import os
-import sqlite3
 import stat
 import subprocess
 import sys
@@ -36,6 +35,7 @@ from services.storage.backends import sqlite
 from services.storage.errors import BusyError
 from tests.support.factories import a_generation
 from tests.support.sessions import at_once, path_of, undone, used_count
+from tests.support.sqlite_module import sqlite3
 
 
 @contextmanager

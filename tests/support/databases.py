@@ -1,7 +1,6 @@
 """Create old databases, and read the schema and rows of a database with the driver alone, to compare them."""
 
 import re
-import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ import psycopg
 from sqlalchemy import make_url
 
 from services.storage import Storage, migrations
+from tests.support.sqlite_module import sqlite3
 
 ASSETS = Path(__file__).parents[1] / "assets"
 

@@ -222,7 +222,7 @@ class Backend(SQLDialect, SearchDialect, Protocol):
     def create_engine(self, url: URL, options: EngineOptions) -> Engine:
         """Return an engine with this backend's pool, settings and transaction rules; do not connect yet."""
 
-    def create_migration_engine(self, url: URL) -> Engine:
+    def create_migration_engine(self, url: URL, options: EngineOptions) -> Engine:
         """Return an engine for migrations: no pool, no statement timeout, foreign keys not enforced."""
 
     def read_only(self, bind: Bind) -> Bind:
@@ -237,11 +237,17 @@ class Backend(SQLDialect, SearchDialect, Protocol):
     def create_database(self, url: URL) -> None:
         """Create what must exist before the first connection: the folder, and a file that only its owner can read."""
 
-    def open_anchor(self, url: URL) -> AnchorConnection | None:
+    def explain(self, url: URL) -> str | None:
+        """Return a message that says why the database cannot be opened or written, or None if that is not known."""
+
+    def open_anchor(self, url: URL, options: EngineOptions) -> AnchorConnection | None:
         """Return the connection that must stay open to keep a memory database alive; None for any other database."""
 
     def prepare_file(self, connection: Connection) -> None:
         """Set the properties that are stored in the database file and cannot change inside a transaction."""
+
+    def check_file(self, engine: Engine) -> None:
+        """Set these properties again in a file that lost them, as a copy has; log a warning if that is impossible."""
 
     def lock_migrations(self, connection: Connection) -> None:
         """Begin the transaction of a migration, after waiting for the migrations of other processes."""

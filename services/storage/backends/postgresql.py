@@ -144,13 +144,16 @@ class PostgreSQL(PostgreSQLSQL, TSVectorSearch):
     def create_database(self, url: URL) -> None:
         return None
 
-    def open_anchor(self, url: URL) -> None:
+    def explain(self, url: URL) -> None:
+        return None
+
+    def open_anchor(self, url: URL, options: EngineOptions) -> None:
         return None
 
     def read_only(self, bind: Bind) -> Bind:
         return bind.execution_options(read_only=True, isolation_level="REPEATABLE READ", postgresql_readonly=True)
 
-    def create_migration_engine(self, url: URL) -> Engine:
+    def create_migration_engine(self, url: URL, options: EngineOptions) -> Engine:
         # No prepared statements, because PgBouncer may be between this process and the server.
         return self._create_engine(url, poolclass=NullPool, connect_args={"prepare_threshold": None})
 
@@ -158,6 +161,9 @@ class PostgreSQL(PostgreSQLSQL, TSVectorSearch):
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
 
     def prepare_file(self, connection: Connection) -> None:
+        return None
+
+    def check_file(self, engine: Engine) -> None:
         return None
 
     def translate(self, error: BaseException, *, phase: Phase, is_disconnect: bool) -> StorageError | None:

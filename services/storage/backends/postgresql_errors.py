@@ -50,7 +50,7 @@ ERRORS: tuple[tuple[str, type[StorageError]], ...] = (
 
 # psycopg gives no SQLSTATE for a connection that the server or the network refused, only libpq's text. With several
 # hosts it holds one line for each; the first pattern that is found counts. A server that reports errors in another
-# language is UNREACHABLE.
+# language gives an UnreachableError.
 CONNECTION_ERRORS: Final[tuple[tuple[str, type[StorageError], str], ...]] = (
     (
         r"too many (clients|connections)|connection slots are reserved|no more connections allowed",
@@ -60,22 +60,22 @@ CONNECTION_ERRORS: Final[tuple[tuple[str, type[StorageError], str], ...]] = (
     (
         r"(password|authentication) .*failed|no password supplied|no pg_hba\.conf entry|role .* does not exist",
         UnreachableError,
-        "The server refused the user or the password: check DATABASE_URL and pg_hba.conf",
+        "the server refused the user or the password: check DATABASE_URL and pg_hba.conf",
     ),
     (
         r"database .* does not exist",
         UnreachableError,
-        "The server has no database of that name: check DATABASE_URL, or create it with createdb",
+        "the server has no database of that name: check DATABASE_URL, or create it with createdb",
     ),
     (
         r"could not translate host name|[Nn]ame or service not known|failed to resolve host",
         UnreachableError,
-        "The host is unknown: check DATABASE_URL",
+        "the host is unknown: check DATABASE_URL",
     ),
     (
         r"[Cc]onnection refused|[Nn]o route to host|[Nn]etwork is unreachable|timeout|No such file",
         UnreachableError,
-        "No server answers there: check DATABASE_URL, or that the server runs",
+        "no server answers there: check DATABASE_URL, or that the server runs",
     ),
 )
 
@@ -105,5 +105,6 @@ def _translate_refusal(error: BaseException) -> StorageError:
     text = str(error)
     for pattern, kind, message in CONNECTION_ERRORS:
         if re.search(pattern, text):
-            return kind(f"{message}.", orig=error)
+            prefix = "The database cannot be opened, because " if kind is UnreachableError else ""
+            return kind(f"{prefix}{message}.", orig=error)
     return UnreachableError(orig=error)

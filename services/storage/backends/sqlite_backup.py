@@ -19,10 +19,11 @@ from sqlalchemy import Engine
 
 from ..errors import BackupError, BusyError, CorruptError, StorageError
 from .base import Contents
+from .sqlite_files import path_of
 
 CHECKSUM_BYTES: Final = 16
 ROWS_AT_ONCE: Final = 1_000
-Translate = Callable[[sqlite3.Error], StorageError | None]
+Translate = Callable[[BaseException], StorageError | None]
 
 # Tables with rows of their own: not virtual ones, nor those in which a virtual table keeps its index.
 TABLES: Final = """
@@ -87,7 +88,7 @@ class SQLiteBackups:
             return None
         except CorruptError:
             engine.pool.dispose()
-            return self._restore_aside(Path(str(engine.url.database)), path)
+            return self._restore_aside(path_of(engine.url), path)
 
     def _restore_into(self, engine: Engine, path: Path) -> None:
         with self._errors(), closing(engine.raw_connection()) as pooled:
@@ -123,7 +124,7 @@ class SQLiteBackups:
         """Raise our errors for those of the driver; those about a backup name its path."""
         try:
             yield
-        except sqlite3.Error as error:
+        except Exception as error:
             known = self._translate(error)
             if path is not None and isinstance(known, CorruptError):
                 raise BackupError(f"{path} is not a sound SQLite database ({error})", orig=error) from error

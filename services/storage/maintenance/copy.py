@@ -6,7 +6,8 @@ target is read back and compared.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
@@ -29,7 +30,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import Session
 
 from ..engine import Storage
-from ..errors import ConflictError, CopyError, NotInitializedError
+from ..errors import ConflictError, CopyError, NotInitializedError, StorageError
 from ..serialization import Report
 from .rows import (
     TABLES,
@@ -79,7 +80,10 @@ def copy_database(source_url: str, target_url: str, *, progress: Progress | None
     CopyError before it writes anything for rows that the target would refuse (in `refused`) and for a target that is
     neither empty nor a partial copy of this source; and at the end if the databases differ.
     """
-    source, target = Storage(source_url), Storage(target_url)
+    with _naming("source"):
+        source = Storage(source_url)
+    with _naming("target"):
+        target = Storage(target_url)
     report_progress = progress or (lambda step, done, total: None)
     try:
         return _copy(source, target, report_progress)
@@ -89,6 +93,10 @@ def copy_database(source_url: str, target_url: str, *, progress: Progress | None
 
 
 def _copy(source: Storage, target: Storage, progress: Progress) -> CopyReport:
+    with _naming("source"):
+        source.require_schema()
+    with _naming("target"), suppress(NotInitializedError):
+        target.require_schema()
     _require_empty(target)
     with source.session(read_only=True) as reader:
         contents, refused = scan_rows(reader, progress)
@@ -104,6 +112,16 @@ def _copy(source: Storage, target: Storage, progress: Progress) -> CopyReport:
                 _copy_links(reader, target, table, column, progress)
     _finish(target, contents, progress)
     return CopyReport(contents, resumed)
+
+
+@contextmanager
+def _naming(side: str) -> Iterator[None]:
+    """Say in the message of an error which database it is about."""
+    try:
+        yield
+    except StorageError as error:
+        error.args = (f"The {side} of the copy: {error}",)
+        raise
 
 
 def _require_empty(target: Storage) -> None:
