@@ -3,13 +3,14 @@
 from functools import cache
 from typing import Any
 
-from sqlalchemy import BigInteger, Select, bindparam, delete, select
+from sqlalchemy import BigInteger, Select, Text, bindparam, delete, select
 from sqlalchemy.orm import Session
 
-from .backends import backend_for
+from .backends import Backend, backend_for
 from .limits import INTEGER_LIMIT, PAGE_SIZE
 from .models import Generation, Prompt
 from .queue.enqueue import count_use
+from .rows import connection_of, load
 from .validation import is_storable, validate_count, validate_prompt_field
 
 
@@ -31,7 +32,8 @@ def get_prompt_by_text(session: Session, text: str) -> Prompt | None:
     """Return the prompt with exactly this text, or None."""
     if not is_storable("text", text):
         return None
-    return session.scalars(select(Prompt).where(backend_for(session).prompt_text_equals(text))).one_or_none()
+    row = connection_of(session).execute(_select_by_text(backend_for(session)), {"text": text}).one_or_none()
+    return None if row is None else load(session, Prompt, [row])[0]
 
 
 def get_all_prompts(session: Session, limit: int = PAGE_SIZE, offset: int = 0) -> list[Prompt]:
@@ -64,6 +66,11 @@ def _storable_id(prompt_id: int) -> int | None:
     """Return `prompt_id` as an int, or None if it is too large to be stored."""
     number = validate_count("prompt_id", prompt_id, minimum=-INTEGER_LIMIT)
     return number if number <= INTEGER_LIMIT else None
+
+
+@cache
+def _select_by_text(backend: Backend) -> Select[Any]:
+    return select(Prompt.__table__).where(backend.prompt_text_equals(bindparam("text", type_=Text())))
 
 
 @cache  # building the statement takes as long as executing it

@@ -6,13 +6,14 @@ its rows become objects in a fifth of the time. See ADR 25.
 
 from collections.abc import Iterable, Sequence
 from functools import cache
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from sqlalchemy import Connection, Row, Table, inspect
 from sqlalchemy.orm import Mapper, Session, make_transient_to_detached
 
-from .models import Base, Generation
+from .models import Base, Generation, Prompt
 
+Model = TypeVar("Model", Generation, Prompt)
 GENERATIONS: Final[Table] = Base.metadata.tables["generations"]
 
 
@@ -34,28 +35,33 @@ def connection_of(session: Session) -> Connection:
 
 
 def load_generations(session: Session, rows: Iterable[Row[Any]]) -> list[Generation]:
-    """Return the objects for rows of all columns of `generations`, in the order of the table.
+    """Return the objects for rows of all columns of `generations`, in the order of the table; see load()."""
+    return load(session, Generation, rows)
+
+
+def load(session: Session, model: type[Model], rows: Iterable[Row[Any]]) -> list[Model]:
+    """Return the objects for rows of all columns of the table of `model`, in their order.
 
     An object that the session holds already is refreshed by a query of its own: its unsaved changes were flushed.
     """
-    mapper, keys = _generation()
-    generations = []
+    mapper, keys = _attributes(model)
+    position = keys.index("id")
+    objects: list[Model] = []
     for row in rows:
-        values = dict(zip(keys, row, strict=True))
-        held = session.identity_map.get(mapper.identity_key_from_primary_key((values["id"],)))
+        held = session.identity_map.get(mapper.identity_key_from_primary_key((row[position],)))
         if held is None:
             held = mapper.class_manager.new_instance()
-            held.__dict__.update(values)
+            held.__dict__.update(zip(keys, row, strict=True))
             make_transient_to_detached(held)
             session.add(held)
         else:
             session.refresh(held)
-        generations.append(held)
-    return generations
+        objects.append(held)
+    return objects
 
 
 @cache
-def _generation() -> tuple[Mapper[Generation], Sequence[str]]:
-    """Return the mapper of Generation and its attributes in the order of the columns."""
-    mapper: Mapper[Generation] = inspect(Generation)
-    return mapper, [mapper.get_property_by_column(column).key for column in GENERATIONS.c]
+def _attributes(model: type[Base]) -> tuple[Mapper[Any], Sequence[str]]:
+    """Return the mapper of `model` and its attributes in the order of the columns."""
+    mapper: Mapper[Any] = inspect(model)
+    return mapper, [mapper.get_property_by_column(column).key for column in model.__table__.c]

@@ -9,9 +9,11 @@ from typing import Any
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
+    CompoundSelect,
     Double,
     Select,
     Text,
+    bindparam,
     case,
     cast,
     func,
@@ -22,10 +24,11 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Session, aliased
 
-from ..backends import backend_for
+from ..backends import Backend, StatementClock, backend_for
 from ..conditions import PENDING, PROCESSING, is_before, is_valid
 from ..lifecycle import FINISHED, GenerationStatus
 from ..models import Generation, QueueState
+from ..rows import connection_of
 from ..validation import is_storable
 from .reports import Estimate, Wait, WaitReason
 from .stats import count_workers, pending_generations, seconds_between
@@ -54,37 +57,10 @@ def estimate_completion(session: Session, generation_id: str) -> Estimate | None
     """
     if not is_storable("generation_id", generation_id):
         return None
-    clock = backend_for(session).statement_clock()
-    now = clock(timedelta(0))
-    job = _job()
-    finished = select(Generation).where(Generation.completed_at.is_not(None))
-    latest = finished.order_by(Generation.completed_at.desc()).limit(HISTORY_SIZE).subquery()
-    age = func.row_number().over(partition_by=latest.c.model_name, order_by=latest.c.completed_at.desc()).label("age")
-    completed = (latest.c.status == GenerationStatus.COMPLETED) & latest.c.generation_time_seconds.is_not(None)
-    samples = select(latest, age).where(completed).subquery()
-    times = (samples.c.duration_seconds, samples.c.generation_time_seconds)
-    elapsed = seconds_between(session, now, Generation.started_at)
-    length = _clamp_seconds(Generation.duration_seconds)
-    statement = union_all(
-        _row("now", number=backend_for(session).epoch_microseconds(now)),
-        _row(
-            "job",
-            job.model_name,
-            None,
-            _clamp_seconds(job.duration_seconds),
-            seconds_between(session, job.scheduled_at, now),
-        ).where(job.id == generation_id),
-        _row("status", job.status, None, seconds_between(session, now, job.started_at)).where(job.id == generation_id),
-        _row("workers", number=count_workers(clock)),
-        _row("paused", number=func.count()).where(QueueState.paused_at.is_not(None)),
-        _row("ahead", Generation.model_name, func.count(), func.sum(length), func.sum(length * length))
-        .where(PENDING, Generation.scheduled_at <= now, is_before(Generation, job), job.id == generation_id)
-        .group_by(Generation.model_name),
-        _row("running", Generation.model_name, None, length, elapsed).where(PROCESSING, Generation.id != generation_id),
-        _row("sample", samples.c.model_name, None, *map(_clamp_seconds, times)).where(samples.c.age <= MODEL_SAMPLES),
-    )
+    statement, clock = _estimation(backend_for(session))
+    parameters = {"generation_id": generation_id} | clock.parameters()
     rows: dict[str, list[Any]] = {}
-    for kind, *row in session.execute(statement):
+    for kind, *row in connection_of(session).execute(statement, parameters):
         rows.setdefault(kind, []).append(row)
     return _estimate(generation_id, rows) if "job" in rows else None
 
@@ -93,27 +69,9 @@ def explain_wait(session: Session, generation_id: str) -> Wait | None:
     """Explain why a generation is not finished yet; Wait lists the reasons. Returns None for an unknown id."""
     if not is_storable("generation_id", generation_id):
         return None
-    backend = backend_for(session)
-    clock, job = backend.statement_clock(), _job()
-    pending = pending_generations()
-    ahead = select(func.count()).where(pending.c.scheduled_at <= clock(timedelta(0)), is_before(pending.c, job))
-    row = session.execute(
-        select(
-            job.status,
-            job.attempt,
-            job.max_attempts,
-            job.scheduled_at,
-            job.started_at,
-            job.worker_id,
-            job.lease_expires_at,
-            clock(timedelta(0)).label("now"),
-            select(func.max(QueueState.paused_at)).scalar_subquery().label("paused_at"),
-            select(func.max(QueueState.reason)).scalar_subquery().label("pause_reason"),
-            count_workers(clock).label("workers"),
-            ahead.correlate(job).scalar_subquery().label("ahead"),
-            is_valid(backend.name).label("is_valid"),
-        ).where(job.id == generation_id)
-    ).one_or_none()
+    statement, clock = _explanation(backend_for(session))
+    parameters = {"generation_id": generation_id} | clock.parameters()
+    row = connection_of(session).execute(statement, parameters).one_or_none()
     if row is None:
         return None
     if not row.is_valid and row.status in (GenerationStatus.PENDING, GenerationStatus.PROCESSING):
@@ -129,6 +87,64 @@ def explain_wait(session: Session, generation_id: str) -> Wait | None:
         return Wait(WaitReason.EXHAUSTED, f"It failed after {times}: retry_generation() gives it one more.")
     hint = "" if row.status == GenerationStatus.COMPLETED else ": retry_generation() makes it pending again"
     return Wait(WaitReason.FINISHED, f"It is already {row.status}{hint}.")
+
+
+@cache
+def _estimation(backend: Backend) -> tuple[CompoundSelect[Any], StatementClock]:
+    clock = backend.statement_clock()
+    now = clock(timedelta(0))
+    job = _job()
+    generation_id = bindparam("generation_id", type_=Text())
+    finished = select(Generation).where(Generation.completed_at.is_not(None))
+    latest = finished.order_by(Generation.completed_at.desc()).limit(HISTORY_SIZE).subquery()
+    age = func.row_number().over(partition_by=latest.c.model_name, order_by=latest.c.completed_at.desc()).label("age")
+    completed = (latest.c.status == GenerationStatus.COMPLETED) & latest.c.generation_time_seconds.is_not(None)
+    samples = select(latest, age).where(completed).subquery()
+    times = (samples.c.duration_seconds, samples.c.generation_time_seconds)
+    elapsed = seconds_between(backend, now, Generation.started_at)
+    length = _clamp_seconds(Generation.duration_seconds)
+    statement = union_all(
+        _row("now", number=backend.epoch_microseconds(now)),
+        _row(
+            "job",
+            job.model_name,
+            None,
+            _clamp_seconds(job.duration_seconds),
+            seconds_between(backend, job.scheduled_at, now),
+        ).where(job.id == generation_id),
+        _row("status", job.status, None, seconds_between(backend, now, job.started_at)).where(job.id == generation_id),
+        _row("workers", number=count_workers(clock)),
+        _row("paused", number=func.count()).where(QueueState.paused_at.is_not(None)),
+        _row("ahead", Generation.model_name, func.count(), func.sum(length), func.sum(length * length))
+        .where(PENDING, Generation.scheduled_at <= now, is_before(Generation, job), job.id == generation_id)
+        .group_by(Generation.model_name),
+        _row("running", Generation.model_name, None, length, elapsed).where(PROCESSING, Generation.id != generation_id),
+        _row("sample", samples.c.model_name, None, *map(_clamp_seconds, times)).where(samples.c.age <= MODEL_SAMPLES),
+    )
+    return statement, clock
+
+
+@cache
+def _explanation(backend: Backend) -> tuple[Select[Any], StatementClock]:
+    clock, job = backend.statement_clock(), _job()
+    pending = pending_generations()
+    ahead = select(func.count()).where(pending.c.scheduled_at <= clock(timedelta(0)), is_before(pending.c, job))
+    statement = select(
+        job.status,
+        job.attempt,
+        job.max_attempts,
+        job.scheduled_at,
+        job.started_at,
+        job.worker_id,
+        job.lease_expires_at,
+        clock(timedelta(0)).label("now"),
+        select(func.max(QueueState.paused_at)).scalar_subquery().label("paused_at"),
+        select(func.max(QueueState.reason)).scalar_subquery().label("pause_reason"),
+        count_workers(clock).label("workers"),
+        ahead.correlate(job).scalar_subquery().label("ahead"),
+        is_valid(backend.name).label("is_valid"),
+    ).where(job.id == bindparam("generation_id"))
+    return statement, clock
 
 
 @cache
@@ -258,7 +274,8 @@ def total_time(wait: NormalDist, own: list[float], delay: float) -> list[float]:
     """Return the sorted sums of two independent times, on a grid of their quantiles; the wait is at least `delay`."""
     fractions = [(index + 0.5) / GRID for index in range(GRID)]
     waits = [wait.inv_cdf(fraction) if wait.stdev else wait.mean for fraction in fractions]
-    return sorted(max(waited, delay) + percentile(own, fraction) for waited in waits for fraction in fractions)
+    times = [percentile(own, fraction) for fraction in fractions]
+    return sorted(max(waited, delay) + time for waited in waits for time in times)
 
 
 def percentile(values: list[float], fraction: float) -> float:

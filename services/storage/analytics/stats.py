@@ -5,12 +5,14 @@ statistics.quantiles(method="inclusive"), type 7 of Hyndman and Fan, Sample Quan
 value at p · (n - 1) of n sorted values numbered from 0, interpolated linearly between its neighbours.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Any, Literal, get_args
 
 from sqlalchemy import (
     ColumnElement,
+    CompoundSelect,
     Double,
     Select,
     Subquery,
@@ -29,11 +31,12 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Session
 
-from ..backends import backend_for
+from ..backends import Backend, StatementClock, backend_for
 from ..conditions import CLAIM_ORDER, PENDING, PROCESSING
 from ..lifecycle import AttemptOutcome, GenerationStatus
 from ..limits import BIG_INTEGER_LIMIT
 from ..models import Attempt, Generation, Prompt, QueueState
+from ..rows import connection_of
 from ..validation import is_storable, validate_count, validate_moment
 from .reports import FailureReason, Percentiles, PerformanceStats, PromptStats, QueueStats, Usage
 
@@ -51,7 +54,6 @@ MONDAY = timedelta(days=4)  # from the epoch to the first Monday; ISO 8601 weeks
 
 # Whoever reclaims a generation ends its lost attempt, so a lost attempt does not show that its worker is active.
 ENDED_BY_WORKER = Attempt.outcome != literal_column(f"'{AttemptOutcome.LOST}'")
-Clock = Callable[[timedelta], ColumnElement[datetime]]
 
 
 def get_database_stats(session: Session) -> dict[str, Any]:
@@ -60,9 +62,7 @@ def get_database_stats(session: Session) -> dict[str, Any]:
     The keys: total_generations, pending_generations, processing_generations, completed_generations,
     failed_generations, cancelled_generations, total_prompts. The total includes unknown statuses.
     """
-    by_status = select(Generation.status, func.count()).group_by(Generation.status)
-    prompts = select(null(), func.count()).select_from(Prompt)
-    rows: Sequence[Any] = session.execute(union_all(by_status, prompts)).all()
+    rows: Sequence[Any] = connection_of(session).execute(_database_stats()).all()
     counts: dict[str | None, int] = dict(rows)
     total_prompts = counts.pop(None)
     return {
@@ -74,37 +74,8 @@ def get_database_stats(session: Session) -> dict[str, Any]:
 
 def get_queue_stats(session: Session) -> QueueStats:
     """Return the state of the queue by the database's clock; QueueStats defines each number."""
-    clock = backend_for(session).statement_clock()
-    now = clock(timedelta(0))
-    waiting = pending_generations()
-    scheduled = waiting.c.scheduled_at
-    pending = select(
-        func.count(case((scheduled <= now, 1))).label("backlog"),
-        func.min(case((scheduled <= now, scheduled))).label("oldest"),
-        func.count(case((scheduled > now, 1))).label("scheduled"),
-    ).subquery()
-    claimed = select(
-        func.count().label("processing"), func.count(case((Generation.lease_expires_at <= now, 1))).label("expired")
-    )
-    processing = claimed.where(PROCESSING).subquery()
-    finished = select(
-        func.count(case((Generation.status == GenerationStatus.COMPLETED, 1))).label("completed"),
-        func.count(case((Generation.status == GenerationStatus.FAILED, 1))).label("failed"),
-    )
-    lately = finished.where(Generation.completed_at > clock(-THROUGHPUT_WINDOW)).subquery()
-    statement = select(
-        now.label("at"),
-        select(func.count()).where(QueueState.paused_at.is_not(None)).scalar_subquery(),
-        pending.c.backlog,
-        seconds_between(session, now, pending.c.oldest),
-        pending.c.scheduled,
-        processing.c.processing,
-        processing.c.expired,
-        count_workers(clock),
-        lately.c.completed,
-        lately.c.failed,
-    ).select_from(pending.join(processing, true()).join(lately, true()))
-    at, paused, *rest = session.execute(statement).one()
+    statement, clock = _queue_stats(backend_for(session))
+    at, paused, *rest = connection_of(session).execute(statement, clock.parameters()).one()
     return QueueStats(at, paused > 0, *rest)
 
 
@@ -128,7 +99,7 @@ def get_performance_stats(
     wait = case(
         (
             Generation.status != GenerationStatus.CANCELLED,
-            seconds_between(session, Generation.started_at, Generation.scheduled_at),
+            seconds_between(backend_for(session), Generation.started_at, Generation.scheduled_at),
         )
     )
     finished = (
@@ -175,7 +146,7 @@ def get_usage(session: Session, *, since: datetime | None = None, bucket: Bucket
         counted(Generation.created_at, literal("created")),
         counted(Generation.completed_at, Generation.status),
     )
-    rows = session.execute(statement).all()
+    rows = session.execute(statement, clock.parameters()).all()
     low, high = next((row[0], row[2]) for row in rows if row[1] == "first")
     if high - low >= BUCKETS_LIMIT:
         raise ValueError(f"since must be less than {BUCKETS_LIMIT:,} {bucket}s ago")
@@ -239,6 +210,47 @@ def get_failure_reasons(
     return [FailureReason(*row) for row in session.execute(grouped)]
 
 
+@cache
+def _database_stats() -> CompoundSelect[Any]:
+    by_status = select(Generation.status, func.count()).group_by(Generation.status)
+    return union_all(by_status, select(null(), func.count()).select_from(Prompt))
+
+
+@cache
+def _queue_stats(backend: Backend) -> tuple[Select[Any], StatementClock]:
+    clock = backend.statement_clock()
+    now = clock(timedelta(0))
+    waiting = pending_generations()
+    scheduled = waiting.c.scheduled_at
+    pending = select(
+        func.count(case((scheduled <= now, 1))).label("backlog"),
+        func.min(case((scheduled <= now, scheduled))).label("oldest"),
+        func.count(case((scheduled > now, 1))).label("scheduled"),
+    ).subquery()
+    claimed = select(
+        func.count().label("processing"), func.count(case((Generation.lease_expires_at <= now, 1))).label("expired")
+    )
+    processing = claimed.where(PROCESSING).subquery()
+    finished = select(
+        func.count(case((Generation.status == GenerationStatus.COMPLETED, 1))).label("completed"),
+        func.count(case((Generation.status == GenerationStatus.FAILED, 1))).label("failed"),
+    )
+    lately = finished.where(Generation.completed_at > clock(-THROUGHPUT_WINDOW)).subquery()
+    columns = (
+        now.label("at"),
+        select(func.count()).where(QueueState.paused_at.is_not(None)).scalar_subquery(),
+        pending.c.backlog,
+        seconds_between(backend, now, pending.c.oldest),
+        pending.c.scheduled,
+        processing.c.processing,
+        processing.c.expired,
+        count_workers(clock),
+        lately.c.completed,
+        lately.c.failed,
+    )
+    return select(*columns).select_from(pending.join(processing, true()).join(lately, true())), clock
+
+
 def pending_generations() -> Subquery:
     """Return the id, priority and scheduled_at of the pending generations.
 
@@ -249,7 +261,7 @@ def pending_generations() -> Subquery:
     return columns.where(PENDING).order_by(*CLAIM_ORDER).limit(BIG_INTEGER_LIMIT).subquery()
 
 
-def count_workers(clock: Clock) -> Any:
+def count_workers(clock: StatementClock) -> Any:
     """Return the number of active workers as an SQL expression; QueueStats defines it."""
     leased = select(Generation.worker_id).where(PROCESSING, Generation.lease_expires_at > clock(timedelta(0)))
     lately = select(Attempt.worker_id).where(Attempt.finished_at > clock(-WORKER_SILENCE), ENDED_BY_WORKER)
@@ -257,9 +269,8 @@ def count_workers(clock: Clock) -> Any:
     return select(func.count()).select_from(alive).scalar_subquery()
 
 
-def seconds_between(session: Session, later: Any, earlier: Any) -> ColumnElement[float]:
+def seconds_between(backend: Backend, later: Any, earlier: Any) -> ColumnElement[float]:
     """Return the seconds between two times, rounded to the nearest double as Python's total_seconds() does."""
-    backend = backend_for(session)
     return type_coerce(
         cast(backend.epoch_microseconds(later) - backend.epoch_microseconds(earlier), Double) / 1e6, Double
     )

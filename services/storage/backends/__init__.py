@@ -7,7 +7,7 @@ from sqlalchemy import URL, Connection, Engine
 from sqlalchemy.orm import Session
 
 from ..errors import DatabaseURLError
-from .base import Backend, BackupDialect, Contents, LogPosition, Phase, Replication
+from .base import Backend, BackupDialect, Contents, LogPosition, Phase, Replication, StatementClock
 from .statements import is_refused_when_reading, is_write
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "LogPosition",
     "Phase",
     "Replication",
+    "StatementClock",
     "backend_for",
     "backups_of",
     "is_refused_when_reading",

@@ -1,6 +1,6 @@
 """What a backend provides, as one protocol for each kind of user: SQL modules, search, the engine, replicas."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, TypeVar
@@ -46,6 +46,16 @@ class ConnectionPool(QueuePool):
             raise PoolTimeoutError(orig=error) from error
 
 
+class StatementClock(Protocol):
+    """The time of a statement, constant within it, so that, unlike now(), it can bound an index scan."""
+
+    def __call__(self, offset: timedelta) -> ColumnElement[datetime]:
+        """Return an SQL expression for the time of the statement plus `offset`."""
+
+    def parameters(self) -> dict[str, Any]:
+        """Return the parameters with which the statement must be executed now."""
+
+
 class SQLDialect(Protocol):
     """The expressions and statements that differ between SQLite and PostgreSQL.
 
@@ -62,11 +72,8 @@ class SQLDialect(Protocol):
     def now_after(self, parameter: str) -> ColumnElement[datetime]:
         """Return an SQL expression for now() plus the bound `parameter`, a timedelta."""
 
-    def statement_clock(self) -> Callable[[timedelta], ColumnElement[datetime]]:
-        """Return a function that maps an offset to an SQL expression for the time of the statement plus that offset.
-
-        The time is constant within a statement, so, unlike now(), it can bound an index scan.
-        """
+    def statement_clock(self) -> StatementClock:
+        """Return the clock for one statement, which may be built once and executed many times."""
 
     def epoch_microseconds(self, time: Any) -> ColumnElement[int]:
         """Return a column's time as whole microseconds since 1970, or NULL if the stored value is not a time."""
@@ -90,7 +97,7 @@ class SQLDialect(Protocol):
     def prompt_conflict_target(self) -> list[Any]:
         """Return the index elements of the unique index on the text of prompts, for ON CONFLICT."""
 
-    def prompt_text_equals(self, text: str) -> ColumnElement[bool]:
+    def prompt_text_equals(self, text: Any) -> ColumnElement[bool]:
         """Return the condition that finds the prompt with exactly this text through the unique index."""
 
     def merge_metadata(self, stored: Any) -> tuple[ColumnElement[str], ColumnElement[bool]]:

@@ -1,6 +1,6 @@
 """PostgreSQL's SQL for the clock, claims, upserts, JSON members and exact times."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -35,7 +35,18 @@ from ..limits import JSON_BYTES_LIMIT
 from ..models import Generation, Prompt
 from ..types import JSONText, UTCDateTime
 from ..validation import merge_metadata
-from .base import JSONKind
+from .base import JSONKind, StatementClock
+
+
+class _ServerClock:
+    """The clock of the server."""
+
+    def __call__(self, offset: timedelta) -> ColumnElement[datetime]:
+        # Not clock_timestamp(): it is volatile, so PostgreSQL would not use an index for the comparison.
+        return type_coerce(func.statement_timestamp() + offset, UTCDateTime())
+
+    def parameters(self) -> dict[str, Any]:
+        return {}
 
 
 class PostgreSQLSQL:
@@ -76,12 +87,11 @@ class PostgreSQLSQL:
     def prompt_conflict_target(self) -> list[Any]:
         return [text("md5(text)")]
 
-    def prompt_text_equals(self, text: str) -> ColumnElement[bool]:
-        return (func.md5(Prompt.text) == func.md5(text)) & (Prompt.text == text)
+    def prompt_text_equals(self, text: Any) -> ColumnElement[bool]:
+        return and_(func.md5(Prompt.text) == func.md5(text), Prompt.text == text)
 
-    def statement_clock(self) -> Callable[[timedelta], ColumnElement[datetime]]:
-        # Not clock_timestamp(): it is volatile, so PostgreSQL would not use an index for the comparison.
-        return lambda offset: type_coerce(func.statement_timestamp() + offset, UTCDateTime())
+    def statement_clock(self) -> StatementClock:
+        return _ServerClock()
 
     def epoch_microseconds(self, time: Any) -> ColumnElement[int]:
         # Infinity and the years outside Python's calendar do not fit, and no other program can read them.

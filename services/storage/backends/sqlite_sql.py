@@ -1,7 +1,7 @@
 """SQLite's SQL for the clock, claims, upserts, JSON members and exact times."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -29,7 +29,7 @@ from ..conditions import CLAIM_ORDER, distinct_priorities, is_valid, literal_int
 from ..models import Generation, Prompt
 from ..types import JSONText, UTCDateTime, utcnow
 from ..validation import merge_metadata
-from .base import JSONKind
+from .base import JSONKind, StatementClock
 
 JSON_KINDS: Final[dict[JSONKind, tuple[str, ...]]] = {
     "text": ("text",),
@@ -46,6 +46,23 @@ class _AfterNow(UTCDateTime):
 
     def process_bind_param(self, value: Any, dialect: Dialect) -> datetime:
         return utcnow() + value  # type: ignore[no-any-return]
+
+
+class _BoundClock:
+    """The clock of Python, bound as one parameter for each offset."""
+
+    def __init__(self) -> None:
+        self._offsets: dict[str, timedelta] = {}
+
+    def __call__(self, offset: timedelta) -> ColumnElement[datetime]:
+        name = f"now_{len(self._offsets)}"
+        name = next((known for known, other in self._offsets.items() if other == offset), name)
+        self._offsets[name] = offset
+        return bindparam(name, type_=UTCDateTime())
+
+    def parameters(self) -> dict[str, Any]:
+        now = utcnow()
+        return {name: now + offset for name, offset in self._offsets.items()}
 
 
 class SQLiteSQL:
@@ -81,12 +98,11 @@ class SQLiteSQL:
     def prompt_conflict_target(self) -> list[Any]:
         return [Prompt.text]
 
-    def prompt_text_equals(self, text: str) -> ColumnElement[bool]:
-        return Prompt.text == text
+    def prompt_text_equals(self, text: Any) -> ColumnElement[bool]:
+        return and_(Prompt.text == text)
 
-    def statement_clock(self) -> Callable[[timedelta], ColumnElement[datetime]]:
-        now = utcnow()
-        return lambda offset: literal(now + offset, UTCDateTime())
+    def statement_clock(self) -> StatementClock:
+        return _BoundClock()
 
     def epoch_microseconds(self, time: Any) -> ColumnElement[int]:
         # strftime('%f') rounds to milliseconds, but the stored text has six digits after the decimal point.

@@ -1,13 +1,17 @@
 """Control of the queue by its users: cancel, retry, pause, resume, queue position. SQL only; never commits."""
 
-from sqlalchemy import ColumnElement, Update, case, func, select, true, tuple_, update
+from functools import cache
+from typing import Any
+
+from sqlalchemy import ColumnElement, Select, Update, bindparam, case, func, select, true, tuple_, update
 from sqlalchemy.orm import Session, aliased
 
-from ..backends import backend_for
+from ..backends import Backend, backend_for
 from ..conditions import HAS_ATTEMPTS_LEFT, PENDING, REFRESH, distinct_priorities
 from ..errors import IllegalTransitionError
 from ..lifecycle import GenerationStatus, transition_values
 from ..models import Generation, QueueState
+from ..rows import connection_of
 from ..validation import is_storable, validate_name
 
 
@@ -66,8 +70,15 @@ def get_queue_position(session: Session, generation_id: str) -> int | None:
     """
     if not is_storable("generation_id", generation_id):
         return None
+    statement = _select_position(backend_for(session))
+    position: int | None = connection_of(session).execute(statement, {"generation_id": generation_id}).scalar()
+    return position
+
+
+@cache
+def _select_position(backend: Backend) -> Select[Any]:
     target = aliased(Generation)
-    now = select(backend_for(session).now()).scalar_subquery()
+    now = select(backend.now()).scalar_subquery()
     levels = distinct_priorities([PENDING], true())
     higher_levels = select(levels.c.priority).where(levels.c.priority > target.priority).correlate(target)
     ahead = select(func.count()).select_from(Generation).where(PENDING).correlate(target)
@@ -80,8 +91,7 @@ def get_queue_position(session: Session, generation_id: str) -> int | None:
         Generation.scheduled_at <= case((target.scheduled_at > now, target.scheduled_at), else_=now),
     )
     place = older.scalar_subquery() + higher.scalar_subquery() + 1
-    mine = select(place).where(target.id == generation_id, target.status == GenerationStatus.PENDING.value)
-    return session.scalar(mine)
+    return select(place).where(target.id == bindparam("generation_id"), target.status == GenerationStatus.PENDING.value)
 
 
 def update_to_pending(session: Session, condition: ColumnElement[bool]) -> Update:
