@@ -58,10 +58,12 @@ class Storage:
         self.given_url = parse_url(database_url)
         self.backend = backend_for(self.given_url)
         self.url = self.backend.resolve_url(self.given_url)
-        try:
-            self.engine = self.backend.create_engine(self.url, self.options)
-        except (ArgumentError, ValueError):
-            raise DatabaseURLError from None
+        engine = None
+        with suppress(ArgumentError, ValueError):
+            engine = self.backend.create_engine(self.url, self.options)
+        if engine is None:
+            raise DatabaseURLError  # outside any `except`, whose error would stay in __context__, with parts of the URL
+        self.engine = engine
         self._read_only_engine = self.backend.read_only(self.engine)
         self._step_engine = self.engine.execution_options(isolation_level="AUTOCOMMIT", is_step=True)
         self._anchor = self.backend.open_anchor(self.url, self.options)

@@ -23,9 +23,11 @@ BOOLEANS: Final = {
     "1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False
 }  # fmt: skip
 
+CONTROL_CHARACTER: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
 # libpq's form for several hosts, postgresql://user@first:5432,second:5433/name, which SQLAlchemy cannot parse
 MANY_HOSTS: Final = re.compile(
-    r"(?P<head>postgresql[^:]*://(?:[^@/?]*@)?)(?P<hosts>[^@/?]*,[^@/?]*)(?P<tail>.*)", re.DOTALL
+    r"(?P<head>postgresql[^:]*://(?:[^@/?]*@)?)(?P<hosts>[^@/?]*,[^@/?]*)(?P<tail>(?:[/?].*)?)", re.DOTALL
 )
 
 
@@ -99,13 +101,15 @@ def parse_url(database_url: str | None) -> URL:
     text = database_url or os.environ.get("DATABASE_URL") or DEFAULT_DATABASE_URL
     if not isinstance(text, str):
         raise DatabaseURLError(f"database_url must be text, not {type(text).__name__}")
-    try:
-        url = make_url(normalize_url(text))
-    except (ArgumentError, ValueError):
-        raise DatabaseURLError from None
-    if "\0" in text:
-        raise DatabaseURLError
-    return url
+    url = _read_url(_trim(text))
+    if url is None:
+        raise DatabaseURLError  # outside any `except`, whose error would stay in __context__, with parts of the URL
+    if _is_misread(url):
+        raise DatabaseURLError(
+            "The host or the database name in the URL contains @ or a space: write @ in a password as %40, / as %2F, "
+            "as in postgresql://user:p%40ss@host/name."
+        )
+    return MaskedURL(*url)
 
 
 def parse_replica_urls(urls: Iterable[str], *, from_environment: bool) -> list[URL]:
@@ -133,18 +137,59 @@ def normalize_url(url: str) -> str:
     return f"{many['head']}{path or '/'}?{'&'.join([*hosts, *([query] if query else [])])}"
 
 
+class MaskedURL(URL):
+    """A URL whose text hides every password, also one in the query string; `hide_password=False` shows it."""
+
+    __slots__ = ()
+
+    def render_as_string(self, hide_password: bool = True) -> str:
+        return mask_url(self) if hide_password else URL(*self).render_as_string(hide_password=False)
+
+    def __eq__(self, other: object) -> bool:
+        return URL(*self) == (URL(*other) if isinstance(other, MaskedURL) else other)
+
+    def __hash__(self) -> int:
+        return hash(URL(*self))
+
+
 def mask_url(url: URL) -> str:
     """Return `url` as text with every password hidden, also one in the query string (?password=…)."""
     query = {
         name: "***" if any(word in name.lower() for word in SECRET_WORDS) else value
         for name, value in url.query.items()
     }
-    return url.set(query=query).render_as_string(hide_password=True)
+    return URL(*url).set(query=query).render_as_string(hide_password=True)
 
 
 def child_environment(**variables: str) -> dict[str, str]:
     """Return the environment of this process with `variables`, for a program that it starts."""
     return os.environ | variables
+
+
+def _trim(text: str) -> str:
+    """Return a URL without the spaces, line ends and quotes that files of variables and secrets leave around it."""
+    text = text.strip("\ufeff").strip()
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
+        text = text[1:-1].strip()
+    return text
+
+
+def _read_url(text: str) -> URL | None:
+    if CONTROL_CHARACTER.search(text) or text.endswith(("'", '"')):
+        return None
+    try:
+        return make_url(normalize_url(text))
+    except (ArgumentError, ValueError):
+        return None
+
+
+def _is_misread(url: URL) -> bool:
+    """Return whether an unescaped @ or / in a password has made it part of the host or of the database name."""
+    hosts = url.query.get("host", ())
+    others = (hosts,) if isinstance(hosts, str) else hosts
+    is_bad_host = re.search(r"[@\s]", url.host or "") or any(re.search(r".@|\s", host) for host in others)
+    has_bad_name = url.host is not None and url.username is None and "@" in (url.database or "")
+    return bool(is_bad_host) or has_bad_name
 
 
 def _parse_option(variable: str, text: str, kind: Any) -> Any:

@@ -85,6 +85,69 @@ class TestURLs:
         with pytest.raises(DatabaseURLError, match=r"sqlite:///path/to/file\.db or postgresql://") as error:
             init_db(url)
         assert "secret" not in str(error.value)
+        assert error.value.__context__ is None
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            *(
+                "postgresql://user:pa@ssecret@host/db",
+                "postgres://user:pa@ssecret@host:5432/db",
+                "postgresql://u:@secret@h",
+            ),
+            *(
+                "postgresql://user:pa@secret@one:1,two:2/db",
+                "postgresql://us/er:secret@host/db",
+                "postgresql://u:p@se cret/x",
+            ),
+            *("postgresql://user@host/db?host=u:p@secret", "postgresql://us/er:1,2secret@host/db"),
+        ],
+    )
+    def test_a_password_that_would_be_read_as_a_host_is_not_shown(self, url: str) -> None:
+        for replicas in (False, True):
+            with pytest.raises(DatabaseURLError) as error:
+                Storage("postgresql://host/db", replica_urls=[url]) if replicas else Storage(url)
+            assert "cret" not in str(error.value) + repr(error.value.__context__)
+
+    @pytest.mark.parametrize("around", ["{}\n", "{}\r\n", " {} ", '"{}"', "'{}'\n", "\ufeff{}", "\t{}", '" {}"'])
+    def test_what_files_of_variables_leave_around_a_url_is_no_part_of_it(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, around: str
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("DATABASE_URL", around.format("sqlite:///g.db"))
+        init_db()
+        assert {path.name for path in tmp_path.iterdir()} <= {"g.db", "g.db-wal", "g.db-shm"}
+        replica = Storage("postgresql://u@h/n", replica_urls=[around.format("postgresql://a,b:p,w@host/db")])
+        assert replica.replicas is not None
+        assert (replica.replicas.urls[0].username, replica.replicas.urls[0].password) == ("a,b", "p,w")
+
+    @pytest.mark.parametrize(
+        "url", ["sqlite:///g.db\nx", "sqlite:///g.db'", '"sqlite:///g.db', "sqlite:///g\r.db", "\n"]
+    )
+    def test_a_url_with_a_line_end_or_a_single_quote_is_refused(self, url: str) -> None:
+        with pytest.raises(DatabaseURLError):
+            Storage(url)
+
+    @pytest.mark.parametrize("userinfo", ["us,er:secret", "user:sec,ret", "a,b:c,d", "user:p%40s,s"])
+    @pytest.mark.parametrize("hosts", ["host", "host:5432", "one:1,two:2", "one,two"])
+    def test_a_comma_in_a_user_name_or_password_is_part_of_it(self, userinfo: str, hosts: str) -> None:
+        name, password = userinfo.split(":")
+        url = Storage(f"postgresql://{userinfo}@{hosts}/db").url
+        assert (url.username, url.password, url.database) == (name, password.replace("%40", "@"), "db")
+
+    def test_no_text_of_an_engine_shows_a_secret(self) -> None:
+        storage = Storage(
+            "postgresql://u:hunter1@h/db?password=hunter2&sslpassword=hunter3",
+            replica_urls=["postgresql://r:hunter4@h/db"],
+        )
+        assert storage.replicas is not None
+        for engine in (*storage.engines, storage.backend.create_migration_engine(storage.url)):
+            shown = f"{engine!r} {engine} {engine.url} {engine.url!r} {engine.pool!r} {storage!r} {storage.url}"
+            assert "hunter" not in shown
+            assert "***" in repr(engine)
+        _, arguments = storage.engine.dialect.create_connect_args(storage.engine.url)
+        assert (arguments["password"], arguments["sslpassword"]) == ("hunter2", "hunter3")
+        assert "hunter1" in storage.url.render_as_string(hide_password=False)
 
     def test_a_url_with_an_ignored_part_gives_an_error_with_the_right_form(self, sqlite_url: str) -> None:
         with pytest.raises(
