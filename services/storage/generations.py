@@ -1,5 +1,6 @@
 """Create, read, list, update and delete generations. Functions take the session first and never commit."""
 
+import operator
 import os
 from collections.abc import Iterable, Mapping
 from datetime import datetime
@@ -306,12 +307,11 @@ def _has_metadata(session: Session, key: str, wanted: Any) -> ColumnElement[bool
         return backend.json_member(document, key, "text") == wanted
     if isinstance(wanted, bool):
         return backend.json_member(document, key, "boolean") == int(wanted)
-    number = backend.json_member(document, key, "number")
     if not isinstance(wanted, tuple):
-        return number == backend.json_number(wanted)
+        return backend.compare_json_number(document, key, operator.eq, wanted)
     low, high = wanted
     return and_(
-        number.is_not(None),
-        *([number >= backend.json_number(low)] if low is not None else []),
-        *([number <= backend.json_number(high)] if high is not None else []),
+        backend.json_member(document, key, "number").is_not(None),
+        *([backend.compare_json_number(document, key, operator.ge, low)] if low is not None else []),
+        *([backend.compare_json_number(document, key, operator.le, high)] if high is not None else []),
     )

@@ -13,6 +13,7 @@ ERROR_LIMIT: Final = 8_192
 # Metadata and parameters.
 JSON_BYTES_LIMIT: Final = 64 * 1024
 JSON_DEPTH_LIMIT: Final = 32
+JSON_INTEGER_LIMIT: Final = 2**64 - 1  # seeds are unsigned 64-bit integers
 
 # Numbers.
 INTEGER_LIMIT: Final = 2**31 - 1

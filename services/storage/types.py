@@ -1,7 +1,9 @@
 """Column types with their variants for each database, and the functions that give a new row its time and id."""
 
 import json
+import math
 import os
+import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -173,10 +175,38 @@ def dump_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(", ", ": "))
 
 
-def load_json_object(text: str) -> dict[str, Any] | None:
-    """Return the JSON object in `text` as a dict, or None if it is anything else."""
+def load_json(text: str | bytes) -> Any:
+    """Return the value of JSON text as what dump_json() takes again. Raises ValueError for text that is not JSON.
+
+    NaN and Infinity, which json.loads() accepts, are not JSON. A number beyond the range of floats, or an integer of
+    over 4,000 digits, which Python refuses to read, becomes the largest float.
+    """
+    return _DECODER.decode(text.decode() if isinstance(text, bytes) else text)
+
+
+def load_json_object(text: str, load: Callable[[str], Any] = load_json) -> dict[str, Any] | None:
+    """Return the JSON object in `text` as a dict, or None if it is anything else.
+
+    json.loads() as `load` keeps NaN and infinities, so that validation can refuse them by name.
+    """
     try:
-        value = json.loads(text)
+        value = load(text)
     except (TypeError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def _finite_float(number: str) -> float:
+    value = float(number)
+    return value if math.isfinite(value) else math.copysign(sys.float_info.max, value)
+
+
+def _integer(digits: str) -> float:
+    return int(digits) if len(digits) <= 4_000 else _finite_float(digits)
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+_DECODER = json.JSONDecoder(parse_float=_finite_float, parse_int=_integer, parse_constant=_refuse_constant)

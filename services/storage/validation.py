@@ -4,6 +4,7 @@ Each rule returns the value to store, or raises ValueError or TypeError with a m
 contains a prompt. CHECK constraints in the database repeat the most important rules.
 """
 
+import json
 import math
 import operator
 import os
@@ -20,6 +21,7 @@ from .limits import (
     INTEGER_LIMIT,
     JSON_BYTES_LIMIT,
     JSON_DEPTH_LIMIT,
+    JSON_INTEGER_LIMIT,
     NAME_LIMIT,
     PATH_LIMIT,
     PROMPT_LIMIT,
@@ -238,17 +240,15 @@ def _json_object(field: str, value: Any) -> dict[str, Any]:
         _check_characters(field, value)
         if len(value.encode()) > JSON_BYTES_LIMIT:
             raise ValueError(f"{field} must be at most {JSON_BYTES_LIMIT // 1024} KiB of JSON")
-        loaded = load_json_object(value)
-        if loaded is None:
+        value = load_json_object(value, json.loads)
+        if value is None:
             raise ValueError(f"{field} must be the text of a JSON object")
-        value = loaded
     if not isinstance(value, Mapping):
         raise TypeError(f"{field} must be a JSON object (a dict), not {type(value).__name__}")
     copy = _json_value(field, value, JSON_DEPTH_LIMIT, [JSON_BYTES_LIMIT])
     if len(dump_json(copy).encode()) > JSON_BYTES_LIMIT:
         raise ValueError(f"{field} must be at most {JSON_BYTES_LIMIT // 1024} KiB of JSON")
-    assert isinstance(copy, dict)
-    return copy
+    return dict(copy)
 
 
 def _json_value(field: str, value: Any, depth: int, budget: list[int]) -> Any:
@@ -283,7 +283,7 @@ def _json_number(field: str, value: Any) -> Any:
         except TypeError:
             pass
         else:
-            if abs(whole) > BIG_INTEGER_LIMIT:
+            if not -BIG_INTEGER_LIMIT - 1 <= whole <= JSON_INTEGER_LIMIT:
                 raise ValueError(f"{field} must not contain integers outside the 64-bit range")
             return int(whole)
         if not hasattr(value, "__float__"):

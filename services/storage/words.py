@@ -52,9 +52,9 @@ def upper_case(blocks: Sequence[tuple[int, int]]) -> str:
     return "".join(c for c in letters if c != c.lower() and unicodedata.is_normalized("NFKD", c))
 
 
-_LETTER = f"[^{SEPARATORS}{UNSPACED}]"
+_LETTER = rf"[^\0{SEPARATORS}{UNSPACED}]"
 _WORD = re.compile(f"{_LETTER}+|[{UNSPACED}]|[#♯](?<=[a-g].)(?<!{_LETTER}[a-g].)")
-_ACCENTS = re.compile("(^|[\x01-\x7f])[\u0300-\u036f]+")
+_ACCENTS = re.compile("(^|[\x00-\x7f])[\u0300-\u036f]+")
 _UPPER = upper_case(((ord("A"), ord("Z")), *CASED, *RARELY_CASED)) + "\N{GREEK SMALL LETTER FINAL SIGMA}"
 _LOWER = str.maketrans(_UPPER, _UPPER[:-1].lower() + "\N{GREEK SMALL LETTER SIGMA}")
 _ASCII_PUNCTUATION = {code: " " for code in range(128) if not chr(code).isalnum()}

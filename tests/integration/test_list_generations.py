@@ -21,6 +21,7 @@ from services.storage import (
     create_generations,
     delete_generation,
     get_database_stats,
+    get_generation,
     get_most_used_prompts,
     get_session,
     list_generations,
@@ -28,6 +29,7 @@ from services.storage import (
     search_prompts,
 )
 from services.storage.pagination import encode_cursor
+from tests.support.databases import is_sqlite, run_script
 from tests.support.factories import a_generation, a_request
 from tests.support.plans import explain
 from tests.support.unchecked import break_row
@@ -111,7 +113,7 @@ def test_any_text_can_be_a_key_of_a_metadata_condition(db: Storage, key: str) ->
         assert [g.id for g in list_generations(session, metadata={key: (6, 8)}).items] == [one.id]
 
 
-@given(st.floats(allow_nan=False, allow_infinity=False), st.integers(-(2**63) + 1, 2**63 - 1))
+@given(st.floats(allow_nan=False, allow_infinity=False), st.integers(-(2**63), 2**64 - 1))
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_every_number_in_metadata_can_be_found(db: Storage, real: float, whole: int) -> None:
     with get_session() as session:
@@ -120,6 +122,60 @@ def test_every_number_in_metadata_can_be_found(db: Storage, real: float, whole: 
         for conditions in ({"real": real}, {"whole": whole}, {"real": (real, real)}, {"whole": (whole, whole)}):
             assert one.id in [g.id for g in list_generations(session, metadata=conditions).items], conditions
         session.rollback()
+
+
+def test_seeds_of_64_bits_are_stored_and_told_apart_exactly(db: Storage) -> None:
+    seeds = [2**53 + 1, 2**63 - 1, 2**63, 2**63 + 1, 2**64 - 2, 2**64 - 1]
+    with get_session() as session:
+        rows = create_generations(
+            session, [a_request(parameters={"seed": seed}, metadata={"seed": seed}) for seed in seeds]
+        )
+        ids_by_seed = {seed: row.id for seed, row in zip(seeds, rows, strict=True)}
+    with get_session() as session:
+        for seed in seeds:
+            stored = get_generation(session, ids_by_seed[seed])
+            assert stored is not None
+            assert stored.parameters == stored.get_metadata() == {"seed": seed}
+
+            def found(wanted: Any) -> set[str]:
+                return {g.id for g in list_generations(session, metadata={"seed": wanted}).items}
+
+            assert found(seed) == {ids_by_seed[seed]}
+            assert found((seed, None)) == {ids_by_seed[other] for other in seeds if other >= seed}
+            assert found((None, seed)) == {ids_by_seed[other] for other in seeds if other <= seed}
+        a_generation(session, metadata={"seed": "text"})
+        a_generation(session)
+        assert found((None, 2**64 - 1)) == set(ids_by_seed.values())
+
+
+@pytest.mark.parametrize(
+    ("stored", "bound", "matches"),
+    [
+        ('{"x": NaN}', 0, False),
+        ('{"x": Infinity, "y": 1}', 0, False),
+        ('{"x": 1e400}', 0, True),
+        ('{"x": [-1e999]}', 0, False),
+        ('{"x": ' + "9" * 4_500 + "}", 0, True),
+    ],
+    ids=["nan", "infinity", "1e400", "nested", "digits"],
+)
+def test_numbers_that_json_or_python_cannot_represent_leave_strict_json(
+    db: Storage, database_url: str, stored: str, bound: int, matches: bool
+) -> None:
+    is_json = "N" not in stored and "I" not in stored
+    if not is_json and not is_sqlite(database_url):
+        return  # JSONB refuses them
+    with get_session() as session:
+        generation_id = a_generation(session).id
+    run_script(database_url, f"UPDATE generations SET metadata = '{stored}', parameters = '{stored}'")
+    with get_session() as session:
+        row = get_generation(session, generation_id)
+        assert row is not None
+        json.dumps(row.to_dict(), allow_nan=False)
+        assert ("x" in row.get_metadata()) is is_json
+        found = list_generations(session, metadata={"x": (bound, None)}).items
+        assert (row in found) is matches
+        assert (list_generations(session, metadata={"x": None}).items == []) is is_json
 
 
 @pytest.mark.parametrize(

@@ -465,8 +465,20 @@ class TestCancel:
             assert [row.status for row in rows] == ["completed", "processing", "cancelled", "cancelled"]
             assert rows[1].cancel_requested_at is not None
             assert other.is_pending
+            assert cancel_batch(session, "album") == 1  # processing still
             assert cancel_batch(session, "unknown") == 0
             assert cancel_batch(session, "nul\0") == 0
+
+    def test_cancelling_a_batch_loads_no_rows_but_refreshes_those_of_the_session(self) -> None:
+        with get_session() as session:
+            ids = [row.id for row in create_generations(session, [a_request() for _ in range(50)], batch_id="album")]
+        with get_session() as session:
+            held = session.get_one(Generation, ids[7])
+            assert cancel_batch(session, "album") == 50
+            assert [row.id for row in session.identity_map.values()] == [held.id]
+            assert held.is_cancelled
+            assert held.version == 2
+        assert held.completed_at is not None
 
 
 class TestRetryByHand:

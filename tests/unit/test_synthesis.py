@@ -22,6 +22,7 @@ from services.storage.demo.synthesis import CHANNELS, SAMPLE_RATE, read_style, r
         ("a 120-bpm house groove", 120),
         ("1 BPM", 40),
         ("9999 BPM", 240),
+        pytest.param("1" * 10_000 + " BPM", 240, id="10,000 digits"),
     ],
 )
 def test_a_tempo_named_in_the_prompt_is_used_within_limits(prompt: str, bpm: int) -> None:

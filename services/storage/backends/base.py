@@ -1,6 +1,6 @@
 """What a backend provides, as one protocol for each kind of user: SQL modules, search, the engine, replicas."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, TypeVar
@@ -119,8 +119,10 @@ class SQLDialect(Protocol):
         "any" returns the name of its type, or NULL if it is missing or null. Invalid JSON has no keys.
         """
 
-    def json_number(self, value: float) -> ColumnElement[Any]:
-        """Return `value` as an SQL expression that can be compared with a number from json_member()."""
+    def compare_json_number(
+        self, document: Any, key: str, comparison: Callable[[Any, Any], ColumnElement[bool]], value: float
+    ) -> ColumnElement[bool]:
+        """Return the condition that the number under `key` of a JSON object compares so with `value`, exactly."""
 
     def unnest(self, numbers: Sequence[int]) -> FromClause:
         """Return a table with one column, `value`, and one row per number; `numbers` is sent as one bound value."""

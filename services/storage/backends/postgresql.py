@@ -1,6 +1,5 @@
 """The PostgreSQL backend, through psycopg 3: pool, timeouts, snapshots, advisory lock, error codes."""
 
-import json
 import math
 import re
 import time
@@ -27,7 +26,7 @@ from sqlalchemy.orm import Session
 
 from ..errors import DriverMissingError, StorageError, UnreachableError
 from ..settings import EngineOptions
-from ..types import dump_json
+from ..types import dump_json, load_json
 from .base import Bind, ConnectionPool, Phase
 from .postgresql_backup import PostgreSQLBackups
 from .postgresql_errors import translate
@@ -209,11 +208,6 @@ def _is_readable(socket: int) -> bool:
     waiting = poll()
     waiting.register(socket, POLLIN)
     return bool(waiting.poll(0))
-
-
-def load_json(text: str | bytes) -> Any:
-    """Parse JSON from JSONB; an integer of over 4,000 digits becomes a float, because Python refuses to parse it."""
-    return json.loads(text, parse_int=lambda digits: int(digits) if len(digits) <= 4_000 else float(digits))
 
 
 @cache

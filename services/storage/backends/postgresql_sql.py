@@ -1,6 +1,6 @@
 """PostgreSQL's SQL for the clock, claims, upserts, JSON members and exact times."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -120,9 +120,11 @@ class PostgreSQLSQL:
             result = case((value.astext == "true", 1), else_=0)
         return case((json_type == ("string" if kind == "text" else kind), result))
 
-    def json_number(self, value: float) -> ColumnElement[Any]:
+    def compare_json_number(
+        self, document: Any, key: str, comparison: Callable[[Any, Any], ColumnElement[bool]], value: float
+    ) -> ColumnElement[bool]:
         # From its decimal text: JSONB stores 0.1 as the numeric 0.1, not as the nearest double.
-        return literal(Decimal(repr(value)) if isinstance(value, float) else Decimal(value), Numeric)
+        return comparison(self.json_member(document, key, "number"), literal(Decimal(repr(value)), Numeric))
 
     def unnest(self, numbers: Sequence[int]) -> FromClause:
         return func.unnest(literal(list(numbers), ARRAY(Integer))).table_valued("value").render_derived()

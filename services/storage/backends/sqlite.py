@@ -26,7 +26,7 @@ from .sqlite_backup import SQLiteBackups
 from .sqlite_connections import load_module, refuse_inherited, watch
 from .sqlite_errors import translate
 from .sqlite_files import MEMORY_VFS, create, explain, is_memory, is_present, path_of, uri_of
-from .sqlite_sql import SQLiteSQL
+from .sqlite_sql import SQLiteSQL, compare_json_number
 from .sqlite_wal import CHECKPOINT_BYTES, Checkpoints, has_wal_reset_bug, require_wal, use_wal
 from .statements import is_write, keyword_of
 
@@ -93,6 +93,7 @@ class SQLite(SQLiteSQL, FTS5Search):
             connection.isolation_level = None  # _begin_transactions() emits BEGIN
             connection.text_factory = _decode
             connection.create_function("ltrim", 2, trim_or_fold, deterministic=True)
+            connection.create_function("compare_json_number", 3, compare_json_number, deterministic=True)
             connection.execute("PRAGMA foreign_keys = ON")
             # trusted_schema stays ON: when OFF, SQLite before 3.43 refuses FTS5 in triggers, which keep the search
             # index up to date. See ADR 21.

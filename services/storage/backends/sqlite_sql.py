@@ -1,8 +1,9 @@
 """SQLite's SQL for the clock, claims, upserts, JSON members and exact times."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
+from decimal import Decimal
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -26,8 +27,9 @@ from sqlalchemy import (
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from ..conditions import CLAIM_ORDER, distinct_priorities, is_valid, literal_int
+from ..limits import BIG_INTEGER_LIMIT
 from ..models import Generation, Prompt
-from ..types import JSONText, UTCDateTime, utcnow
+from ..types import JSONText, UTCDateTime, load_json_object, utcnow
 from ..validation import merge_metadata
 from .base import JSONKind, StatementClock
 
@@ -63,6 +65,17 @@ class _BoundClock:
     def parameters(self) -> dict[str, Any]:
         now = utcnow()
         return {name: now + offset for name, offset in self._offsets.items()}
+
+
+def compare_json_number(document: str | None, key: str, value: str) -> int | None:
+    """Return -1, 0 or 1 as the number under `key` of a JSON object is less than, equal to or greater than `value`.
+
+    Returns None if there is no number. The library defines this function on its connections.
+    """
+    found = None if document is None else (load_json_object(document) or {}).get(key)
+    if type(found) not in (int, float):
+        return None
+    return int(Decimal(repr(found)).compare(Decimal(value)))
 
 
 class SQLiteSQL:
@@ -125,8 +138,13 @@ class SQLiteSQL:
         # As in Python, the last of several members with the same name counts.
         return value.order_by(members.c.id.desc()).limit(1).scalar_subquery()
 
-    def json_number(self, value: float) -> ColumnElement[Any]:
-        return literal(value)
+    def compare_json_number(
+        self, document: Any, key: str, comparison: Callable[[Any, Any], ColumnElement[bool]], value: float
+    ) -> ColumnElement[bool]:
+        if abs(value) <= BIG_INTEGER_LIMIT:
+            return comparison(self.json_member(document, key, "number"), literal(value))
+        # SQLite reads integers of more than 63 bits as floats, so that some are equal.
+        return comparison(func.compare_json_number(document, key, repr(value), type_=Integer), 0)
 
     def unnest(self, numbers: Sequence[int]) -> FromClause:
         return func.json_each(json.dumps(list(numbers))).table_valued("value")

@@ -54,7 +54,8 @@ GENRES: tuple[tuple[str, int, str], ...] = (
 )
 SPEED_WORDS = ((r"\bslow|calm|gentle|mellow|sad", 0.85), (r"\bfast|rapid|energetic|upbeat|aggressive", 1.15))
 MINOR_WORDS = r"minor|sad|dark|melanchol|eerie|horror|trap|dubstep|metal|techno|aggressive|tense|night|rain"
-TEMPO = re.compile(r"(\d+(?:\.\d+)?)[\s-]*(?:bpm|beats per minute)\b", re.IGNORECASE)
+# Not from the middle of a number: of 10,000 digits, each would be tried as the first.
+TEMPO = re.compile(r"(?<!\d)(\d+(?:\.\d+)?)[\s-]*(?:bpm|beats per minute)\b", re.IGNORECASE)
 KEY = re.compile(r"\b([A-G])(#|b|♯|♭|[- ]sharp|[- ]flat)?[- ](minor|major|min|maj)\b")
 
 Sound: TypeAlias = "array[float]"  # a string, because array cannot be subscripted before Python 3.12
@@ -83,7 +84,8 @@ def read_style(prompt: str) -> Style:
     genre = next((genre for genre in GENRES if re.search(genre[0], words)), None)
     _, usual_bpm, beat = genre or ("", 80 + seed % 60, "back")
     if named := TEMPO.search(prompt):
-        bpm = min(max(round(float(named[1])), SLOWEST_BPM), FASTEST_BPM) if float(named[1]) else 0
+        asked = float(named[1])  # infinite for more than 308 digits
+        bpm = round(min(max(asked, SLOWEST_BPM), FASTEST_BPM)) if asked else 0
     else:
         bpm = round(usual_bpm * math.prod(factor for pattern, factor in SPEED_WORDS if re.search(pattern, words)))
     if key := KEY.search(prompt):
