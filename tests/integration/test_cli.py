@@ -188,24 +188,57 @@ def test_without_click_or_rich_the_command_line_says_how_to_install_them(missing
 
 def test_the_worker_renders_pending_generations_to_their_file_paths(sqlite_url: str, tmp_path: Path) -> None:
     add(sqlite_url, "lofi rain", file_path="new folder/rain.wav")
-    add(sqlite_url, HOSTILE_PROMPT, file_path=str(tmp_path / "elsewhere.wav"))
+    add(sqlite_url, HOSTILE_PROMPT, file_path=str(tmp_path / "my music" / "absolute.wav"))
     add(sqlite_url, "silence at 0 BPM")
+    add(sqlite_url, "of a real model", model="musicgen-small")
     done = process("--database-url", sqlite_url, "worker", "--until-empty", "--outputs", "my music", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "")
-    assert len(done.stderr.splitlines()) == 5  # start, three jobs, end
-    assert "cannot be rendered: cannot render a tempo of 0 BPM" in done.stderr
+    assert len(done.stderr.splitlines()) == 8  # start, three jobs claimed and finished, end
+    assert "(cannot render a tempo of 0 BPM: name one above 0)" in done.stderr
     assert "\x1b" not in done.stderr
     assert done.stderr.endswith("stopped after 3 jobs\n")
-    assert counts(sqlite_url) | {"completed_generations": 2, "failed_generations": 1} == counts(sqlite_url)
+    expected = {"completed_generations": 2, "failed_generations": 1, "pending_generations": 1}
+    assert counts(sqlite_url) | expected == counts(sqlite_url)
     assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.wav")} == {
         "my music/new folder/rain.wav",
-        "elsewhere.wav",
+        "my music/absolute.wav",
     }
+
+
+@pytest.mark.parametrize("file_path", ["../outside.wav", "{tmp}/outside.wav", "link/outside.wav", "taken.wav"])
+def test_the_worker_writes_only_new_files_below_its_outputs(sqlite_url: str, tmp_path: Path, file_path: str) -> None:
+    outputs = tmp_path / "outputs"
+    outputs.mkdir()
+    (outputs / "link").symlink_to(tmp_path)
+    (outputs / "taken.wav").write_text("precious")
+    add(sqlite_url, "jazz", file_path=file_path.format(tmp=tmp_path))
+    done = process("--database-url", sqlite_url, "worker", "--until-empty", "--outputs", "outputs", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "outside the folder" in done.stderr or "it is not replaced" in done.stderr
+    assert counts(sqlite_url)["failed_generations"] == 1
+    assert (outputs / "taken.wav").read_text() == "precious"
+    assert not (tmp_path / "outside.wav").exists()
+
+
+def test_the_worker_runs_a_handler_of_ones_own_for_every_model(sqlite_url: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from services.storage import Result\n"
+        "def render(job):\n    print('rendering', job.generation.model_name)\n    return Result(5)\n"
+        "number = 1\n"
+    )
+    for model in ("a", "b"):
+        add(sqlite_url, "jazz", model=model)
+    worker = ("--database-url", sqlite_url, "worker", "--until-empty")
+    done = process(*worker, "mine:render", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "rendering a\nrendering b\n")
+    assert counts(sqlite_url)["completed_generations"] == 2
+    for wrong in ("mine", "mine:missing", "missing:render", "mine:number", ":"):
+        assert process(*worker, wrong, cwd=tmp_path).returncode == 2
 
 
 def test_the_worker_obeys_model_and_max_jobs(sqlite_url: str, tmp_path: Path) -> None:
     for model in ("a", "b", "b", "b"):
-        add(sqlite_url, "jazz", model=model, file_path=str(tmp_path / "jazz.wav"))
+        add(sqlite_url, "jazz", model=model, file_path="jazz.wav")
     worker = ("--database-url", sqlite_url, "worker", "--model", "b")
     assert process(*worker, "--max-jobs", "1", cwd=tmp_path).returncode == 0
     assert counts(sqlite_url)["pending_generations"] == 3
@@ -240,8 +273,9 @@ def test_a_worker_that_is_stopped_finishes_its_job_and_exits_with_0(
         assert working.stderr is not None
         working.stderr.readline()
         for _ in range(3):
-            add(sqlite_url, "jazz", file_path=str(tmp_path / "jazz.wav"), seconds=5.0)
-        assert "rendered" in working.stderr.readline()
+            add(sqlite_url, "jazz", file_path="jazz.wav", seconds=5.0)
+        assert "claimed" in working.stderr.readline()
+        assert "finished" in working.stderr.readline()
         working.send_signal(number)
         rest = working.stderr.read()
     assert working.returncode == 0

@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 
 from services.storage import Storage, create_generation, get_database_stats
 from services.storage.cli import commands
+from services.storage.demo import MODEL_NAME
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -62,7 +63,7 @@ def on_a_terminal(*arguments: str, typed: str = "", env: Mapping[str, str] | Non
     return running.returncode, screen.decode()
 
 
-def add(url: str, prompt: str, *, model: str = "model", file_path: str = "music.wav", seconds: float = 0.1) -> None:
+def add(url: str, prompt: str, *, model: str = MODEL_NAME, file_path: str = "music.wav", seconds: float = 0.1) -> None:
     storage = Storage(url)
     with storage.session() as session:
         create_generation(session, prompt, model, seconds, 32_000, 2, file_path)

@@ -89,6 +89,7 @@ def test_the_beat_is_heard_at_the_tempo_of_the_prompt(tmp_path: Path, bpm: int) 
 def test_the_same_prompt_always_sounds_the_same_and_another_does_not(tmp_path: Path) -> None:
     first = rendered(tmp_path, "deep house at 122 BPM", 0.5)
     assert rendered(tmp_path, "deep house at 122 BPM", 0.5) == first
+    (tmp_path / "music.wav").unlink()
     assert rendered(tmp_path, "deep house at 122 BPM please", 0.5) != first
 
 
@@ -99,11 +100,42 @@ def test_zero_bpm_cannot_be_rendered_and_leaves_no_file(tmp_path: Path, prompt: 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_existing_file_is_replaced_completely(tmp_path: Path) -> None:
-    (tmp_path / "music.wav").write_bytes(b"x" * 1_000_000)
+@pytest.mark.parametrize("kind", ["file", "link", "dangling link", "folder"])
+def test_an_existing_file_is_never_replaced(tmp_path: Path, kind: str) -> None:
+    target, music = tmp_path / "target", tmp_path / "music.wav"
+    target.write_bytes(b"precious")
+    if kind == "file":
+        target.rename(music)
+    elif kind == "folder":
+        music.mkdir()
+    else:
+        music.symlink_to(target if kind == "link" else tmp_path / "nowhere")
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(FileExistsError):
+        render("jazz", music, 0.1)
+    assert sorted(tmp_path.iterdir()) == before
+    assert [path.read_bytes() for path in before if path.is_file()] in ([b"precious"], [b"precious"] * 2)
+
+
+def test_the_same_content_of_an_earlier_attempt_is_accepted(tmp_path: Path) -> None:
+    assert rendered(tmp_path, "jazz", 0.1) == rendered(tmp_path, "jazz", 0.1)
+
+
+def test_a_link_in_place_of_the_partial_file_is_not_written_through(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.write_bytes(b"precious")
+    (tmp_path / "music.wav.part").symlink_to(target)
     rendered(tmp_path, "jazz", 0.1)
-    assert [path.name for path in tmp_path.iterdir()] == ["music.wav"]
-    assert (tmp_path / "music.wav").stat().st_size < 20_000
+    assert target.read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize(("sample_rate", "channels"), [(8_000, 1), (44_100, 2), (96_000, 1), (32_000, 1)])
+def test_the_requested_sample_rate_and_channels_are_rendered(tmp_path: Path, sample_rate: int, channels: int) -> None:
+    render("house 124 BPM", tmp_path / "music.wav", 0.5, sample_rate=sample_rate, channels=channels)
+    with wave.open(str(tmp_path / "music.wav")) as file:
+        assert (file.getnchannels(), file.getframerate()) == (channels, sample_rate)
+        assert file.getnframes() == sample_rate // 2
+        assert max(map(abs, array("h", file.readframes(file.getnframes())))) > 10_000  # not silence
 
 
 def test_exactly_one_built_in_prompt_fails_and_some_repeat() -> None:

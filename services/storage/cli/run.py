@@ -4,9 +4,12 @@ import logging
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
+from importlib import import_module
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING
 
 import click
@@ -19,6 +22,7 @@ from .output import echo_err, open_storage, progress_bar, sanitize, shorten
 
 if TYPE_CHECKING:
     from ..demo.processes import Event
+    from ..worker import Job, Result
 
 PROGRESS_LINES = 50  # about as many lines of progress are printed when stderr is not a terminal
 # The length of each piece. Many prompts get shorter pieces, so that the demo ends within minutes.
@@ -89,6 +93,7 @@ def demo(
 
 
 @commands.command()
+@click.argument("handler", metavar="[MODULE:FUNCTION]", required=False)
 @click.option("--max-jobs", metavar="N", type=click.IntRange(min=1), help="Exit after N jobs.")
 @click.option("--until-empty", is_flag=True, help="Exit when nothing is due.")
 @click.option("--model", "models", metavar="NAME", multiple=True, help="Only this model; may be repeated.")
@@ -97,40 +102,74 @@ def demo(
     metavar="DIR",
     default=".",
     type=click.Path(path_type=Path, file_okay=False),
-    help="A relative file_path is under DIR.  [default: the current folder]",
+    help="The demo's synthesizer writes only under DIR.  [default: the current folder]",
 )
 @click.pass_obj
 def worker(
-    database_url: str | None, max_jobs: int | None, until_empty: bool, models: tuple[str, ...], outputs: Path
+    database_url: str | None,
+    handler: str | None,
+    max_jobs: int | None,
+    until_empty: bool,
+    models: tuple[str, ...],
+    outputs: Path,
 ) -> None:
-    """Render pending generations with the demo's synthesizer.
+    """Claim generations and run a handler for each.
 
-    Writes a WAV file (32 kHz, stereo) to the file_path of each generation. On Ctrl-C or SIGTERM the worker finishes its
-    job and exits; on a second one it releases the job and exits at once.
+    MODULE:FUNCTION is your handler, a function of a Job. Without it the demo's synthesizer renders the generations of
+    the demo's model, or of --model; it never replaces a file. On Ctrl-C or SIGTERM the worker finishes its job and
+    exits; on a second one it releases the job and exits at once.
     """
-    from ..demo import render_job
-    from ..worker import DoNotRetry, Job, Result, Worker
+    from ..demo import MODEL_NAME, render_job
+    from ..worker import Worker
 
-    def handler(job: Job) -> Result | None:
-        generation = job.generation
-        try:
-            result = render_job(job, outputs)
-        except DoNotRetry as error:
-            echo_err(f"{generation.id} cannot be rendered: {error} ({shorten(generation.prompt)})")
-            raise
-        done = "rendered" if result else "cancelled"
-        echo_err(f"{generation.id} {done}, attempt {generation.attempt}: {shorten(generation.prompt)}")
-        return result
-
+    run_job = _load_handler(handler) if handler else partial(render_job, folder=outputs)
+    names = models or (None if handler else (MODEL_NAME,))
     with open_storage(database_url) as storage, _logging_to_stderr():
         try:
-            worker = Worker(handler, model_names=models or None, storage=storage)
+            worker = Worker(_reporting(run_job), model_names=names, storage=storage)
         except ValueError as error:
             raise click.BadParameter(sanitize(str(error)), param_hint="--model") from error
         storage.require_schema()
-        echo_err(f"Worker {worker.worker_id} started, database {storage.display_url}")
+        which = "every model" if names is None else f"model {', '.join(names)}"
+        echo_err(f"Worker {worker.worker_id} started, {which}, database {storage.display_url}")
         jobs = worker.run(max_jobs=max_jobs, until_empty=until_empty)
         echo_err(f"Worker {worker.worker_id} stopped after {jobs:,} job{'' if jobs == 1 else 's'}")
+
+
+def _load_handler(name: str) -> "Callable[[Job], Result | None]":
+    """Return the function that MODULE:FUNCTION names; the current folder is searched first."""
+    module, _, function = name.partition(":")
+    sys.path.insert(0, "")
+    try:
+        found = getattr(import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise click.BadParameter(
+            f"{sanitize(name)} cannot be imported: {error}", param_hint="MODULE:FUNCTION"
+        ) from error
+    if not callable(found):
+        raise click.BadParameter(f"{sanitize(name)} is not a function", param_hint="MODULE:FUNCTION")
+    handler: Callable[[Job], Result | None] = found
+    return handler
+
+
+def _reporting(run_job: "Callable[[Job], Result | None]") -> "Callable[[Job], Result | None]":
+    """Return the handler with a message when a job is claimed, finished or failed."""
+
+    def handler(job: "Job") -> "Result | None":
+        generation = job.generation
+        subject = f"{generation.id}, attempt {generation.attempt}: {shorten(generation.prompt)}"
+        echo_err(f"claimed {subject}")
+        began = monotonic()
+        try:
+            result = run_job(job)
+        except Exception as error:
+            echo_err(f"failed {subject} ({error})")
+            raise
+        done = "cancelled" if job.cancelled else f"finished in {monotonic() - began:.1f} s"
+        echo_err(f"{done} {subject}")
+        return result
+
+    return handler
 
 
 def _run_demo(database_url: str, prompts: Sequence[str], outputs: Path, seconds: float) -> None:
@@ -150,7 +189,7 @@ def _run_demo(database_url: str, prompts: Sequence[str], outputs: Path, seconds:
             generations = submit(storage, prompts, outputs, seconds)
         except ValueError as error:
             raise click.ClickException(sanitize(str(error))) from error
-        with closing(run_batch(storage, generations)) as events:
+        with closing(run_batch(storage, generations, outputs)) as events:
             try:
                 _show(events, len(generations))
             except DemoError as error:

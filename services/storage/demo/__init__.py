@@ -42,10 +42,13 @@ def render_job(job: Job, folder: Path = Path(), at_step: Callable[[float], None]
     """Render the job's prompt to its file; the handler of the demo's workers. A relative `file_path` is under `folder`.
 
     Calls `at_step` with the fraction that is done. Returns None if the job was cancelled. Raises DoNotRetry if the
-    prompt cannot be rendered, OSError if the file cannot be written.
+    prompt cannot be rendered, or if its file would be outside `folder` or replace another file; OSError if the file
+    cannot be written.
     """
     generation = job.generation
-    path = folder / generation.file_path
+    path = (folder / generation.file_path).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        raise DoNotRetry(f"file_path is outside the folder {folder.resolve()}")
 
     def report(fraction: float) -> None:
         if job.cancelled:
@@ -55,11 +58,20 @@ def render_job(job: Job, folder: Path = Path(), at_step: Callable[[float], None]
             at_step(fraction)
 
     style = read_style(generation.prompt)
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        render(generation.prompt, path, generation.duration_seconds, report)
+        render(
+            generation.prompt,
+            path,
+            generation.duration_seconds,
+            report,
+            sample_rate=generation.sample_rate,
+            channels=generation.channels,
+        )
     except RenderingCancelled:
         return None
+    except FileExistsError as error:
+        raise DoNotRetry("file_path names a file that exists: it is not replaced") from error
     except ValueError as error:
         raise DoNotRetry(str(error)) from error
     return Result.from_file(path, metadata={"bpm": style.bpm, "key": style.key})

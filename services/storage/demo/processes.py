@@ -77,15 +77,15 @@ def require_shareable(storage: Storage) -> None:
         raise DemoError("the queue of this database is paused: call resume_queue() first")
 
 
-def run_batch(storage: Storage, generations: Sequence[Generation]) -> Generator[Event]:
-    """Render a batch in worker processes, and yield an Event for each kill and each finished generation.
+def run_batch(storage: Storage, generations: Sequence[Generation], outputs: Path) -> Generator[Event]:
+    """Render a batch into `outputs` in worker processes, and yield an Event for each kill and each finished generation.
 
     Kills the worker that renders the generation in the middle of the batch. No process is left afterwards, even after
     an exception. Raises DemoError when every worker has exited before the batch is finished.
     """
     batch_id, kill_id = generations[0].batch_id, _choose_kill_id(generations)
     finished: set[str] = set()
-    with _start_workers(storage, min(WORKER_COUNT, len(generations) + 1), kill_id) as workers:
+    with _start_workers(storage, min(WORKER_COUNT, len(generations) + 1), kill_id, outputs) as workers:
         numbers = {worker.worker_id: worker.number for worker in workers}
         while len(finished) < len(generations):
             if kill_id is not None:
@@ -106,11 +106,14 @@ def run_batch(storage: Storage, generations: Sequence[Generation]) -> Generator[
 def run_worker_process() -> None:
     """Run a worker until standard input closes. The first line of standard input is its configuration, as JSON."""
     with open(0, "rb", buffering=0) as stdin:
-        config = json.loads(stdin.readline())
+        line = stdin.readline()
+        if not line.endswith(b"\n"):
+            return  # the demo was interrupted before it had sent the configuration
+        config = json.loads(line)
         storage = Storage(config["database_url"])
 
         def handler(job: Job) -> Result | None:
-            return render_job(job, at_step=lambda fraction: at_step(job, fraction))
+            return render_job(job, Path(config["outputs"]), lambda fraction: at_step(job, fraction))
 
         def at_step(job: Job, fraction: float) -> None:
             is_killed_here = job.lease.attempt == 1 and job.lease.generation_id == config["kill_id"] and fraction >= 0.5
@@ -145,7 +148,7 @@ def _choose_kill_id(generations: Sequence[Generation]) -> str | None:
 
 
 @contextmanager
-def _start_workers(storage: Storage, count: int, kill_id: str | None) -> Iterator[list[WorkerProcess]]:
+def _start_workers(storage: Storage, count: int, kill_id: str | None, outputs: Path) -> Iterator[list[WorkerProcess]]:
     workers: list[WorkerProcess] = []
     command = [sys.executable, "-c", CHILD_CODE, json.dumps([str(Path(path).absolute()) for path in sys.path])]
     url = storage.url.render_as_string(hide_password=False)
@@ -155,7 +158,7 @@ def _start_workers(storage: Storage, count: int, kill_id: str | None) -> Iterato
             process = Popen(command, stdin=PIPE, stdout=DEVNULL, start_new_session=True)
             worker = WorkerProcess(number, f"demo:{process.pid}:{token_hex(4)}", process)
             workers.append(worker)
-            config = {"database_url": url, "worker_id": worker.worker_id, "kill_id": kill_id}
+            config = {"database_url": url, "worker_id": worker.worker_id, "kill_id": kill_id, "outputs": str(outputs)}
             with suppress(BrokenPipeError):  # the process has already exited; run_batch() notices that
                 # Over the pipe, not as an argument: the URL may contain a password.
                 worker.stdin.write(json.dumps(config).encode() + b"\n")

@@ -1,11 +1,12 @@
 """A small synthesizer that renders a prompt to a WAV file, with the standard library alone. Uses no database."""
 
 import math
+import os
 import re
 import wave
 import zlib
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -97,29 +98,47 @@ def read_style(prompt: str) -> Style:
 
 
 def render(
-    prompt: str, path: Path, duration_seconds: float, at_step: Callable[[float], None] = lambda fraction: None
+    prompt: str,
+    path: Path,
+    duration_seconds: float,
+    at_step: Callable[[float], None] = lambda fraction: None,
+    *,
+    sample_rate: int = SAMPLE_RATE,
+    channels: int = CHANNELS,
 ) -> None:
-    """Write a stereo WAV of `duration_seconds` in the style of `prompt` to `path`, completely or not at all.
+    """Write a WAV of `duration_seconds` in the style of `prompt` to `path`, a new file, completely or not at all.
 
     Calls `at_step` with the fraction that is composed, from 0 to 1; an exception in it ends the rendering. Raises
-    ValueError for a tempo of 0 BPM.
+    ValueError for a tempo of 0 BPM, FileExistsError if there is a file of other content.
     """
     style = read_style(prompt)
     if style.bpm == 0:
         raise ValueError("cannot render a tempo of 0 BPM: name one above 0")
     left, right = _compose(style, max(1, round(duration_seconds * SAMPLE_RATE)), at_step)
-    frames = _interleave(left, right).tobytes()
+    if sample_rate != SAMPLE_RATE:
+        left, right = _resample(left, sample_rate), _resample(right, sample_rate)
+    tracks = (left, right) if channels == 2 else (array("d", [(a + b) / 2 for a, b in zip(left, right, strict=True)]),)
+    frames = _interleave(tracks, sample_rate).tobytes()
     partial = path.with_name(path.name + ".part")
+    partial.unlink(missing_ok=True)  # of a worker that was killed, or a link that somebody else has put there
     try:
-        with partial.open("wb") as target, wave.open(target) as file:
-            file.setnchannels(CHANNELS)
+        with partial.open("xb") as target, wave.open(target, "wb") as file:
+            file.setnchannels(channels)
             file.setsampwidth(2)
-            file.setframerate(SAMPLE_RATE)
+            file.setframerate(sample_rate)
             file.writeframes(frames)
-        partial.replace(path)
-    except BaseException:
+        _publish(partial, path)
+    finally:
         partial.unlink(missing_ok=True)
-        raise
+
+
+def _publish(partial: Path, path: Path) -> None:
+    """Give a finished file its name unless another file has it; the same content is left by an earlier attempt."""
+    try:
+        os.link(partial, path)
+    except FileExistsError:
+        if path.is_symlink() or not path.is_file() or path.read_bytes() != partial.read_bytes():
+            raise
 
 
 def _compose(style: Style, frames: int, at_step: Callable[[float], None]) -> tuple[Sound, Sound]:
@@ -165,14 +184,24 @@ def _mix(at: int, sound: Sound, *tracks: Sound) -> None:
             track[at:end] = array("d", map(add, track[at:end], sound))
 
 
-def _interleave(left: Sound, right: Sound) -> "array[int]":
-    """Return both tracks as 16-bit frames, with the loudest sample at 0.9 of full scale and a fade-out."""
-    gain = 0.9 * 32_767 / max(1e-9, *(max(map(abs, track)) for track in (left, right)))
-    fade = min(SAMPLE_RATE // 20, len(left))
-    gains = array("d", [gain]) * (len(left) - fade) + array("d", [gain * level for level in _ramp(fade)])
-    frames = array("h", bytes(2 * CHANNELS * len(left)))
-    frames[0::2] = array("h", map(int, map(mul, left, gains)))
-    frames[1::2] = array("h", map(int, map(mul, right, gains)))
+def _resample(track: Sound, sample_rate: int) -> Sound:
+    """Return a track at another sample rate, by linear interpolation."""
+    step = SAMPLE_RATE / sample_rate
+    padded = track + track[-1:]
+    places = [number * step for number in range(max(1, round(len(track) / step)))]
+    low = [min(int(place), len(track) - 1) for place in places]
+    return array("d", [padded[n] + (padded[n + 1] - padded[n]) * (x - n) for n, x in zip(low, places, strict=True)])
+
+
+def _interleave(tracks: Sequence[Sound], sample_rate: int) -> "array[int]":
+    """Return the tracks as 16-bit frames, with the loudest sample at 0.9 of full scale and a fade-out."""
+    gain = 0.9 * 32_767 / max(1e-9, *(max(map(abs, track)) for track in tracks))
+    length = len(tracks[0])
+    fade = min(sample_rate // 20, length)
+    gains = array("d", [gain]) * (length - fade) + array("d", [gain * level for level in _ramp(fade)])
+    frames = array("h", bytes(2 * len(tracks) * length))
+    for number, track in enumerate(tracks):
+        frames[number :: len(tracks)] = array("h", map(int, map(mul, track, gains)))
     return frames
 
 
