@@ -303,6 +303,8 @@ def test_copy_prints_counts_and_checksums_that_are_equal_for_equal_databases(sql
         "generations": 3,
         "attempts": 0,
         "queue_state": 0,
+        "pruned_files": 0,
+        "usage_totals": 0,
     }
     assert "copy generations: 3 rows\n" in first.stderr
     assert first.stderr.endswith("Copied 5 rows; both databases have the same contents.\n")

@@ -128,7 +128,7 @@ def test_the_demo_with_discard_leaves_no_files(tmp_path: Path) -> None:
 def test_the_demo_uses_a_database_named_on_the_command_line(
     sqlite_url: str, tmp_path: Path, before_the_verb: bool
 ) -> None:
-    add(sqlite_url, "somebody else's")
+    add(sqlite_url, "somebody else's", model="another model")
     option = ["--database-url", sqlite_url]
     arguments = [*option, "demo"] if before_the_verb else ["demo", *option]
     done = process(*arguments, "--seconds", "0.05", "--outputs", "music", cwd=tmp_path)
