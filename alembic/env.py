@@ -41,9 +41,11 @@ def run_as_command() -> None:
         with migrations.connect(storage) as connection:
             run(connection, writing=False)
         return
-    with migrations.exclusive(storage) as connection:
+    with migrations.exclusive(storage, accept_damaged=operation is command.stamp) as connection:
         if operation is command.upgrade:
             migrations.adopt(connection)
+        elif migrations.is_empty(connection):
+            raise NotInitializedError  # a stamped database without tables would pass for a sound one
         run(connection)
 
 

@@ -56,9 +56,11 @@ def upgrade() -> None:
         rename_primary_keys()
         drop_text_keys()
     merge_duplicates()
-    op.execute("DROP INDEX IF EXISTS idx_prompts_text")
-    if not sqlite:
-        op.execute("CREATE UNIQUE INDEX IF NOT EXISTS uq_prompts_text_md5 ON prompts (md5(text))")
+    indexes = {index["name"]: index["column_names"] for index in sa.inspect(op.get_bind()).get_indexes("prompts")}
+    if indexes.get("idx_prompts_text") == ["text"]:
+        op.execute("DROP INDEX idx_prompts_text")
+    if not sqlite and not has_md5_index():
+        op.execute("CREATE UNIQUE INDEX uq_prompts_text_md5 ON prompts (md5(text))")
 
     op.execute(
         "INSERT INTO prompts (text, used_count, first_used_at, last_used_at) "
@@ -116,17 +118,37 @@ def rename_primary_keys() -> None:
 
 
 def drop_text_keys() -> None:
-    """Drop every b-tree index on the text itself, because it refuses prompts over 2.7 kB. See ADR 7."""
+    """Drop every plain b-tree index on the text alone, because it refuses prompts over 2.7 kB. See ADR 7.
+
+    Raises if there is another b-tree index that contains the text: it refuses them too, and is somebody's own.
+    """
     keys = op.get_bind().exec_driver_sql(
-        "SELECT i.relname, c.conname FROM pg_index AS x JOIN pg_class AS i ON i.oid = x.indexrelid "
+        "SELECT i.relname, c.conname, "
+        "x.indnatts = 1 AND x.indpred IS NULL AND x.indexprs IS NULL AND o.opcdefault AS is_plain "
+        "FROM pg_index AS x JOIN pg_class AS i ON i.oid = x.indexrelid "
         "JOIN pg_attribute AS a ON a.attrelid = x.indrelid AND a.attname = 'text' AND a.attnum = ANY (x.indkey) "
-        "JOIN pg_am AS m ON m.oid = i.relam AND m.amname = 'btree' "
-        "LEFT JOIN pg_constraint AS c ON c.conindid = i.oid WHERE x.indrelid = 'prompts'::regclass"
+        "JOIN pg_am AS m ON m.oid = i.relam AND m.amname = 'btree' JOIN pg_opclass AS o ON o.oid = x.indclass[0] "
+        "LEFT JOIN pg_constraint AS c ON c.conindid = i.oid AND c.conrelid = x.indrelid "
+        "WHERE x.indrelid = 'prompts'::regclass"
     )
-    for index, constraint in keys.all():
+    for index, constraint, is_plain in keys.all():
+        if not is_plain:
+            raise CommandError(
+                f"the index {index} contains the text of prompts, and would refuse prompts over 2.7 kB: drop it or use "
+                "md5(text). Nothing was changed."
+            )
         op.execute(
             f"ALTER TABLE prompts DROP CONSTRAINT {quote(constraint)}" if constraint else f"DROP INDEX {quote(index)}"
         )
+
+
+def has_md5_index() -> bool:
+    index = op.get_bind().exec_driver_sql(
+        "SELECT 1 FROM pg_index AS x JOIN pg_class AS i ON i.oid = x.indexrelid "
+        "WHERE x.indrelid = 'prompts'::regclass AND x.indisunique AND i.relname = 'uq_prompts_text_md5' "
+        "AND pg_get_expr(x.indexprs, x.indrelid) = 'md5(text)' AND x.indpred IS NULL"
+    )
+    return index.first() is not None
 
 
 def quote(name: str) -> str:
@@ -135,6 +157,9 @@ def quote(name: str) -> str:
 
 def merge_duplicates() -> None:
     """Merge prompts with the same text, which exist only in a table created without the UNIQUE constraint."""
+    if op.get_bind().exec_driver_sql("SELECT 1 FROM prompts GROUP BY text HAVING count(*) > 1 LIMIT 1").first() is None:
+        return
+    refuse_references()
     op.execute(
         "UPDATE prompts SET "
         "used_count = (SELECT sum(same.used_count) FROM prompts AS same WHERE same.text = prompts.text), "
@@ -143,6 +168,17 @@ def merge_duplicates() -> None:
         "WHERE text IN (SELECT text FROM prompts GROUP BY text HAVING count(*) > 1)"
     )
     op.execute("DELETE FROM prompts WHERE id NOT IN (SELECT min(id) FROM prompts GROUP BY text)")
+
+
+def refuse_references() -> None:
+    """Raise if another table refers to prompts: its rows would go, or refer to nothing, with the merged prompts."""
+    inspector = sa.inspect(op.get_bind())
+    for table in inspector.get_table_names():
+        if any(key["referred_table"] == "prompts" for key in inspector.get_foreign_keys(table)):
+            raise CommandError(
+                f"prompts holds texts more than once, which have to become one row, and the table {table} refers to "
+                "prompts: merge these prompts first. Nothing was changed."
+            )
 
 
 def downgrade() -> None:

@@ -13,8 +13,8 @@ other programs added. Downgrade drops the constraints and loses no row.
 
 import re
 
-import sqlalchemy as sa
 from alembic import op
+from alembic.util import CommandError
 
 revision: str = "006"
 down_revision: str | None = "005"
@@ -113,9 +113,10 @@ SQLITE_DEFAULTS = {
     "is_favorite": "0",
     "version": "1",
 }
-# TOKEN matches a name, a string, a comment or any single character: enough to split a CREATE TABLE at its commas.
-NAME = r'"(?:[^"]|"")*"|`[^`]*`|\[[^\]]*\]|\w+'
-TOKEN = rf"{NAME}|'(?:[^']|'')*'|--[^\n]*|/\*.*?\*/|."
+# A quoted name, a string, a comment, a word, spaces or a single character: enough to read a CREATE TABLE.
+TOKEN = r'"(?:[^"]|"")*"|`(?:[^`]|``)*`|\[[^\]]*\]|\'(?:[^\']|\'\')*\'|--[^\n]*|/\*.*?\*/|[\w$]+|\s+|.'
+TABLE_CLAUSES = frozenset("CONSTRAINT PRIMARY UNIQUE CHECK FOREIGN".split())
+COLUMN_CLAUSES = frozenset("CONSTRAINT PRIMARY UNIQUE CHECK NOT NULL DEFAULT COLLATE REFERENCES GENERATED AS".split())
 NOT_NULL = {"generations": ("scheduled_at",)}
 SERVER_DEFAULTS = {
     "prompts": ("used_count",),
@@ -126,23 +127,16 @@ SERVER_DEFAULTS = {
 def upgrade() -> None:
     op.execute(f"UPDATE generations SET completed_at = created_at WHERE {FINISHED} AND completed_at IS NULL")
     if op.get_context().dialect.name == "sqlite":
-        for table in ("prompts", "generations"):
-            constraints = [f"CONSTRAINT ck_{table}_{name} CHECK ({rule})" for name, rule in checks(table).items()]
-            if table == "generations":
-                constraints += [f"CONSTRAINT {name} {rule}" for name, rule in FOREIGN_KEYS.items()]
-            rebuild(table, SQLITE_COLUMNS[table], constraints)
+        for table, columns in SQLITE_COLUMNS.items():
+            rebuild(table, without_constraints(table), columns, own_constraints(table), [])
     else:
         constrain_postgresql()
 
 
 def downgrade() -> None:
     if op.get_context().dialect.name == "sqlite":
-        for table in ("prompts", "generations"):
-            columns = {
-                name: f"{kind} DEFAULT {SQLITE_DEFAULTS[name]}" if name in SQLITE_DEFAULTS else kind
-                for name, kind in SQLITE_COLUMNS[table].items()
-            }
-            rebuild(table, columns | ({"scheduled_at": "DATETIME"} if table == "generations" else {}), [])
+        for table, columns in SQLITE_COLUMNS.items():
+            rebuild(table, columns, without_constraints(table), [], own_constraints(table))
         return
     for name in FOREIGN_KEYS:
         op.drop_constraint(name, "generations")
@@ -164,6 +158,23 @@ def checks(table: str) -> dict[str, str]:
     forms = {f"{column}_form": TIME_FORMS[system].format(column) for column in TIMES[table]}
     flags = {"favorite_is_flag": "is_favorite IN (0, 1)"} if (table, system) == ("generations", "sqlite") else {}
     return CHECKS[table] | flags | forms
+
+
+def own_constraints(table: str) -> list[str]:
+    """Return the CHECKs and foreign keys that this revision adds to a table."""
+    constraints = [f"CONSTRAINT ck_{table}_{name} CHECK ({rule})" for name, rule in checks(table).items()]
+    if table == "generations":
+        constraints += [f"CONSTRAINT {name} {rule}" for name, rule in FOREIGN_KEYS.items()]
+    return constraints
+
+
+def without_constraints(table: str) -> dict[str, str]:
+    """Return the columns of a table before this revision."""
+    columns = {
+        name: f"{kind} DEFAULT {SQLITE_DEFAULTS[name]}" if name in SQLITE_DEFAULTS else kind
+        for name, kind in SQLITE_COLUMNS[table].items()
+    }
+    return columns | ({"scheduled_at": "DATETIME"} if table == "generations" else {})
 
 
 def constrain_postgresql() -> None:
@@ -191,43 +202,51 @@ def validate(table: str, name: str) -> None:
             raise
 
 
-def rebuild(table: str, columns: dict[str, str], constraints: list[str]) -> None:
-    """Rebuild `table` with these columns and constraints; keep all rows and whatever other programs added to the table.
+def rebuild(table: str, old: dict[str, str], new: dict[str, str], constraints: list[str], dropped: list[str]) -> None:
+    """Rebuild `table` with the columns `new` and these constraints; keep all rows and whatever others added to it.
 
-    Follows https://sqlite.org/lang_altertable.html, section 7. CHECK constraints are not applied to the copied rows,
-    and foreign keys are off on this connection.
+    `old` are our columns as they were, `dropped` our constraints to leave out. CHECK constraints are not applied to the
+    copied rows, and foreign keys are off on this connection (https://sqlite.org/lang_altertable.html, section 7).
     """
     connection = op.get_bind()
-    keys = [f"CONSTRAINT pk_{table} PRIMARY KEY (id)"]
-    if table == "prompts":
-        keys.append("CONSTRAINT uq_prompts_text UNIQUE (text)")
-    added_columns = [
-        row for row in connection.exec_driver_sql(f"PRAGMA table_xinfo({table})") if row.name.lower() not in columns
-    ]
-    sql = sa.text("SELECT sql FROM sqlite_master WHERE name = :table")
-    definitions = column_definitions(connection.execute(sql, {"table": table}).scalar_one())
-    body = ",\n\t".join(
-        [
-            *(f"{name} {kind}" for name, kind in columns.items()),
-            *(definitions[row.name.lower()] for row in added_columns),
-            *keys,
-            *constraints,
-        ]
-    )
-    indexes_and_triggers = (
-        connection.execute(
-            sa.text("SELECT sql FROM sqlite_master WHERE tbl_name = :table AND type <> 'table' AND sql IS NOT NULL"),
-            {"table": table},
-        )
-        .scalars()
-        .all()
-    )
-    # generated columns (hidden 2 or 3) cannot be inserted into
-    names = ", ".join([*columns, *(quote(row.name) for row in added_columns if not row.hidden)])
+    stored = connection.exec_driver_sql(f"PRAGMA table_xinfo({table})").all()
+    if {row.name.lower() for row in stored if row.pk} - {"id"}:
+        raise CommandError(f"the primary key of {table} is not its id: make id the primary key. Nothing was changed.")
+    sql = "SELECT sql FROM sqlite_master WHERE type = 'table' AND name = ?"
+    parts, options = split_table(connection.exec_driver_sql(sql, (table,)).scalar_one())
+    definitions = dict(zip((row.name for row in stored), parts, strict=False))
+    kept_constraints = [clause for part in parts[len(stored) :] for clause in split_clauses(part, TABLE_CLAUSES)[1:]]
+    own_columns = dict(new)
+    for name, definition in definitions.items():
+        if name.lower() in own_columns:
+            kept, moved = foreign_clauses(table, name.lower(), old[name.lower()], definition)
+            own_columns[name.lower()] += kept
+            kept_constraints += moved
+    added_columns = [row for row in stored if row.name.lower() not in new]
+    body = [f"{name} {kind}" for name, kind in own_columns.items()]
+    body += [definitions[row.name] for row in added_columns]
+    body += [f"CONSTRAINT pk_{table} PRIMARY KEY (id)"]
+    body += ["CONSTRAINT uq_prompts_text UNIQUE (text)"] if table == "prompts" else []
+    body += [*constraints, *without_own(table, kept_constraints, {split_name(clause)[0] for clause in dropped})]
 
+    # generated columns (hidden 2 or 3) cannot be inserted into
+    names = [*new, *(quote(row.name) for row in added_columns if not row.hidden)]
+    if table == "generations" and "ROWID" not in options.upper():
+        # Without it, SQLite would number the rows again, and a full-text index of somebody's own refers to the numbers.
+        present = {row.name.lower() for row in stored}
+        names += [alias for alias in ("rowid", "oid", "_rowid_") if alias not in present][:1]
+    lines = ",\n\t".join(body)
+    copy_rows(table, f"(\n\t{lines}\n) {options}".rstrip(), ", ".join(names))
+
+
+def copy_rows(table: str, body: str, names: str) -> None:
+    """Replace `table` by one with this definition and the same rows, indexes and triggers."""
+    connection = op.get_bind()
+    sql = "SELECT sql FROM sqlite_master WHERE tbl_name = ? AND type <> 'table' AND sql IS NOT NULL"
+    indexes_and_triggers = connection.exec_driver_sql(sql, (table,)).scalars().all()
     for pragma in ("ignore_check_constraints", "legacy_alter_table"):
         connection.exec_driver_sql(f"PRAGMA {pragma} = ON")
-    connection.exec_driver_sql(f"CREATE TABLE {table}_new (\n\t{body}\n)")
+    connection.exec_driver_sql(f"CREATE TABLE {table}_new {body}")
     connection.exec_driver_sql(f"INSERT INTO {table}_new ({names}) SELECT {names} FROM {table}")
     connection.exec_driver_sql(f"DROP TABLE {table}")
     connection.exec_driver_sql(f"ALTER TABLE {table}_new RENAME TO {table}")
@@ -237,9 +256,10 @@ def rebuild(table: str, columns: dict[str, str], constraints: list[str]) -> None
         connection.exec_driver_sql(f"PRAGMA {pragma} = OFF")
 
 
-def column_definitions(sql: str) -> dict[str, str]:
-    """Return the column definitions of a CREATE TABLE, without comments, by the name of the column in lower case."""
-    parts, depth, part = [], 0, ""
+def split_table(sql: str) -> tuple[list[str], str]:
+    """Return the parts of a CREATE TABLE between its commas, without comments, and the options that follow them."""
+    parts: list[str] = []
+    depth, part = 0, ""
     for token in re.findall(TOKEN, sql, re.DOTALL):
         depth += {"(": 1, ")": -1}.get(token, 0)
         if (token == "(" and depth == 1) or (token == "," and depth == 1) or (token == ")" and depth == 0):
@@ -247,10 +267,79 @@ def column_definitions(sql: str) -> dict[str, str]:
             part = ""
         else:
             part += " " if token.startswith(("--", "/*")) else token
-    names = [re.match(NAME, part, re.DOTALL) for part in parts]
-    return {
-        name[0].strip('"`[]').replace('""', '"').lower(): part for name, part in zip(names, parts, strict=True) if name
-    }
+    return parts[1:], part.strip()
+
+
+def split_clauses(part: str, starters: frozenset[str]) -> list[str]:
+    """Return what stands before the constraints of a part of a CREATE TABLE, then each constraint with its name."""
+    clauses, words, depth = [""], [""], 0
+    tokens = re.findall(TOKEN, part, re.DOTALL)
+    for position, token in enumerate(tokens):
+        depth += {"(": 1, ")": -1}.get(token, 0)
+        following = "".join(tokens[position + 1 : position + 3]).strip().upper()
+        starts = depth == 0 and token.upper() in starters and words[-1] not in ("SET", "DEFAULT", "NOT")
+        if token.upper() == "NOT" and following != "NULL":
+            starts = False  # NOT DEFERRABLE
+        if starts and not (words[0] == "CONSTRAINT" and len(words) == 2):
+            clauses.append("")
+            words = []
+        clauses[-1] += token
+        if not token.isspace():
+            words.append(token.upper())
+    return [clause.strip() for clause in clauses]
+
+
+def split_name(clause: str) -> tuple[str, str]:
+    """Return the name of a constraint, "" if it has none, and its rule."""
+    if not clause.upper().startswith("CONSTRAINT"):
+        return "", clause
+    name = re.match(TOKEN, clause[10:].lstrip(), re.DOTALL)
+    return (unquote(name[0]), clause[10:].lstrip()[len(name[0]) :].lstrip()) if name else ("", clause)
+
+
+def foreign_clauses(table: str, column: str, own: str, definition: str) -> tuple[str, list[str]]:
+    """Return what others added to one of our columns: what has to stay in its definition, and constraints of the table.
+
+    `own` is our definition of the column at this revision.
+    """
+    kept, constraints = "", []
+    for clause in split_clauses(definition, COLUMN_CLAUSES)[1:]:
+        name, rule = split_name(clause)
+        named = f"CONSTRAINT {quote(name)} " if name else ""
+        word = rule.split("(")[0].split()[0].upper()
+        if word in ("GENERATED", "AS") or "AUTOINCREMENT" in rule.upper():
+            raise CommandError(f"the column {table}.{column} cannot keep {rule!r}: remove it. Nothing was changed.")
+        if word in ("COLLATE", "DEFAULT") or (word == "NOT" and "NOT NULL" not in own):
+            kept += f" {clause}" if not (word == "DEFAULT" and " DEFAULT " in own) else ""
+        elif word == "REFERENCES":
+            constraints.append(f"{named}FOREIGN KEY ({column}) {rule}")
+        elif word == "UNIQUE":
+            constraints.append(f"{named}UNIQUE ({column}){rule[6:]}")
+        elif word == "CHECK":
+            constraints.append(clause)
+    return kept, constraints
+
+
+def without_own(table: str, constraints: list[str], dropped: set[str]) -> list[str]:
+    """Return the constraints that others added to `table`; raise if one has a name that this revision needs."""
+    coming = {split_name(clause)[0] for clause in own_constraints(table)}
+    foreign = []
+    for clause in constraints:
+        name, rule = split_name(clause)
+        is_key = rule.upper().startswith("PRIMARY") or (
+            table == "prompts" and re.sub(r'[\s"`\[\]]', "", rule).upper().startswith("UNIQUE(TEXT)")
+        )
+        if is_key or name.lower() in dropped:
+            continue
+        if name.lower() in coming:
+            raise CommandError(f"{table} already has the constraint {name}: rename it. Nothing was changed.")
+        foreign.append(clause)
+    return foreign
+
+
+def unquote(name: str) -> str:
+    closing = {"[": "]"}.get(name[0], name[0])
+    return name[1:-1].replace(closing * 2, closing) if name[0] in "\"`['" else name
 
 
 def quote(name: str) -> str:

@@ -6,6 +6,7 @@ Revises: 006
 Downgrade restores the four indexes of revision 001 and loses no row.
 """
 
+import sqlalchemy as sa
 from alembic import op
 
 revision: str = "007"
@@ -59,7 +60,16 @@ def downgrade() -> None:
 
 
 def replace(old: dict[str, str], new: dict[str, str]) -> None:
-    for name in old | new:
-        op.execute(f"DROP INDEX IF EXISTS {name}")
+    """Drop the indexes `old`, but none that has only its name from us, and create the indexes `new`."""
+    inspector = sa.inspect(op.get_bind())
+    present = {
+        index["name"]: f"{table} {index['column_names']}"
+        for table in ("generations", "attempts", "prompts")
+        for index in inspector.get_indexes(table)
+    }
+    for name, target in old.items():
+        table, columns = target.split(" WHERE ")[0].rstrip(")").split(" (")
+        if present.get(name) == f"{table} {[column.split()[0] for column in columns.split(', ')]}":
+            op.execute(f"DROP INDEX {name}")
     for name, target in new.items():
         op.execute(f"CREATE {'UNIQUE ' if name.startswith('uq_') else ''}INDEX {name} ON {target}")

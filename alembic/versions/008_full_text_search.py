@@ -101,7 +101,7 @@ POSTGRESQL = (
     # characters are indexed, the longest prompt that the library accepts, because a tsvector is limited to 1 MB; and of
     # a word 256, because a lexeme is limited to 2,046 bytes.
     rf"""
-CREATE OR REPLACE FUNCTION prompt_words(prompt text) RETURNS tsvector
+CREATE FUNCTION prompt_words(prompt text) RETURNS tsvector
 LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
 RETURN (
     SELECT coalesce(string_agg(quote_literal(left(word, 256)) || ':' || place, ' '), '')::tsvector

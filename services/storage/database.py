@@ -13,7 +13,13 @@ from sqlalchemy.orm import Session
 
 from .analytics import get_database_stats
 from .engine import Storage, get_default, get_storage, set_storage
-from .errors import ForeignDatabaseError, NotInitializedError, SchemaOutdatedError, SchemaTooNewError
+from .errors import (
+    ForeignDatabaseError,
+    NotInitializedError,
+    SchemaDamagedError,
+    SchemaOutdatedError,
+    SchemaTooNewError,
+)
 from .generations import (
     clone_generation,
     count_generations,
@@ -98,9 +104,14 @@ def init_db(
     try:
         try:
             storage.require_schema(refresh=True)
-        except (NotInitializedError, ForeignDatabaseError, SchemaOutdatedError, SchemaTooNewError):
-            # Here, because Alembic doubles the import time and an up-to-date database does not need it. upgrade()
-            # tells a newer schema from a foreign one.
+        except (
+            ForeignDatabaseError,
+            NotInitializedError,
+            SchemaDamagedError,
+            SchemaOutdatedError,
+            SchemaTooNewError,
+        ):  # migrations look closer: the database may hold other programs' tables beside ours, or lack a table
+            # Here, because Alembic doubles the import time and an up-to-date database does not need it.
             from . import migrations
 
             migrations.upgrade(storage)

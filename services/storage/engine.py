@@ -12,9 +12,10 @@ from threading import Lock
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, ExceptionContext, event, inspect
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, OperationalError, ProgrammingError
 from sqlalchemy.orm import Session
 
+from . import schema_check
 from .backends import Phase, backend_for, is_refused_when_reading
 from .errors import (
     CorruptError,
@@ -23,8 +24,6 @@ from .errors import (
     NotInitializedError,
     ReadOnlyError,
     RetryableError,
-    SchemaOutdatedError,
-    SchemaTooNewError,
     StorageError,
     UnreachableError,
 )
@@ -32,7 +31,6 @@ from .limits import TRANSACTION_ATTEMPTS
 from .replicas import Replicas
 from .retry import RetryPolicy
 from .rows import SeveralStatementsError
-from .schema import REVISIONS, get_schema_version
 from .session import StorageSession, raise_conflicts
 from .settings import mask_url, parse_replica_urls, parse_url, read_engine_options
 
@@ -124,6 +122,11 @@ class Storage:
         try:
             yield session
             session.commit()
+        except (OperationalError, ProgrammingError, NotInitializedError):
+            session.expunge_all()
+            session.rollback()
+            self.require_schema(refresh=True)  # the true error, if another process has changed the schema meanwhile
+            raise
         except BaseException:
             session.expunge_all()  # rollback() expires the objects, and error handlers may need their ids
             session.rollback()
@@ -151,7 +154,8 @@ class Storage:
         Where a statement can write two tables (PostgreSQL), it is executed in autocommit, without BEGIN and COMMIT. If
         `fn` turns out to need several statements, it is run again in a transaction. See ADR 25.
         """
-        if self.backend.has_writing_ctes:
+        # Behind PgBouncer the settings of the session belong to a transaction.
+        if self.backend.has_writing_ctes and not self.options.pgbouncer:
             with suppress(SeveralStatementsError):
                 return self._repeat(fn, lambda: self._session_on(lambda: self._step_engine), attempts)
         return self.run_in_transaction(fn, attempts=attempts)
@@ -177,28 +181,28 @@ class Storage:
                 attempt += 1
 
     def read_revision(self) -> str | None:
-        """Return the revision stored in the database, or None if there is none. Executes one query."""
-        if not self.backend.is_present(self.url):
-            return None
-        try:
-            with self.engine.connect() as connection:
-                return connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
-        except NotInitializedError:
-            return None
+        """Return the revision stored in the database, or None if there is none. Executes one query.
+
+        Raises ForeignDatabaseError if there are several.
+        """
+        return schema_check.read_revision(self.engine) if self.backend.is_present(self.url) else None
 
     def require_schema(self, *, refresh: bool = False) -> None:
         """Raise NotInitializedError, SchemaOutdatedError or SchemaTooNewError unless the schema is at the head.
 
-        Queries the database until the check has succeeded once; with `refresh`, every time.
+        Raises SchemaDamagedError if the database says that it is, but lacks a table or column, and ForeignDatabaseError
+        for a revision of another program. Queries the database until the check has succeeded once; with `refresh`,
+        every time.
         """
         if self._schema_checked and not refresh:
             return
-        revision = self.read_revision()
+        was_checked, self._schema_checked = self._schema_checked, False
+        is_present = self.backend.is_present(self.url)
+        revision, is_whole = schema_check.find_revision(self.engine) if is_present else (None, False)
         if revision is None:
             raise self._explain_missing_schema()
-        if revision != get_schema_version():
-            raise (SchemaOutdatedError if revision in REVISIONS else SchemaTooNewError)
-        if not self._schema_checked:
+        schema_check.require_head(revision, is_whole, self.display_url)
+        if not was_checked:
             self.backend.check_file(self.engine)
         self._schema_checked = True
 

@@ -28,6 +28,10 @@ class SchemaTooNewError(StorageError):
     """The database is at a revision this release does not know: upgrade dgx-music-storage, or restore a backup."""
 
 
+class SchemaDamagedError(StorageError):
+    """An index, trigger or function of the schema is missing or differs: run `dgx-storage check`, which creates it."""
+
+
 class ForeignDatabaseError(StorageError):
     """The database holds other tables, not this library's: point DATABASE_URL at another one. Nothing was changed."""
 

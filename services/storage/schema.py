@@ -1,5 +1,6 @@
 """The module of the specification for the schema: statuses, revisions, and the SQL of a new SQLite database."""
 
+from collections.abc import Sequence
 from typing import Final
 
 from .lifecycle import FINISHED, LEGAL_MOVES, GenerationStatus, is_legal_move, validate_status
@@ -23,6 +24,20 @@ REVISIONS: Final = ("001", "002", "003", "004", "005", "006", "007", "008", "009
 def get_schema_version() -> str:
     """Return the revision id that this library works with: the head of its migrations."""
     return REVISIONS[-1]
+
+
+def is_own_revision(revision: str) -> bool:
+    """Return whether `revision` looks like one of this library, known or newer: three digits."""
+    return len(revision) == 3 and revision.isdecimal()
+
+
+def name_several_revisions(revisions: Sequence[str]) -> str:
+    """Return the message for an alembic_version with more than one row."""
+    return (
+        f"alembic_version says {' and '.join(map(repr, revisions))}: another program keeps its revision there too. "
+        "Give it a version_table of its own and delete its row, or point DATABASE_URL at another database. Nothing was "
+        "changed."
+    )
 
 
 # Written by `just db-docs`.

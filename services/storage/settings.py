@@ -126,6 +126,11 @@ def parse_replica_urls(urls: Iterable[str], *, from_environment: bool) -> list[U
     return [parse_url(text.strip()) for text in texts if text.strip()]
 
 
+def read_libpq_options() -> str:
+    """Return PGOPTIONS, the server settings that libpq uses unless a connection gets others."""
+    return os.environ.get("PGOPTIONS", "")
+
+
 def normalize_url(url: str) -> str:
     """Return a URL in SQLAlchemy's form; it may be in libpq's form."""
     if url.startswith("postgres://"):

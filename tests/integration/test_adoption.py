@@ -323,8 +323,8 @@ def test_objects_that_only_sqlite_has_are_kept(original_file: str) -> None:
 @pytest.mark.parametrize(
     ("script", "name"),
     [
-        ("ALTER TABLE generations ADD COLUMN priority TEXT", "generations.priority"),
-        ("CREATE TABLE attempts (id INTEGER)", "attempts"),
+        ("ALTER TABLE generations ADD COLUMN priority TEXT", "the column generations.priority"),
+        ("CREATE TABLE attempts (id INTEGER)", "the (table|relation) attempts"),
     ],
 )
 def test_a_name_conflict_is_reported_before_anything_changes(original_url: str, script: str, name: str) -> None:
@@ -374,18 +374,31 @@ def test_a_view_that_blocks_the_upgrade_on_postgresql_is_named(original_url: str
         init_db(original_url)
         return
     before = everything_in(original_url)
-    with pytest.raises(ValueError, match=r"view best.*drop it.*Nothing was changed"):
+    with pytest.raises(ForeignDatabaseError, match=r"view best.*drop it.*Nothing was changed"):
         init_db(original_url)
     assert everything_in(original_url) == before
     run_script(original_url, "DROP VIEW best")
     init_db(original_url)
 
 
-def test_a_database_without_its_version_gives_the_command_that_restores_it(db: Storage, database_url: str) -> None:
+def test_a_database_that_lost_its_version_gets_it_back(db: Storage, database_url: str) -> None:
     with db.session() as session:
         create_generation(session, **a_request())
+    schema = schema_of(database_url)
     run_script(database_url, "DROP TABLE alembic_version")
-    with pytest.raises(ForeignDatabaseError, match="alembic stamp"):
-        init_db(database_url)
+    init_db(database_url)
+    assert schema_of(database_url) == schema
     with get_session() as session:
         assert count_generations(session) == 1
+
+
+@pytest.mark.parametrize("revision", ["002", "005"])
+def test_an_older_database_that_lost_its_version_is_told_how_to_get_it_back(
+    empty_database_url: str, revision: str
+) -> None:
+    make_old_database(empty_database_url, "001")
+    with opened(empty_database_url) as storage:
+        migrations.upgrade(storage, revision)
+    run_script(empty_database_url, "DROP TABLE alembic_version")
+    with pytest.raises(ForeignDatabaseError, match=r"no version.*prompt_id.*alembic stamp"):
+        init_db(empty_database_url)

@@ -72,7 +72,7 @@ def test_an_installed_wheel_creates_a_database_with_its_own_migrations(unzipped:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
-        str(unzipped / "services/storage/migrations.py"),
+        str(unzipped / "services/storage/migrations/__init__.py"),
         str(unzipped / "services/storage/_alembic"),
     ]
     assert done.stderr.endswith(f"at revision {get_schema_version()}\n")

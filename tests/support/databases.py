@@ -98,7 +98,8 @@ def rows_of(url: str, table: str, columns: tuple[str, ...] | None = None) -> lis
     """Return every row exactly, each value as an SQL literal; `columns` selects the columns."""
     names = columns_of(url, table) if columns is None else columns
     literal = "quote({})" if is_sqlite(url) else "{}::text"
-    return sorted(ask(url, f"SELECT {', '.join(literal.format(name) for name in names)} FROM {table}"), key=repr)
+    quoted = ['"' + name.replace('"', '""') + '"' for name in names]
+    return sorted(ask(url, f"SELECT {', '.join(map(literal.format, quoted))} FROM {table}"), key=repr)
 
 
 def columns_of(url: str, table: str) -> tuple[str, ...]:

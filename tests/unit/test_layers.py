@@ -26,7 +26,7 @@ LAYERS = (
     {"backends"},
     {"queue", "search", "analytics"},
     {"prompts", "generations"},
-    {"replicas", "session"},
+    {"replicas", "schema_check", "session"},
     {"engine"},
     {"migrations"},
     {"maintenance", "worker"},

@@ -1,6 +1,7 @@
 """What a backend provides, as one protocol for each kind of user: SQL modules, search, the engine, replicas."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, TypeVar
@@ -20,11 +21,13 @@ from sqlalchemy.exc import TimeoutError
 from sqlalchemy.orm import Session
 
 from ..errors import PoolTimeoutError, StorageError
+from ..models import Base
 from ..settings import EngineOptions
 
 if TYPE_CHECKING:
     from ..search_query import Query
 
+OWN_TABLES: Final = frozenset([*Base.metadata.tables, "alembic_version"])
 Bind = TypeVar("Bind", Engine, Connection)
 JSONKind = Literal["text", "number", "boolean", "any"]
 Phase = Literal["connect", "statement", "commit"]  # what the driver was doing when it raised an error
@@ -158,6 +161,56 @@ class AnchorConnection(Protocol):
     def close(self) -> None: ...
 
 
+class DerivedObject(NamedTuple):
+    """An object of the schema that holds no data of its own, and the statement that creates it.
+
+    Two are equal if their kinds, names and definitions are; `sql` may be written in another way.
+    """
+
+    kind: str
+    name: str
+    definition: str
+    sql: str
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, DerivedObject) and self[:3] == other[:3]
+
+    def __hash__(self) -> int:
+        return hash(self[:3])
+
+
+class Obstacle(NamedTuple):
+    """What a statement of a migration met, in words; `exists` if it has a name that the statement needed."""
+
+    name: str
+    exists: bool
+
+
+class SchemaDialect(Protocol):
+    """What migrations need to know of a database beyond SQLAlchemy's inspector."""
+
+    def own_schema(self, connection: Connection) -> str | None:
+        """Return the schema that holds, or is to hold, this library's tables; None on databases without schemas."""
+
+    def ignored_tables(self, connection: Connection) -> set[str]:
+        """Return the tables that extensions and replication tools keep in every database."""
+
+    def find_obstacle(self, error: Any) -> Obstacle | None:
+        """Return what a failed statement of a migration met, or None if it failed for another reason."""
+
+    def empty_schema(self, connection: Connection) -> AbstractContextManager[Connection]:
+        """Return a connection to an empty schema that exists until the end of the block."""
+
+    def find_derived(self, connection: Connection) -> list[DerivedObject]:
+        """Return the derived objects of the schema, each after those that it needs."""
+
+    def drop_derived(self, connection: Connection, derived: DerivedObject) -> None:
+        """Drop a derived object, unless create_derived() replaces objects of its kind."""
+
+    def create_derived(self, connection: Connection, derived: DerivedObject) -> None:
+        """Create a derived object."""
+
+
 class LogPosition(NamedTuple):
     """A position in the write-ahead log of a database, and the system identifier of that database."""
 
@@ -210,7 +263,7 @@ class BackupDialect(Protocol):
         """
 
 
-class Backend(SQLDialect, SearchDialect, Protocol):
+class Backend(SQLDialect, SearchDialect, SchemaDialect, Protocol):
     """One database system: its SQL, its search, its engines, its migration lock and its errors."""
 
     name: str
@@ -258,8 +311,11 @@ class Backend(SQLDialect, SearchDialect, Protocol):
     def check_file(self, engine: Engine) -> None:
         """Set these properties again in a file that lost them, as a copy has; log a warning if that is impossible."""
 
-    def lock_migrations(self, connection: Connection) -> None:
-        """Begin the transaction of a migration, after waiting for the migrations of other processes."""
+    def lock_migrations(self, connection: Connection, options: EngineOptions) -> None:
+        """Begin the transaction of a migration, after waiting for the migrations of other processes.
+
+        From then on a statement waits for a lock no longer than the lock timeout of `options`.
+        """
 
     def translate(self, error: BaseException, *, phase: Phase, is_disconnect: bool) -> StorageError | None:
         """Return the StorageError for a driver's error, or None if there is no specific one. See ADR 13."""

@@ -25,16 +25,19 @@ from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.orm import Session
 
 from ..errors import DriverMissingError, StorageError, UnreachableError
-from ..settings import EngineOptions
+from ..settings import EngineOptions, read_libpq_options
 from ..types import dump_json, load_json
 from .base import Bind, ConnectionPool, Phase
 from .postgresql_backup import PostgreSQLBackups
 from .postgresql_errors import translate
+from .postgresql_schema import PostgreSQLSchema
+from .postgresql_session import apply_to_connection, apply_to_transactions
 from .postgresql_sql import PostgreSQLSQL
 from .replication import StreamingReplication, has_many_hosts
 from .tsvector import TSVectorSearch
 
 PING_SECONDS = 5.0  # of idleness, after which a connection is tested before use: its server may be gone silently
+MIGRATION_LOCK_TIMEOUT_SECONDS = 600.0  # for the migration of another process, which may rewrite millions of rows
 MIGRATION_LOCK = 0x6467785F6D757369  # the bytes "dgx_musi": a key that no other program on the server should use
 
 # libpq's connection parameters unless the URL sets them (https://www.postgresql.org/docs/current/libpq-connect.html).
@@ -52,7 +55,7 @@ CONNECT_ARGUMENTS: dict[str, Any] = {
 JSON_EXPONENT = re.compile(r'"(?:[^"\\]|\\.)*"|-?[0-9][0-9.]*[eE][-+]?[0-9]+')
 
 
-class PostgreSQL(PostgreSQLSQL, TSVectorSearch):
+class PostgreSQL(PostgreSQLSQL, PostgreSQLSchema, TSVectorSearch):
     """PostgreSQL: many concurrent writers; one server, or a primary with replicas."""
 
     name = "postgresql"
@@ -84,6 +87,7 @@ class PostgreSQL(PostgreSQLSQL, TSVectorSearch):
             arguments["options"] = _server_settings(url, options)
         engine = self._create_engine(
             url,
+            per_transaction=options.pgbouncer,
             echo=options.echo,
             poolclass=ConnectionPool,
             pool_size=options.pool_size,
@@ -121,20 +125,27 @@ class PostgreSQL(PostgreSQLSQL, TSVectorSearch):
 
         return engine
 
-    def _create_engine(self, url: URL, **arguments: Any) -> Engine:
+    def _create_engine(self, url: URL, *, per_transaction: bool, **arguments: Any) -> Engine:
         try:
-            engine = create_engine(url, hide_parameters=True, json_serializer=dump_jsonb, **arguments)
+            # The isolation level is part of BEGIN, so a default of the role or the database does not count.
+            engine = create_engine(
+                url, hide_parameters=True, isolation_level="READ COMMITTED", json_serializer=dump_jsonb, **arguments
+            )
         except ModuleNotFoundError as error:
             raise DriverMissingError(orig=error) from error
 
         @event.listens_for(engine, "connect", insert=True)  # before the dialect, which fails in SQL_ASCII
-        def require_unicode(connection: Any, record: Any) -> None:
-            if connection.info.parameter_status("server_encoding") not in (None, "UTF8"):
+        def configure_session(connection: Any, record: Any) -> None:
+            try:
+                require_unicode(connection)
+                if not per_transaction:
+                    apply_to_connection(connection)
+            except Exception:
                 connection.close()  # SQLAlchemy 2.0 would leave it to the garbage collector
-                raise UnreachableError(
-                    "The encoding of the database is not UTF8: create one with createdb --encoding=UTF8 -T template0."
-                )
+                raise
 
+        if per_transaction:
+            apply_to_transactions(engine)
         return engine
 
     def is_present(self, url: URL) -> bool:
@@ -154,10 +165,19 @@ class PostgreSQL(PostgreSQLSQL, TSVectorSearch):
 
     def create_migration_engine(self, url: URL, options: EngineOptions) -> Engine:
         # No prepared statements, because PgBouncer may be between this process and the server.
-        return self._create_engine(url, poolclass=NullPool, connect_args={"prepare_threshold": None})
+        return self._create_engine(
+            url, per_transaction=True, poolclass=NullPool, connect_args={"prepare_threshold": None}
+        )
 
-    def lock_migrations(self, connection: Connection) -> None:
-        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
+    def lock_migrations(self, connection: Connection, options: EngineOptions) -> None:
+        limits = "statement_timeout", "idle_in_transaction_session_timeout", "transaction_timeout"
+        no_limits = text("SELECT set_config(name, '0', true) FROM pg_settings WHERE name = ANY (:names)")
+        connection.execute(no_limits, {"names": list(limits)})
+        for seconds in (MIGRATION_LOCK_TIMEOUT_SECONDS, options.lock_timeout):
+            lock_timeout = text("SELECT set_config('lock_timeout', :milliseconds, true)")
+            connection.execute(lock_timeout, {"milliseconds": str(math.ceil(seconds * 1000))})
+            # The second time it is held already: only the statements of the migration wait for the shorter time.
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
 
     def prepare_file(self, connection: Connection) -> None:
         return None
@@ -208,6 +228,13 @@ def _is_readable(socket: int) -> bool:
     waiting = poll()
     waiting.register(socket, POLLIN)
     return bool(waiting.poll(0))
+
+
+def require_unicode(connection: Any) -> None:
+    if connection.info.parameter_status("server_encoding") not in (None, "UTF8"):
+        raise UnreachableError(
+            "The encoding of the database is not UTF8: create one with createdb --encoding=UTF8 -T template0."
+        )
 
 
 @cache
@@ -262,5 +289,6 @@ def _server_settings(url: URL, options: EngineOptions) -> str:
     }
     # Rounded up, because 0 would mean no timeout.
     settings = [f"-c {name}={math.ceil(seconds * 1000)}" for name, seconds in timeouts.items() if seconds]
-    url_options = url.query.get("options", ())
+    # libpq ignores PGOPTIONS if it gets `options`, and migrations, which set none, follow it.
+    url_options = url.query.get("options") or read_libpq_options()
     return " ".join([*settings, *([url_options] if isinstance(url_options, str) else url_options)])

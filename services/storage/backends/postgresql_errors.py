@@ -14,12 +14,13 @@ from ..errors import (
     FullError,
     NotInitializedError,
     ReadOnlyError,
+    SchemaDamagedError,
     SerializationError,
     StatementTimeoutError,
     StorageError,
     UnreachableError,
 )
-from .base import Phase, error_of_kind
+from .base import OWN_TABLES, Phase, error_of_kind
 
 # Prefixes of SQLSTATE (https://www.postgresql.org/docs/current/errcodes-appendix.html); the first match counts.
 ERRORS: tuple[tuple[str, type[StorageError]], ...] = (
@@ -38,7 +39,7 @@ ERRORS: tuple[tuple[str, type[StorageError]], ...] = (
     ("23", ConstraintError),
     ("22", ConstraintError),
     ("54", ConstraintError),
-    ("42P01", NotInitializedError),
+    ("42P10", SchemaDamagedError),  # ON CONFLICT without the unique index that it names
     ("42501", AccessDeniedError),
     ("0A000", ReadOnlyError),  # a standby refuses SQLAlchemy's request for a READ WRITE transaction
     ("28", UnreachableError),
@@ -92,6 +93,7 @@ def translate(error: BaseException, *, phase: Phase, is_disconnect: bool) -> Sto
         # primary message may do so too.
         error.args = (type(error).__name__ if state.startswith("22") else diagnosis.message_primary,)
     kind = next((kind for prefix, kind in ERRORS if state.startswith(prefix)), None)
+    kind = kind or _kind_of_lost_object(state, diagnosis.message_primary or "")
     if phase == "connect" and kind in (None, DisconnectedError):
         return _translate_refusal(error)
     if is_disconnect and kind is not ReadOnlyError:
@@ -99,6 +101,15 @@ def translate(error: BaseException, *, phase: Phase, is_disconnect: bool) -> Sto
     if phase == "commit" and kind is DisconnectedError:
         kind = CommitUnknownError  # the answer to COMMIT is lost, so repeating could do everything twice
     return None if kind is None else error_of_kind(kind, error, diagnosis.constraint_name or diagnosis.column_name)
+
+
+def _kind_of_lost_object(state: str, message: str) -> type[StorageError] | None:
+    """Return the error for a table, column or function that does not exist, or None if it is not this library's."""
+    if state == "42P01":
+        names = [name.rpartition(".")[2] for name in re.findall(r'"([^"]+)"', message)]
+        return NotInitializedError if not names or OWN_TABLES.intersection(names) else None
+    is_search = (state == "42883" and "prompt_words(" in message) or (state == "42703" and ".words" in message)
+    return SchemaDamagedError if is_search else None
 
 
 def _translate_refusal(error: BaseException) -> StorageError:

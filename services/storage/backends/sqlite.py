@@ -26,6 +26,7 @@ from .sqlite_backup import SQLiteBackups
 from .sqlite_connections import load_module, refuse_inherited, watch
 from .sqlite_errors import translate
 from .sqlite_files import MEMORY_VFS, create, explain, is_memory, is_present, path_of, uri_of
+from .sqlite_schema import SQLiteSchema
 from .sqlite_sql import SQLiteSQL, compare_json_number
 from .sqlite_wal import CHECKPOINT_BYTES, Checkpoints, has_wal_reset_bug, require_wal, use_wal
 from .statements import is_write, keyword_of
@@ -38,7 +39,7 @@ CHECKED_ELSEWHERE = re.compile(r"CHECK constraint failed in |[\w-]+ value in |.*
 DRIVER_ARGUMENTS = {"timeout", "isolation_level", "detect_types", "check_same_thread", "cached_statements", "uri"}
 
 
-class SQLite(SQLiteSQL, FTS5Search):
+class SQLite(SQLiteSQL, SQLiteSchema, FTS5Search):
     """SQLite through Python's sqlite3: one file, many readers, one writer at a time."""
 
     name = "sqlite"
@@ -173,21 +174,21 @@ class SQLite(SQLiteSQL, FTS5Search):
             connection.create_function("ltrim", 2, trim_or_fold, deterministic=True)
             # With foreign keys on, dropping the old table of a rebuild silently deletes the rows that refer to it.
             connection.execute("PRAGMA foreign_keys = OFF")
+            if connection.execute("PRAGMA page_count").fetchone()[0] == 0:
+                # Only possible before the first transaction, and before the change to WAL (ADR 27).
+                connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
             if has_wal_reset_bug(module.sqlite_version_info):
                 connection.execute("PRAGMA wal_autocheckpoint = 0")
 
         watch(engine, url, configure)
         return engine
 
-    def lock_migrations(self, connection: Connection) -> None:
+    def lock_migrations(self, connection: Connection, options: EngineOptions) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     def prepare_file(self, connection: Connection) -> None:
         if is_memory(connection.engine.url):
             return
-        if connection.exec_driver_sql("PRAGMA page_count").scalar() == 0:
-            # Only possible before the first page is written, also by the change to WAL (ADR 27).
-            connection.exec_driver_sql("PRAGMA auto_vacuum = INCREMENTAL")
         use_wal(connection)
 
     def check_file(self, engine: Engine) -> None:

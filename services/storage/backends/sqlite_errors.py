@@ -1,5 +1,7 @@
 """Which StorageError an error of SQLite becomes: by its error name."""
 
+import re
+
 from ..errors import (
     BusyError,
     ConflictError,
@@ -8,10 +10,11 @@ from ..errors import (
     FullError,
     NotInitializedError,
     ReadOnlyError,
+    SchemaDamagedError,
     StorageError,
     UnreachableError,
 )
-from .base import error_of_kind
+from .base import OWN_TABLES, error_of_kind
 
 # Prefixes of SQLite's error names (https://sqlite.org/rescode.html); the first match counts.
 ERRORS: tuple[tuple[str, type[StorageError]], ...] = (
@@ -19,6 +22,7 @@ ERRORS: tuple[tuple[str, type[StorageError]], ...] = (
     ("SQLITE_LOCKED", BusyError),
     ("SQLITE_FULL", FullError),
     ("SQLITE_READONLY", ReadOnlyError),
+    ("SQLITE_CORRUPT_VTAB", SchemaDamagedError),  # a search index that does not match the prompts
     ("SQLITE_CORRUPT", CorruptError),
     ("SQLITE_NOTADB", CorruptError),
     ("SQLITE_CANTOPEN", UnreachableError),
@@ -37,10 +41,23 @@ def translate(error: BaseException) -> StorageError | None:
     """Return the StorageError for `error`, or None if there is no specific one."""
     # By the attribute, not by the class: each driver module has classes of its own.
     code = getattr(error, "sqlite_errorname", "")
-    if code == "SQLITE_ERROR" and str(error).startswith("no such table"):
-        return NotInitializedError(orig=error)
+    if code == "SQLITE_ERROR":
+        kind_of_missing = _kind_of_missing(str(error))
+        return kind_of_missing(orig=error) if kind_of_missing else None
     for prefix, kind in ERRORS:
         if code.startswith(prefix):
             # This part of the message names the constraint and its columns, never a value.
             return error_of_kind(kind, error, str(error).partition("constraint failed: ")[2])
     return None
+
+
+def _kind_of_missing(message: str) -> type[StorageError] | None:
+    """Return the error for a table or column that does not exist, or None if it is not this library's."""
+    found = re.fullmatch(r"no such (table|column): (?:\w+\.)?(\w+)", message)
+    if found is None:
+        return None
+    kind, name = found.groups()
+    # The columns of the search index: a tool that rebuilds prompts leaves them out.
+    if (kind, name) in {("table", "prompts_fts"), ("column", "words"), ("column", "folded")}:
+        return SchemaDamagedError
+    return NotInitializedError if kind == "table" and name in OWN_TABLES else None

@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from ..conditions import PROCESSING
 from ..engine import Storage, get_storage
+from ..errors import AccessDeniedError
 from ..lifecycle import GenerationStatus
 from ..models import Generation
 from ..search import check_search_index, rebuild_search_index
@@ -30,12 +31,13 @@ def check_database(
 ) -> list[Finding]:
     """Return the problems of the database, [] if there are none. Reads every row: 20 s for 100,000 generations.
 
-    In this order: damage to the file (SQLite only; then nothing else is checked); a search index that does not match
-    the prompts, which is rebuilt; rows that violate a constraint, refer to a missing row or have an unreadable value;
-    rows that are processing without a lease, which no worker will reclaim; generations that search cannot find, because
-    they have no prompt_id. With `outputs_dir`, the folder of relative file_paths, also completed generations whose file
-    is missing. On SQLite, writers wait while the search index is compared and rebuilt. Raises ValueError if
-    `outputs_dir` is not a folder.
+    In this order: damage to the file (SQLite only; then nothing else is checked); indexes, triggers and functions that
+    are missing or differ, which are created again (on PostgreSQL only if the user may create a schema); a search index
+    that does not match the prompts, which is rebuilt; rows that violate a constraint, refer to a missing row or have an
+    unreadable value; rows that are processing without a lease, which no worker will reclaim; generations that search
+    cannot find, because they have no prompt_id. With `outputs_dir`, the folder of relative file_paths, also completed
+    generations whose file is missing. On SQLite, writers wait while the search index is compared and rebuilt. Raises
+    ValueError if `outputs_dir` is not a folder.
     """
     storage = storage or get_storage()
     if outputs_dir is not None and not Path(outputs_dir).is_dir():
@@ -44,7 +46,8 @@ def check_database(
         damage = storage.backend.check_integrity(session)
     if damage:
         return [Finding(problem, "database") for problem in damage]
-    findings = storage.run_in_transaction(_repair_search_index)
+    findings = _repair_objects(storage)
+    findings += storage.run_in_transaction(_repair_search_index)
     with storage.session(read_only=True) as session:
         _, refused = scan_rows(session, lambda step, done, total: None, as_stored=True)
         findings += [Finding(row.reason, f"{row.table} {row.key}") for row in refused]
@@ -53,6 +56,16 @@ def check_database(
         if outputs_dir is not None:
             findings += _find_missing_files(session, Path(outputs_dir))
     return findings
+
+
+def _repair_objects(storage: Storage) -> list[Finding]:
+    """Create indexes, triggers and functions again that are missing or differ from what the revisions create."""
+    from .. import migrations  # Alembic doubles the import time of the package
+
+    try:
+        return [Finding(words, "schema", fixed=True) for words in migrations.repair(storage)]
+    except AccessDeniedError:
+        return []  # the user may not create the schema in which the revisions create them for the comparison
 
 
 def _repair_search_index(session: Session) -> list[Finding]:

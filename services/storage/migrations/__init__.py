@@ -1,0 +1,30 @@
+"""Create, upgrade, adopt, check, repair and reset the schema with Alembic. See ADR 1.
+
+No other package imports Alembic, and this one is imported only where the schema may have to change. Every change is one
+transaction under one lock: many processes may start at once, and a killed process leaves the old schema or the new one.
+"""
+
+from .comparison import check, options, reflection
+from .connections import connect, exclusive
+from .derived import find_differences, repair
+from .recognition import BASELINE_COLUMNS, is_empty
+from .scripts import script_location
+from .upgrade import BASELINE, adopt, downgrade, reset, upgrade
+
+__all__ = [
+    "BASELINE",
+    "BASELINE_COLUMNS",
+    "adopt",
+    "check",
+    "connect",
+    "downgrade",
+    "exclusive",
+    "find_differences",
+    "is_empty",
+    "options",
+    "reflection",
+    "repair",
+    "reset",
+    "script_location",
+    "upgrade",
+]
