@@ -24,6 +24,21 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With another module of SQLite, run only the tests that open an SQLite file; without it, run all."""
+    if "DATABASE_SQLITE_MODULE" not in os.environ:
+        return
+    chosen = [item for item in items if opens_sqlite(item) and item.get_closest_marker("drill") is None]
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    items[:] = chosen
+
+
+def opens_sqlite(item: pytest.Item) -> bool:
+    parameters = getattr(getattr(item, "callspec", None), "params", {})
+    fixtures = set(getattr(item, "fixturenames", ()))
+    return "sqlite" in parameters.values() or bool({"sqlite_url", "sqlite_template"} & fixtures)
+
+
 @pytest.fixture(autouse=True)
 def no_default_database(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Hide the user's DATABASE_URL and the default database of the previous test from every test."""

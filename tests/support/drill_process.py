@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import sys
+import time
 from typing import Any
 
 from sqlalchemy import Engine, event
@@ -15,6 +16,7 @@ from sqlalchemy import Engine, event
 from services.storage import (
     ConflictError,
     RetryableError,
+    StorageError,
     backup_database,
     complete_generation,
     create_generation,
@@ -117,6 +119,22 @@ def write_until_killed(url: str, seed: str) -> None:
         print_line("completed", *finished)
 
 
+def write_large_rows(url: str, seconds: str) -> None:
+    """Store 60 kB about every 50 ms; print how many sessions were committed, and the errors of the others."""
+    init_db(url)
+    wait_for_start()
+    end, stored, errors = time.monotonic() + float(seconds), 0, []
+    while time.monotonic() < end:
+        try:
+            with get_session() as session:
+                create_generation(session, **a_request(metadata={"x": "x" * 30_000}, parameters={"x": "x" * 30_000}))
+            stored += 1
+        except StorageError as error:
+            errors.append(type(error).__name__)
+        time.sleep(0.05)
+    print_line(stored, *errors)
+
+
 def count_up(url: str, writer: str) -> None:
     """Store one numbered generation per transaction until killed; print each number after its commit."""
     init_db(url)
@@ -188,6 +206,7 @@ FUNCTIONS = {
         initialize,
         take_batches,
         sleep_after_marking,
+        write_large_rows,
         write_until_killed,
         fork_and_kill,
     )

@@ -41,6 +41,8 @@ def translate(error: BaseException) -> StorageError | None:
     """Return the StorageError for `error`, or None if there is no specific one."""
     # By the attribute, not by the class: each driver module has classes of its own.
     code = getattr(error, "sqlite_errorname", "")
+    if code == "SQLITE_CONSTRAINT" and str(error).startswith("UNIQUE constraint failed"):
+        code = "SQLITE_CONSTRAINT_UNIQUE"  # pysqlite3 gives no extended codes
     if code == "SQLITE_ERROR":
         kind_of_missing = _kind_of_missing(str(error))
         return kind_of_missing(orig=error) if kind_of_missing else None

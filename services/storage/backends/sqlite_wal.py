@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Engine, event
 
 from ..errors import BusyError, ReadOnlyError
 from .sqlite_connections import close_connection, open_connection
+from .sqlite_errors import translate
 from .sqlite_files import is_memory
 
 CHECKPOINT_BYTES: Final = 4 * 1024 * 1024
@@ -50,18 +51,26 @@ def require_wal(engine: Engine) -> None:
     if is_memory(engine.url):
         return
     with engine.connect() as connection:
-        driver: Any = connection.connection.dbapi_connection
-        mode = driver.execute("PRAGMA journal_mode").fetchone()[0]
+        mode = _read_mode(connection)
         if mode == "wal":
             return
         reason = "the file system does not support WAL"
         try:
             use_wal(connection)
-            mode = driver.execute("PRAGMA journal_mode").fetchone()[0]
+            mode = _read_mode(connection)
         except (BusyError, ReadOnlyError) as error:
             reason = str(error)
     if mode != "wal":
         log.warning("the journal mode is %s: readers and writers wait for each other (%s)", mode, reason)
+
+
+def _read_mode(connection: Connection) -> str:
+    """Return the journal mode, asked of the driver alone: opening an up-to-date database logs a single statement."""
+    driver: Any = connection.connection.dbapi_connection
+    try:
+        return str(driver.execute("PRAGMA journal_mode").fetchone()[0])
+    except Exception as error:
+        raise (translate(error) or error) from error
 
 
 class Checkpoints:
