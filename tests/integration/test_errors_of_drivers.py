@@ -141,7 +141,7 @@ class TestURLs:
             replica_urls=["postgresql://r:hunter4@h/db"],
         )
         assert storage.replicas is not None
-        for engine in (*storage.engines, storage.backend.create_migration_engine(storage.url)):
+        for engine in (*storage.engines, storage.backend.create_migration_engine(storage.url, storage.options)):
             shown = f"{engine!r} {engine} {engine.url} {engine.url!r} {engine.pool!r} {storage!r} {storage.url}"
             assert "hunter" not in shown
             assert "***" in repr(engine)

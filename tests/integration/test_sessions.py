@@ -321,7 +321,8 @@ class TestOpening:
         with statements() as seen:
             init_db(database_url)
         own = [statement for statement in seen if statement.startswith(("SELECT version_num", "PRAGMA"))]
-        assert own == ["SELECT version_num FROM alembic_version"]
+        assert len(own) == 1
+        assert own[0].startswith("SELECT version_num FROM alembic_version")
         if database_url.startswith("sqlite"):
             assert seen == own  # on PostgreSQL, SQLAlchemy sends queries of its own
         with statements() as seen:

@@ -27,7 +27,8 @@ from ..settings import EngineOptions
 if TYPE_CHECKING:
     from ..search_query import Query
 
-OWN_TABLES: Final = frozenset([*Base.metadata.tables, "alembic_version"])
+# With those that Alembic and copy_database() create.
+OWN_TABLES: Final = frozenset([*Base.metadata.tables, "alembic_version", "copy_progress"])
 Bind = TypeVar("Bind", Engine, Connection)
 JSONKind = Literal["text", "number", "boolean", "any"]
 Phase = Literal["connect", "statement", "commit"]  # what the driver was doing when it raised an error
