@@ -4,9 +4,10 @@ import operator
 import os
 from collections.abc import Iterable, Mapping
 from datetime import datetime
+from functools import cache
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, and_, bindparam, delete, false, func, select, true, update
+from sqlalchemy import BigInteger, ColumnElement, Select, and_, bindparam, delete, false, func, select, true, update
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.util import identity_key
 
@@ -135,9 +136,10 @@ def get_all_generations(
 ) -> list[Generation]:
     """Return generations newest first, then by id; with status pending, in claim order."""
     limit, offset = validate_count("limit", limit), validate_count("offset", offset)
-    condition, order = _status_listing(status)
     if offset == 0:
-        return list(session.scalars(select(Generation).where(condition).order_by(*order).limit(limit)))
+        listing = _listing(None if status is None else validate_status(status))
+        return list(session.scalars(listing, {"listing_limit": limit}))
+    condition, order = _status_listing(status)
     # The subquery reads only the index, so skipped rows are not read: four times faster at offset 900,000.
     ids = select(Generation.id).where(condition).order_by(*order).limit(limit).offset(offset)
     return list(session.scalars(select(Generation).where(Generation.id.in_(ids)).order_by(*order)))
@@ -260,6 +262,13 @@ def delete_generation(session: Session, generation_id: str) -> bool:
         return False
     deleted = session.scalars(delete(Generation).where(Generation.id == generation_id).returning(Generation.id))
     return deleted.one_or_none() is not None
+
+
+@cache
+def _listing(status: str | None) -> Select[Any]:
+    condition, order = _status_listing(status)
+    limit = bindparam("listing_limit", type_=BigInteger())
+    return select(Generation).where(condition).order_by(*order).limit(limit)
 
 
 def _status_listing(status: str | None) -> tuple[ColumnElement[bool], tuple[Any, ...]]:
