@@ -61,7 +61,8 @@ def test_times_in_the_formats_of_other_programs_are_read(text: str) -> None:
 def test_none_stays_none(module: Any) -> None:
     for kind in (UTCDateTime(), JSONText(), JSONObject()):
         assert kind.process_bind_param(None, module.dialect()) is None
-        assert kind.process_result_value(None, module.dialect()) is None
+        processor = kind.result_processor(module.dialect(), None)
+        assert processor is None or processor(None) is None
 
 
 @pytest.mark.parametrize(
