@@ -59,10 +59,13 @@ def rewritten(table: str, *changes: tuple[str, str]) -> Callable[[sqlite3.Connec
             assert count == 1, (pattern, sql)
         query = "SELECT sql FROM sqlite_master WHERE tbl_name = ? AND type <> 'table' AND sql IS NOT NULL"
         recreated = "".join(f"{statement};" for (statement,) in connection.execute(query, (table,)))
+        query = "SELECT name FROM pragma_table_info(?)"  # without generated columns
+        quoted = ['"' + name.replace('"', '""') + '"' for (name,) in connection.execute(query, (table,))]
+        names = ", ".join(quoted)
         created = "CREATE TABLE rebuilt " + sql[sql.index("(") :]
         connection.executescript(
             "PRAGMA foreign_keys = OFF; PRAGMA legacy_alter_table = ON; PRAGMA ignore_check_constraints = ON; BEGIN;"
-            f"{created}; INSERT INTO rebuilt SELECT * FROM {table}; DROP TABLE {table};"
+            f"{created}; INSERT INTO rebuilt ({names}) SELECT {names} FROM {table}; DROP TABLE {table};"
             f"ALTER TABLE rebuilt RENAME TO {table}; {recreated} COMMIT"
         )
 
