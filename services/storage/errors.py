@@ -50,6 +50,10 @@ class BackupError(StorageError):
     """The backup was refused: check the path, and that the file is a sound backup of this library."""
 
 
+class PruneError(StorageError):
+    """The prune was refused, because it would delete suspiciously much: look at a dry run, then pass force."""
+
+
 class IllegalTransitionError(StorageError, ValueError):
     """The generation cannot change to that status: read its current status first."""
 

@@ -39,6 +39,7 @@ LAYERS = (
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if "_alembic" not in path.parts)
 ALEMBIC = sorted((ROOT / "alembic").rglob("*.py"))
+PACING = PACKAGE / "maintenance" / "pacing.py"
 FILE_LINES = 350
 FUNCTION_LINES = 50
 
@@ -137,10 +138,14 @@ def test_only_migrations_imports_alembic(path: Path) -> None:
     assert not [module for module in imports(path) if module.split(".")[0] == "alembic"]
 
 
-@each(outside("worker", "engine"))
+@each([path for path in outside("worker", "engine") if path != PACING])
 def test_only_the_worker_uses_threads_signals_and_sleep(path: Path) -> None:
     assert not {module.split(".")[0] for module in imports(path)} & {"threading", "signal", "asyncio", "concurrent"}
     assert not [call for call in calls(path) if call.split(".")[-1] == "sleep"]
+
+
+def test_maintenance_has_one_sleep() -> None:
+    assert calls(PACING).count("time.sleep") == 1
 
 
 def test_the_engine_has_one_lock_and_one_sleep() -> None:
@@ -168,6 +173,7 @@ OPENS_FILES = {
     "backends/sqlite_files.py": "creates an empty file that is not there yet",
     "backends/sqlite_backup.py": "creates the file of a backup, and flushes it before it becomes a database",
     "backends/postgresql_backup.py": "PostgreSQL has no file here",
+    "maintenance/outputs.py": "opens folders, to delete a file without following a link",
     "maintenance/backup.py": "flushes a finished backup and its folder",
     "demo/processes.py": "reads standard input",
     "demo/prompts.py": "reads the prompts of --prompts",

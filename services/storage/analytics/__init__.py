@@ -18,8 +18,8 @@ from .stats import (
     get_performance_stats,
     get_prompt_stats,
     get_queue_stats,
-    get_usage,
 )
+from .usage import get_usage
 
 __all__ = [
     "Estimate",

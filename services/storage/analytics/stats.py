@@ -6,9 +6,9 @@ value at p · (n - 1) of n sorted values numbered from 0, interpolated linearly 
 """
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import cache
-from typing import Any, Literal, get_args
+from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
@@ -38,19 +38,12 @@ from ..limits import BIG_INTEGER_LIMIT
 from ..models import Attempt, Generation, Prompt, QueueState
 from ..rows import connection_of
 from ..validation import is_storable, validate_count, validate_moment
-from .reports import FailureReason, Percentiles, PerformanceStats, PromptStats, QueueStats, Usage
+from .reports import FailureReason, Percentiles, PerformanceStats, PromptStats, QueueStats
 
 WORKER_SILENCE = timedelta(minutes=5)
 THROUGHPUT_WINDOW = timedelta(hours=1)
 REASON_LENGTH = 200
-BUCKETS_LIMIT = 20_000
-DEFAULT_BUCKETS = 30
 PERCENTS = (50, 90, 99)
-
-Bucket = Literal["hour", "day", "week"]
-BUCKETS: dict[Bucket, timedelta] = {"hour": timedelta(hours=1), "day": timedelta(days=1), "week": timedelta(weeks=1)}
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-MONDAY = timedelta(days=4)  # from the epoch to the first Monday; ISO 8601 weeks start on Monday
 
 # Whoever reclaims a generation ends its lost attempt, so a lost attempt does not show that its worker is active.
 ENDED_BY_WORKER = Attempt.outcome != literal_column(f"'{AttemptOutcome.LOST}'")
@@ -116,46 +109,6 @@ def get_performance_stats(
     for model, subject, count, *neighbours in session.execute(union_all(counts, *values)):
         models.setdefault(model, {})[subject] = count if neighbours[0] is None else _interpolate(count, *neighbours)
     return [_performance(model, subjects) for model, subjects in sorted(models.items())]
-
-
-def get_usage(session: Session, *, since: datetime | None = None, bucket: Bucket = "day") -> list[Usage]:
-    """Return one Usage for each hour, day or week (from Monday) in UTC, from the one of `since` to now, oldest first.
-
-    Without `since`, the last 30. Empty buckets are included. Raises ValueError for an unknown bucket or for 20,000
-    buckets or more.
-    """
-    if bucket not in get_args(Bucket):
-        raise ValueError(f"bucket must be one of {', '.join(get_args(Bucket))}")
-    size = BUCKETS[bucket]
-    offset = MONDAY if bucket == "week" else timedelta(0)
-    start = None if since is None else _bucket_number(validate_moment("since", since), size, offset)
-    clock = backend_for(session).statement_clock()
-    width, shift = size // timedelta(microseconds=1), offset // timedelta(microseconds=1)
-    number = (backend_for(session).epoch_microseconds(clock(timedelta(0))) - shift) // width
-    first: Any = number - (DEFAULT_BUCKETS - 1) if start is None else literal(start)
-    start_time = None if start is None else EPOCH + offset + start * size
-
-    def counted(time: Any, subject: Any) -> Select[Any]:
-        bucket_number = ((backend_for(session).epoch_microseconds(time) - shift) // width).label("number")
-        earliest = start_time if start_time is not None else clock(-size * DEFAULT_BUCKETS)
-        recent = select(bucket_number, subject.label("subject")).where(time >= earliest).subquery()
-        return select(recent.c.number, recent.c.subject, func.count()).group_by(recent.c.number, recent.c.subject)
-
-    statement = union_all(
-        select(first, literal("first"), number),
-        counted(Generation.created_at, literal("created")),
-        counted(Generation.completed_at, Generation.status),
-    )
-    rows = session.execute(statement, clock.parameters()).all()
-    low, high = next((row[0], row[2]) for row in rows if row[1] == "first")
-    if high - low >= BUCKETS_LIMIT:
-        raise ValueError(f"since must be less than {BUCKETS_LIMIT:,} {bucket}s ago")
-    counts = {(row[0], row[1]): row[2] for row in rows if row[1] != "first"}
-    subjects = ("created", GenerationStatus.COMPLETED, GenerationStatus.FAILED, GenerationStatus.CANCELLED)
-    return [
-        Usage(EPOCH + offset + number * size, *(counts.get((number, subject), 0) for subject in subjects))
-        for number in range(low, high + 1)
-    ]
 
 
 def get_prompt_stats(session: Session, text: str) -> PromptStats | None:
@@ -338,7 +291,3 @@ def _performance(model_name: str, subjects: dict[str, Any]) -> PerformanceStats:
 
 def _rate(part: int, rest: int) -> float | None:
     return part / (part + rest) if part + rest else None
-
-
-def _bucket_number(time: datetime, size: timedelta, offset: timedelta) -> int:
-    return (time - EPOCH - offset) // size

@@ -264,7 +264,23 @@ class BackupDialect(Protocol):
         """
 
 
-class Backend(SQLDialect, SearchDialect, SchemaDialect, Protocol):
+class SpaceDialect(Protocol):
+    """The space that a database takes, and how to return what it does not use."""
+
+    def measure_space(self, connection: Connection) -> tuple[int, int]:
+        """Return the size of the database, and what is unused inside its file, in bytes."""
+
+    def release_pages(self, connection: Connection, count: int) -> bool:
+        """Return up to `count` unused pages to the file system; return whether more can be returned."""
+
+    def vacuum(self, connection: Connection, tables: Sequence[str], *, full: bool) -> None:
+        """Make the space of deleted rows usable; with `full` rebuild the tables. Needs AUTOCOMMIT and no timeouts."""
+
+    def empty_log(self, connection: Connection) -> None:
+        """Write the log into the database file and empty it, unless others are reading."""
+
+
+class Backend(SQLDialect, SearchDialect, SchemaDialect, SpaceDialect, Protocol):
     """One database system: its SQL, its search, its engines, its migration lock and its errors."""
 
     name: str

@@ -32,6 +32,7 @@ from .postgresql_backup import PostgreSQLBackups
 from .postgresql_errors import translate
 from .postgresql_schema import PostgreSQLSchema
 from .postgresql_session import apply_to_connection, apply_to_transactions
+from .postgresql_space import PostgreSQLSpace
 from .postgresql_sql import PostgreSQLSQL
 from .replication import StreamingReplication, has_many_hosts
 from .tsvector import TSVectorSearch
@@ -55,7 +56,7 @@ CONNECT_ARGUMENTS: dict[str, Any] = {
 JSON_EXPONENT = re.compile(r'"(?:[^"\\]|\\.)*"|-?[0-9][0-9.]*[eE][-+]?[0-9]+')
 
 
-class PostgreSQL(PostgreSQLSQL, PostgreSQLSchema, TSVectorSearch):
+class PostgreSQL(PostgreSQLSQL, PostgreSQLSchema, PostgreSQLSpace, TSVectorSearch):
     """PostgreSQL: many concurrent writers; one server, or a primary with replicas."""
 
     name = "postgresql"

@@ -28,6 +28,7 @@ from .sqlite_connections import load_module, refuse_inherited, watch
 from .sqlite_errors import translate
 from .sqlite_files import MEMORY_VFS, create, explain, is_memory, is_present, path_of, uri_of
 from .sqlite_schema import SQLiteSchema
+from .sqlite_space import SQLiteSpace
 from .sqlite_sql import SQLiteSQL, compare_json_number
 from .sqlite_wal import CHECKPOINT_BYTES, Checkpoints, has_wal_reset_bug, require_wal, use_wal
 from .statements import is_write, keyword_of
@@ -45,7 +46,7 @@ DRIVER_ARGUMENTS = {"timeout", "isolation_level", "detect_types", "check_same_th
 DECODE = partial(str, encoding="utf-8", errors="replace")
 
 
-class SQLite(SQLiteSQL, SQLiteSchema, FTS5Search):
+class SQLite(SQLiteSQL, SQLiteSchema, SQLiteSpace, FTS5Search):
     """SQLite through Python's sqlite3: one file, many readers, one writer at a time."""
 
     name = "sqlite"

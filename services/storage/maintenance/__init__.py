@@ -4,15 +4,22 @@ from .backup import Backup, backup_database, restore_database, verify_backup
 from .bulk import cancel_generations, delete_generations, retry_generations, set_favorites
 from .check import Finding, check_database
 from .copy import copy_database
+from .prune import PrunedGeneration, PruneReport, prune_generations
+from .space import Optimization, optimize_database
 
 __all__ = [
     "Backup",
     "Finding",
+    "Optimization",
+    "PruneReport",
+    "PrunedGeneration",
     "backup_database",
     "cancel_generations",
     "check_database",
     "copy_database",
     "delete_generations",
+    "optimize_database",
+    "prune_generations",
     "restore_database",
     "retry_generations",
     "set_favorites",

@@ -1,0 +1,22 @@
+"""The size of a PostgreSQL database, and VACUUM."""
+
+from collections.abc import Sequence
+
+from sqlalchemy import Connection
+
+
+class PostgreSQLSpace:
+    """The space that a PostgreSQL database takes; see SpaceDialect."""
+
+    def measure_space(self, connection: Connection) -> tuple[int, int]:
+        size = connection.exec_driver_sql("SELECT pg_database_size(current_database())").scalar_one()
+        return int(size), 0
+
+    def release_pages(self, connection: Connection, count: int) -> bool:
+        return False
+
+    def vacuum(self, connection: Connection, tables: Sequence[str], *, full: bool) -> None:
+        connection.exec_driver_sql(f"VACUUM ({'FULL, ' if full else ''}ANALYZE) {', '.join(tables)}")
+
+    def empty_log(self, connection: Connection) -> None:
+        return None

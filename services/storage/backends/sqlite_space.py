@@ -1,0 +1,44 @@
+"""The size of an SQLite file: measure it, return unused pages in steps, rebuild it, empty its log."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from sqlalchemy import Connection
+
+INCREMENTAL: Final = 2  # https://sqlite.org/pragma.html#pragma_auto_vacuum
+
+
+class SQLiteSpace:
+    """The space that an SQLite file takes; see SpaceDialect."""
+
+    def measure_space(self, connection: Connection) -> tuple[int, int]:
+        pages, unused, size = (_read(connection, name) for name in ("page_count", "freelist_count", "page_size"))
+        return pages * size, unused * size
+
+    def release_pages(self, connection: Connection, count: int) -> bool:
+        if _read(connection, "auto_vacuum") != INCREMENTAL:
+            return False
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        for _ in range(min(count, _read(connection, "freelist_count"))):
+            # One page each: the driver fetches no further than that, whatever number the PRAGMA names.
+            connection.exec_driver_sql("PRAGMA incremental_vacuum(1)")
+        connection.commit()
+        return _read(connection, "freelist_count") > 0
+
+    def vacuum(self, connection: Connection, tables: Sequence[str], *, full: bool) -> None:
+        if full:
+            connection.exec_driver_sql("PRAGMA auto_vacuum = INCREMENTAL")
+            connection.exec_driver_sql("VACUUM")
+
+    def empty_log(self, connection: Connection) -> None:
+        # Without waiting: a checkpoint that waits for readers makes every writer wait too.
+        timeout = _read(connection, "busy_timeout")
+        connection.exec_driver_sql("PRAGMA busy_timeout = 0")
+        try:
+            connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").all()
+        finally:
+            connection.exec_driver_sql(f"PRAGMA busy_timeout = {timeout}")
+
+
+def _read(connection: Connection, pragma: str) -> int:
+    return int(connection.exec_driver_sql(f"PRAGMA {pragma}").scalar_one())
