@@ -4,7 +4,6 @@
 
 import itertools
 import random
-import sqlite3
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ from services.storage.words import split_words
 from tests.conftest import administer, database_at
 from tests.support.databases import file_of
 from tests.support.factories import a_request
+from tests.support.sqlite_module import sqlite3
 
 FORMS = ("NFC", "NFD", "NFKC", "NFKD")
 # A text of two words or more, and what finds it: a word, two words in a row, the beginning of a word.

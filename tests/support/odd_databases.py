@@ -1,7 +1,6 @@
 """Databases as their operators left them: own tables, columns, constraints, triggers, views and names that we need."""
 
 import re
-import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,11 +10,12 @@ import pytest
 
 from services.storage import Storage, migrations, schema
 from tests.support.databases import ask, is_sqlite, make_old_database, opened, rows_of, run_script, tables_of
+from tests.support.sqlite_module import sqlite3
 
 REVISIONS = ("original", *schema.REVISIONS[:-1])
 
 
-Script = str | Callable[[sqlite3.Connection], None]
+Script = str | Callable[[Any], None]
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,10 @@ class Oddity:
         return (self.sqlite if is_sqlite(url) else self.postgresql) is not None
 
 
-def rewritten(table: str, *changes: tuple[str, str]) -> Callable[[sqlite3.Connection], None]:
+def rewritten(table: str, *changes: tuple[str, str]) -> Callable[[Any], None]:
     """Return a function that rebuilds an SQLite table as its operator would, with changes to its definition."""
 
-    def rebuild(connection: sqlite3.Connection) -> None:
+    def rebuild(connection: Any) -> None:
         query = "SELECT sql FROM sqlite_master WHERE type = 'table' AND name = ?"
         (sql,) = connection.execute(query, (table,)).fetchone()
         for pattern, replacement in changes:

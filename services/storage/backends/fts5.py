@@ -22,7 +22,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Session
 
-from ..errors import SchemaDamagedError
+from ..errors import CorruptError, SchemaDamagedError
 from ..models import Prompt
 from ..search_query import Query, Term
 from ..words import split_words
@@ -79,7 +79,7 @@ class FTS5Search:
             with session.begin_nested():
                 # Rank 1 compares the index with the prompts too, not only with itself (https://sqlite.org/fts5.html#the_integrity_check_command).
                 session.execute(text("INSERT INTO prompts_fts (prompts_fts, rank) VALUES ('integrity-check', 1)"))
-        except SchemaDamagedError:
+        except (SchemaDamagedError, CorruptError):  # which of them it is, pysqlite3 does not say
             return False
         return not session.scalar(text(f"SELECT EXISTS (SELECT 1 FROM prompts WHERE folded IS NOT {EXPECTED})"))
 

@@ -46,6 +46,13 @@ def translate(error: BaseException) -> StorageError | None:
     if code == "SQLITE_ERROR":
         kind_of_missing = _kind_of_missing(str(error))
         return kind_of_missing(orig=error) if kind_of_missing else None
+    if code == "SQLITE_CORRUPT" and type(error).__module__.startswith("pysqlite3"):
+        # It may be SQLITE_CORRUPT_VTAB.
+        return CorruptError(
+            "The file or its search index is damaged: run `dgx-storage check`, which repairs the index. If the file is "
+            "damaged, restore a backup.",
+            orig=error,
+        )
     for prefix, kind in ERRORS:
         if code.startswith(prefix):
             # This part of the message names the constraint and its columns, never a value.
