@@ -64,4 +64,5 @@ def load(session: Session, model: type[Model], rows: Iterable[Row[Any]]) -> list
 def _attributes(model: type[Base]) -> tuple[Mapper[Any], Sequence[str]]:
     """Return the mapper of `model` and its attributes in the order of the columns."""
     mapper: Mapper[Any] = inspect(model)
+    mapper.registry.configure()  # a query does so; a process whose first call is load() has made none
     return mapper, [mapper.get_property_by_column(column).key for column in model.__table__.c]

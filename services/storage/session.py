@@ -99,7 +99,7 @@ def raise_conflicts(
     # The unit of work names its parameters so; in a statement of a user they have other names, such as version_1.
     name = f"{context.compiled.statement.table.name}_version" if context.isupdate else "version"
     if name in context.compiled.binds and cursor.rowcount < (len(parameters) if many else 1):
-        raise ConflictError
+        raise ConflictError(orig=StaleDataError("the row is gone or has another version"))
 
 
 def _rename_metadata(statement: Any, params: Any) -> Any:

@@ -432,7 +432,10 @@ class TestStatus:
         for status in ("completed", "failed", "cancelled"):
             generation_id = stored()
             with get_session() as session:
-                update_generation_status(session, generation_id, status)
+                if status == "completed":
+                    complete_generation(session, generation_id, 18.5, 5)
+                else:
+                    update_generation_status(session, generation_id, status)
             before = read(generation_id).to_dict()
             with get_session() as session, pytest.raises(IllegalTransitionError):
                 complete_generation(session, generation_id, 1.0, 1)
@@ -695,7 +698,7 @@ class TestInvalidStoredRows:
         found = read(generation_id)
         assert found.metadata == broken
         assert found.get_metadata() == {}
-        assert found.to_dict()["metadata"] == {}
+        assert found.to_dict()["metadata"] is None
         with get_session() as session:
             with pytest.raises(ValueError, match="metadata"):
                 complete_generation(session, generation_id, 1.0, 1, metadata={"bpm": 140})

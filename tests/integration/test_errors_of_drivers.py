@@ -163,7 +163,7 @@ class TestURLs:
         with pytest.raises(DatabaseURLError, match="database_url must be text"):
             init_db(5)  # type: ignore[arg-type]
 
-    @pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg2", "postgresql+asyncpg"])
+    @pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg2"])
     def test_every_postgresql_scheme_uses_psycopg(self, scheme: str) -> None:
         assert Storage(f"{scheme}://user@host/db").url.drivername == "postgresql+psycopg"
 
