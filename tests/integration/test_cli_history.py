@@ -99,7 +99,9 @@ def test_list_refuses_invalid_options(history: str, arguments: list[str], code: 
 def test_list_prints_one_line_per_generation_whatever_its_prompt(sqlite_url: str) -> None:
     add(sqlite_url, HOSTILE_PROMPT)
     line = run("list", url=sqlite_url).stdout
-    assert line.endswith("\tpending\t" + line.split("\t")[2] + "\tstdlib-synthesis\tlofi [red]rain[/b] [2J on a train \n")
+    assert line.endswith(
+        "\tpending\t" + line.split("\t")[2] + "\tstdlib-synthesis\tlofi [red]rain[/b] [2J on a train \n"
+    )
     code, screen = on_a_terminal("--database-url", sqlite_url, "list", env={"NO_COLOR": "1", "COLUMNS": "200"})
     assert code == 0
     assert "lofi [red]rain[/b] [2J on a train" in screen
