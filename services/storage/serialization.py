@@ -36,4 +36,6 @@ def plain(value: Any) -> Any:
         return [plain(item) for item in value]
     if isinstance(value, (set, frozenset)):
         return sorted(plain(item) for item in value)
+    if isinstance(value, bytes):  # a BLOB that another program stored in a text column of SQLite
+        return value.decode("utf-8", "replace")
     raise TypeError(f"{type(value).__name__} cannot be converted to JSON")

@@ -334,7 +334,8 @@ class TestRelationships:
                 with statements_of(db) as statements:
                     action()
                 counts[name] = len([text for text in statements if not text.startswith("BEGIN")])
-        assert counts == {"create": 2, "page": 1, "get": 1, "claim": 1}
+        create = 1 if db.backend.name == "postgresql" else 2
+        assert counts == {"create": create, "page": 1, "get": 1, "claim": 1}
 
 
 class TestStatusChecks:
