@@ -5,15 +5,16 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, Any, Final
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, inspect
 
 from ..errors import BackupError
+from ..models import Base
 from ..settings import child_environment
 from .base import Contents
 
@@ -75,19 +76,43 @@ class PostgreSQLBackups:
         return contents
 
     def restore(self, engine: Engine, path: Path) -> Path | None:
-        program = _find_program("pg_restore")
+        archived = {table.rpartition(".")[2] for table in self.read(path).row_counts}
+        with engine.connect() as connection:
+            present = set(inspect(connection).get_table_names())
+        # pg_restore drops only what the archive holds; a table of a newer revision would stop the next upgrade.
+        newer = sorted(present & Base.metadata.tables.keys() - archived)
+        script = "".join(f"DROP TABLE {table};\n" for table in newer)
+        dump = [_find_program("pg_restore"), "--clean", "--if-exists", "--no-owner", "--no-privileges", "--file=-"]
+        psql = [_find_program("psql"), f"--dbname=service={SERVICE}", "--no-psqlrc", "--quiet", "--single-transaction"]
         with _service_file(engine) as environment:
-            command = [
-                program,
-                f"--dbname=service={SERVICE}",
-                "--clean",
-                "--if-exists",
-                "--no-owner",
-                "--no-privileges",
-            ]
-            _run([*command, "--single-transaction", "--exit-on-error", str(path)], environment)
+            _pipe([*dump, str(path)], [*psql, "--set=ON_ERROR_STOP=1"], script.encode(), environment)
         engine.pool.dispose()  # other processes prepare their statements again by themselves
         return None
+
+
+def _pipe(source: list[str], target: list[str], first: bytes, environment: dict[str, str]) -> None:
+    """Run `target` with `first` and then the output of `source` as input. Raises BackupError if one of them fails."""
+    with (
+        subprocess.Popen(source, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as writer,
+        subprocess.Popen(
+            target, env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        ) as reader,
+    ):
+        assert writer.stdout is not None
+        assert reader.stdin is not None
+        assert reader.stderr is not None
+        with suppress(BrokenPipeError):  # the reader has ended with an error
+            reader.stdin.write(first)
+            shutil.copyfileobj(writer.stdout, reader.stdin)
+            reader.stdin.flush()
+        writer.stdout.close()
+        if writer.wait() and reader.poll() is None:
+            reader.kill()  # or it would commit the part that it has
+        with suppress(BrokenPipeError):
+            reader.stdin.close()
+        message = reader.stderr.read().decode(errors="replace").strip().splitlines()
+        if reader.wait():
+            raise BackupError(f"the restore failed: {message[0] if message else 'the archive cannot be read'}")
 
 
 def _find_program(name: str) -> str:
