@@ -19,6 +19,7 @@ from ..errors import PruneError
 from ..lifecycle import FINISHED, validate_status
 from ..limits import ROWS_PER_STATEMENT
 from ..models import Base, Generation, PrunedFile
+from ..serialization import Report
 from ..types import TimeText
 from ..validation import validate_count, validate_flag, validate_moment
 from .outputs import Outputs
@@ -46,7 +47,7 @@ class PrunedGeneration(NamedTuple):
 
 
 @dataclass(frozen=True)
-class PruneReport:
+class PruneReport(Report):
     """The deleted generations and files, the bytes of these files, and the files that could not be deleted.
 
     The next prune of the same folder tries these files again.

@@ -5,6 +5,7 @@ from typing import Final
 
 from ..engine import Storage, get_storage, translate_errors
 from ..models import Base
+from ..serialization import Report
 from .pacing import Pace
 
 PAGES_AT_ONCE: Final = 256
@@ -12,7 +13,7 @@ MOST_PAGES_AT_ONCE: Final = 2_048
 
 
 @dataclass(frozen=True)
-class Optimization:
+class Optimization(Report):
     """The size of the database before and after, and what is still unused inside its file, in bytes."""
 
     size_before_bytes: int
