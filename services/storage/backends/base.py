@@ -61,14 +61,11 @@ class StatementClock(Protocol):
 
 
 class SQLDialect(Protocol):
-    """The expressions and statements that differ between SQLite and PostgreSQL.
+    """The expressions and statements that differ between SQLite and PostgreSQL."""
 
-    `has_writing_ctes`: a statement can contain INSERT … RETURNING as a CTE, so that one round trip writes two tables.
-    `merges_metadata`: the database merges JSON objects as validation.merge_metadata() does.
-    """
-
-    has_writing_ctes: bool
-    merges_metadata: bool
+    has_writing_ctes: bool  # INSERT … RETURNING can be a CTE, so that one round trip writes two tables
+    has_own_clock: bool  # the clock is that of a server, not of this host
+    merges_metadata: bool  # the database merges JSON objects as validation.merge_metadata() does
 
     def now(self, plus_seconds: float = 0.0) -> ColumnElement[datetime]:
         """Return an SQL expression for the current time of the database plus `plus_seconds`."""

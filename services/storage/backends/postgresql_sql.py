@@ -53,6 +53,7 @@ class PostgreSQLSQL:
     """The SQL dialect of PostgreSQL; see SQLDialect."""
 
     has_writing_ctes = True
+    has_own_clock = True
     merges_metadata = True
 
     def now(self, plus_seconds: float = 0.0) -> ColumnElement[datetime]:

@@ -82,6 +82,7 @@ class SQLiteSQL:
     """The SQL dialect of SQLite; see SQLDialect."""
 
     has_writing_ctes = False
+    has_own_clock = False
     merges_metadata = False  # json_patch() merges nested objects too
 
     def now(self, plus_seconds: float = 0.0) -> ColumnElement[datetime]:

@@ -5,12 +5,14 @@ already complete. See ADR 9.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, event, insert, inspect, select
+from sqlalchemy import Connection, bindparam, event, func, insert, inspect, select, type_coerce
 from sqlalchemy.orm import Session, make_transient_to_detached, object_session
+from sqlalchemy.orm.attributes import set_committed_value
 from sqlalchemy.orm.util import identity_key
 
 from ..backends import Backend, backend_for
@@ -18,7 +20,7 @@ from ..errors import ConflictError, ConstraintError
 from ..limits import ROWS_PER_STATEMENT
 from ..models import Generation, Prompt
 from ..rows import GENERATIONS
-from ..types import utcnow
+from ..types import UTCDateTime, utcnow
 from ..validation import GENERATION_RULES
 
 # Two requests with the same idempotency key must agree in these fields.
@@ -94,12 +96,21 @@ def insert_all(session: Session, generations: list[Generation]) -> list[Generati
     uses = _uses(generation.prompt for generation in generations)
     connection, backend = session.connection(), backend_for(session)  # Core, not the ORM: see the module's docstring
     if len(generations) == 1 and backend.has_writing_ctes:
+        is_unscheduled = _is_unscheduled(generations[0])
         row = {f"new_{column}": value for column, value in _row(generations[0]).items()}
         row |= {f"use_{column}": value for column, value in uses[0].items()}
-        ids = {generations[0].prompt: connection.execute(_count_and_insert(backend), row).scalar_one()}
-        generations[0].prompt_id = ids[generations[0].prompt]
+        if is_unscheduled:
+            row |= {"new_created_at": None, "new_scheduled_at": None}
+        stored = connection.execute(_count_and_insert(backend), row).one()
+        ids = {generations[0].prompt: stored.prompt_id}
+        generations[0].prompt_id = stored.prompt_id
+        if is_unscheduled:
+            _store_now([generations[0]], stored.scheduled_at)
     else:
-        ids = {row.text: row.id for row in connection.execute(_count_uses_for_ids(backend), uses)}
+        counted = connection.execute(_count_uses_for_ids(backend), uses).all()
+        ids = {row.text: row.id for row in counted}
+        if backend.has_own_clock:
+            _store_now(list(filter(_is_unscheduled, generations)), counted[0].now)
         for generation in generations:
             generation.prompt_id = ids[generation.prompt]
         connection.execute(INSERT_GENERATIONS, [_row(generation) for generation in generations])
@@ -129,8 +140,12 @@ def _count_prompt(mapper: Any, connection: Connection, generation: Generation) -
     """Count the prompt of a generation that session.add() stores, and link them, as create_generation() does."""
     if generation.prompt is None:
         return  # the database refuses the row
-    counted = connection.execute(_count_uses_for_ids(backend_for(connection)), _uses([generation.prompt])).one()
+    backend = backend_for(connection)
+    counted = connection.execute(_count_uses_for_ids(backend), _uses([generation.prompt])).one()
     generation.prompt_id = counted.id
+    if backend.has_own_clock and _is_unscheduled(generation):
+        # Not created_at, which the caller may have read.
+        set_committed_value(generation, "scheduled_at", counted.now)
     session = object_session(generation)
     prompt = session and session.identity_map.get(identity_key(Prompt, counted.id))
     if session and prompt is not None:
@@ -157,6 +172,24 @@ def _require_same_request(stored: Generation, repeated: Generation) -> None:
             )
 
 
+def _is_unscheduled(generation: Generation) -> bool:
+    """Return whether neither created_at nor scheduled_at was given, so that it is due when it is stored."""
+    if generation.scheduled_at is not generation.created_at:
+        return False
+    return not inspect(generation).attrs.created_at.history.added
+
+
+def _store_now(generations: Sequence[Generation], now: datetime) -> None:
+    """Set the times by the database's clock: this host's may be minutes ahead, and hide the job, or behind.
+
+    They are a microsecond apart, so that the generations are claimed in their order.
+    """
+    for number, generation in enumerate(generations, start=1):
+        moment = now - timedelta(microseconds=len(generations) - number)
+        set_committed_value(generation, "created_at", moment)
+        set_committed_value(generation, "scheduled_at", moment)
+
+
 def _row(generation: Generation) -> dict[str, Any]:
     return {column: getattr(generation, key) for key, column in _columns()}
 
@@ -168,7 +201,8 @@ def _columns() -> list[tuple[str, str]]:
 
 @cache
 def _count_uses_for_ids(backend: Backend) -> Any:
-    return _count_uses(backend).returning(Prompt.id, Prompt.text)
+    now = [type_coerce(backend.now(), UTCDateTime()).label("now")] if backend.has_own_clock else []
+    return _count_uses(backend).returning(Prompt.id, Prompt.text, *now)
 
 
 @cache
@@ -190,7 +224,11 @@ def _count_and_insert(backend: Backend) -> Any:
     counted = use.returning(Prompt.id).cte("counted")
     values: dict[str, Any] = {column.name: bindparam(f"new_{column.name}") for column in GENERATIONS.c}
     values["prompt_id"] = select(counted.c.id).scalar_subquery()
-    return INSERT_GENERATIONS.values(values).returning(GENERATIONS.c.prompt_id)
+    # statement_timestamp(): both columns get the same time
+    now = backend.statement_clock()(timedelta(0))
+    for name in ("created_at", "scheduled_at"):
+        values[name] = func.coalesce(bindparam(f"new_{name}", type_=UTCDateTime()), now)
+    return INSERT_GENERATIONS.values(values).returning(GENERATIONS.c.prompt_id, GENERATIONS.c.scheduled_at)
 
 
 def _uses(texts: Iterable[str]) -> list[dict[str, Any]]:

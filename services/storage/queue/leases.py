@@ -9,7 +9,7 @@ from datetime import timedelta
 from functools import cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Select, Text, bindparam, case, cast, literal, select, update
+from sqlalchemy import ColumnElement, Row, Select, Text, bindparam, case, cast, literal, select, type_coerce, update
 from sqlalchemy.orm import Session
 
 from ..backends import Backend, backend_for
@@ -21,7 +21,7 @@ from ..limits import INTEGER_LIMIT, LEASE_SECONDS, ROWS_PER_STATEMENT
 from ..models import Attempt, Generation, Lease
 from ..retry import DEFAULT_RETRY_POLICY, RetryPolicy
 from ..rows import GENERATIONS, connection_of, load_generations, require_transaction
-from ..types import utcnow
+from ..types import UTCDateTime
 from ..validation import (
     clean_error_message,
     is_storable,
@@ -30,6 +30,7 @@ from ..validation import (
     validate_generation_field,
     validate_seconds,
 )
+from .clock import correct_times
 from .endings import ATTEMPTS, LEASE_HELD, complete_at_once, fail_at_once, lease_parameters
 
 CANCEL_REQUESTED = Generation.cancel_requested_at.is_not(None)
@@ -133,7 +134,10 @@ def fail_generation(
     attempt = stored_number("attempt", generation.attempt) if retry else 0
     if retry and attempt < stored_number("max_attempts", generation.max_attempts):
         generation.status = GenerationStatus.PENDING
-        generation.scheduled_at = utcnow() + timedelta(seconds=retry_policy.delay(max(attempt, 1)))
+        delay = retry_policy.delay(max(attempt, 1))
+        generation.scheduled_at = session.scalars(
+            select(type_coerce(backend_for(session).now(delay), UTCDateTime()))
+        ).one()
         generation.error_message = message
     else:
         generation.mark_failed(message)
@@ -158,9 +162,11 @@ def reclaim_generations(session: Session, limit: int = 100) -> list[Generation]:
     """Reclaim up to `limit` generations whose lease has expired by the database's clock, and return them.
 
     Each becomes pending again, failed if it has no attempt left, or cancelled if a user asked for that. Generations
-    that are processing without a lease are not touched.
+    that are processing without a lease are not touched. If the clock was set back, times in the future are corrected
+    first: what was due before becomes due, and a lease ends within its own length from now.
     """
     limit, backend = validate_count("limit", limit), backend_for(session)
+    correct_times(session)
     reclaimed: list[Generation] = []
     while len(reclaimed) < limit:
         size = min(limit - len(reclaimed), ROWS_PER_STATEMENT)
