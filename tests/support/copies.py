@@ -17,7 +17,13 @@ METADATA: list[dict[str, Any] | None] = [
     None,
     {},
     {"bpm": 140, "genre": "hip hop", "nested": {"b": [1, 2.0, None, True], "a": "ü"}},
-    {"large": [1e16, 1.2345678901234567e17, 1e300], "small": 5e-324, "zero": -0.0, "whole": 2**63 - 1},
+    {
+        "large": [1e16, 1.2345678901234567e17, 1e300],
+        "small": 5e-324,
+        "zero": -0.0,
+        "whole": 2**63 - 1,
+        "seed": 2**64 - 1,
+    },
     {"z": 1, "a": 2, "text": "1e+16 \\u0041 \\", "1e+20": ""},
 ]
 
