@@ -4,12 +4,16 @@ from .backup import Backup, backup_database, restore_database, verify_backup
 from .bulk import cancel_generations, delete_generations, retry_generations, set_favorites
 from .check import Finding, check_database
 from .copy import copy_database
+from .files import FileReport, MissingFile, MovedFile, find_files
 from .prune import PrunedGeneration, PruneReport, prune_generations
 from .space import Optimization, optimize_database
 
 __all__ = [
     "Backup",
+    "FileReport",
     "Finding",
+    "MissingFile",
+    "MovedFile",
     "Optimization",
     "PruneReport",
     "PrunedGeneration",
@@ -18,6 +22,7 @@ __all__ = [
     "check_database",
     "copy_database",
     "delete_generations",
+    "find_files",
     "optimize_database",
     "prune_generations",
     "restore_database",
