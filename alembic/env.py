@@ -1,4 +1,4 @@
-"""Alembic's environment: use the connection that services.storage passes or, on the command line, DATABASE_URL.
+"""Alembic's environment: use the connection or engine that is passed or, on the command line, DATABASE_URL.
 
 `-x url=…` replaces DATABASE_URL. See ADR 1.
 """
@@ -7,12 +7,13 @@ import logging
 
 from alembic import command, context
 from alembic.util import CommandError
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Engine
 
 from services.storage import migrations
 from services.storage.engine import Storage
 from services.storage.errors import NotInitializedError, StorageError
 from services.storage.models import Base
+from services.storage.settings import parse_url
 
 WRITING_COMMANDS = (command.upgrade, command.downgrade, command.stamp)
 
@@ -49,11 +50,33 @@ def run_as_command() -> None:
         run(connection)
 
 
-if context.is_offline_mode():
-    raise CommandError(
-        "--sql is not supported, because the revisions read the database that they change: run without --sql"
+def write_script() -> None:
+    """Write the SQL of the revisions for PostgreSQL, for a database of this library or an empty one."""
+    url = parse_url(context.get_x_argument(as_dictionary=True).get("url"))
+    if url.get_backend_name() != "postgresql":
+        raise CommandError(
+            "--sql works for PostgreSQL only: on SQLite the revisions rebuild tables from what they read in the "
+            "database. Run without --sql, or set DATABASE_URL to a PostgreSQL URL."
+        )
+    context.configure(
+        dialect_name="postgresql",
+        dialect_opts={"paramstyle": "named"},  # psycopg's style would double every %
+        target_metadata=Base.metadata,
+        literal_binds=True,
+        transactional_ddl=True,
     )
-if (connection := context.config.attributes.get("connection")) is not None:
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+connection = context.config.attributes.get("connection")
+if context.is_offline_mode():
+    write_script()
+elif isinstance(connection, Engine):  # as pytest-alembic passes it
+    with connection.connect() as opened:
+        run(opened)
+        opened.commit()
+elif connection is not None:
     run(connection)
 else:
     try:

@@ -50,6 +50,22 @@ NOT_NULL = {
 
 
 def upgrade() -> None:
+    # A script (--sql) cannot look for what another program created: it is for tables of revision 001.
+    if not op.get_context().as_sql:
+        repair()
+
+    op.execute(
+        "INSERT INTO prompts (text, used_count, first_used_at, last_used_at) "
+        "SELECT prompt, count(*), min(created_at), max(created_at) FROM generations "
+        "WHERE NOT EXISTS (SELECT 1 FROM prompts WHERE prompts.text = generations.prompt) GROUP BY prompt"
+    )
+    op.add_column("generations", sa.Column("prompt_id", sa.Integer))
+    # A join, because PostgreSQL has no index on the text itself: a subquery would read all prompts for every row.
+    op.execute("UPDATE generations SET prompt_id = prompts.id FROM prompts WHERE prompts.text = generations.prompt")
+
+
+def repair() -> None:
+    """Give the tables of another program the types, keys and indexes of revision 001, and merge its prompts."""
     sqlite = op.get_context().dialect.name == "sqlite"
     if not sqlite:
         convert_columns()
@@ -61,15 +77,6 @@ def upgrade() -> None:
         op.execute("DROP INDEX idx_prompts_text")
     if not sqlite and not has_md5_index():
         op.execute("CREATE UNIQUE INDEX uq_prompts_text_md5 ON prompts (md5(text))")
-
-    op.execute(
-        "INSERT INTO prompts (text, used_count, first_used_at, last_used_at) "
-        "SELECT prompt, count(*), min(created_at), max(created_at) FROM generations "
-        "WHERE NOT EXISTS (SELECT 1 FROM prompts WHERE prompts.text = generations.prompt) GROUP BY prompt"
-    )
-    op.add_column("generations", sa.Column("prompt_id", sa.Integer))
-    # A join, because PostgreSQL has no index on the text itself: a subquery would read all prompts for every row.
-    op.execute("UPDATE generations SET prompt_id = prompts.id FROM prompts WHERE prompts.text = generations.prompt")
 
 
 def convert_columns() -> None:

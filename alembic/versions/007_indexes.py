@@ -61,15 +61,21 @@ def downgrade() -> None:
 
 def replace(old: dict[str, str], new: dict[str, str]) -> None:
     """Drop the indexes `old`, but none that has only its name from us, and create the indexes `new`."""
-    inspector = sa.inspect(op.get_bind())
-    present = {
-        index["name"]: f"{table} {index['column_names']}"
-        for table in ("generations", "attempts", "prompts")
-        for index in inspector.get_indexes(table)
-    }
+    as_sql = op.get_context().as_sql  # a script is for a database that has the indexes of the revision before
+    present = {} if as_sql else find_indexes()
     for name, target in old.items():
         table, columns = target.split(" WHERE ")[0].rstrip(")").split(" (")
-        if present.get(name) == f"{table} {[column.split()[0] for column in columns.split(', ')]}":
+        if as_sql or present.get(name) == f"{table} {[column.split()[0] for column in columns.split(', ')]}":
             op.execute(f"DROP INDEX {name}")
     for name, target in new.items():
         op.execute(f"CREATE {'UNIQUE ' if name.startswith('uq_') else ''}INDEX {name} ON {target}")
+
+
+def find_indexes() -> dict[str, str]:
+    """Return the table and columns of each index by name."""
+    inspector = sa.inspect(op.get_bind())
+    return {
+        str(index["name"]): f"{table} {index['column_names']}"
+        for table in ("generations", "attempts", "prompts")
+        for index in inspector.get_indexes(table)
+    }

@@ -12,6 +12,7 @@ Downgrade drops the index and loses no row.
 
 import unicodedata
 
+import sqlalchemy as sa
 from alembic import op
 
 revision: str = "008"
@@ -130,9 +131,8 @@ RETURN (
 
 
 def upgrade() -> None:
-    connection = op.get_bind()
     for statement in SQLITE if op.get_context().dialect.name == "sqlite" else POSTGRESQL:
-        connection.exec_driver_sql(statement)
+        op.execute(sa.text(statement.replace(":", r"\:")))
 
 
 def downgrade() -> None:

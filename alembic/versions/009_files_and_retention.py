@@ -41,7 +41,7 @@ def upgrade() -> None:
     if system == "sqlite":
         op.execute("PRAGMA ignore_check_constraints = ON")
     for name, definition in columns.items():
-        op.get_bind().exec_driver_sql(f"ALTER TABLE generations ADD COLUMN {name} {definition}")
+        op.execute(sa.text(f"ALTER TABLE generations ADD COLUMN {name} {definition}".replace(":", r"\:")))
     if system == "sqlite":
         op.execute("PRAGMA ignore_check_constraints = OFF")
     op.create_table(

@@ -36,6 +36,10 @@ class ForeignDatabaseError(StorageError):
     """The database holds other tables, not this library's: point DATABASE_URL at another one. Nothing was changed."""
 
 
+class MigrationsMissingError(StorageError):
+    """The folder of migrations is not this release's: install the package, or replace the folder alembic/ too."""
+
+
 class CopyError(StorageError):
     """The copy was refused: the target must be empty, and every row of the source valid."""
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, Final, Unpack
 
 from sqlalchemy import (
     Boolean,
@@ -31,7 +31,7 @@ from .serialization import plain
 from .status_checks import StatusChecks
 from .types import BigInt, JSONObject, JSONText, load_json_object, time_form, utcnow, uuid7
 
-__all__ = ["Attempt", "Base", "Generation", "Lease", "Prompt", "PrunedFile", "QueueState", "UsageTotal"]
+__all__ = ["TABLES", "Attempt", "Base", "Generation", "Lease", "Prompt", "PrunedFile", "QueueState", "UsageTotal"]
 
 
 class _PendingCount(int):
@@ -299,3 +299,7 @@ class Generation(StatusChecks, HasMetadata, Row):  # type: ignore[misc]  # see A
     def __repr__(self) -> str:
         of = self._get_for_repr
         return f"<Generation {of('id')} status={of('status')} prompt={of('prompt')!r}>"
+
+
+# The library's own tables in the order of their foreign keys: users may add tables of theirs to Base.metadata.
+TABLES: Final = tuple(Base.metadata.sorted_tables)

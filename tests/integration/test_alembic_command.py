@@ -6,12 +6,15 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from uuid import uuid4
 
+import psycopg
 import pytest
 from alembic.config import main
 
 from services.storage import Storage, init_db, migrations
 from services.storage.schema import REVISIONS
+from tests.conftest import administer, database_at
 from tests.support.databases import ask, everything_in, file_of, is_sqlite, make_old_database, run_script, schema_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -166,11 +169,28 @@ def test_history_lists_every_revision_in_words(tmp_path: Path) -> None:
     assert all(f"-> {revision}" in history for revision in REVISIONS)
 
 
-def test_upgrade_with_sql_option_is_refused(alembic: Alembic, tmp_path: Path) -> None:
+def test_sqlite_has_no_upgrade_script(alembic: Alembic, tmp_path: Path) -> None:
     status, printed = alembic(f"sqlite:///{tmp_path}/missing.db", "upgrade", "head", "--sql")
     assert status != 0
-    assert "--sql is not supported" in printed
-    assert not list(tmp_path.iterdir())
+    assert "--sql works for PostgreSQL only" in printed
+    assert not (tmp_path / "missing.db").exists()
+
+
+@pytest.mark.parametrize("start", [None, "001"])
+def test_the_upgrade_script_of_postgresql_makes_the_same_schema(
+    alembic: Alembic, postgresql_server: str, postgresql_template: str, start: str | None
+) -> None:
+    name = f"test_{uuid4().hex}"
+    administer(postgresql_server, f"CREATE DATABASE {name}")
+    url = database_at(postgresql_server, name)
+    if start:
+        make_old_database(url, start)
+    script = alembic.succeed(url, "upgrade", f"{start}:head" if start else "head", "--sql")
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(script[script.index("BEGIN;") :])
+    assert schema_of(url) == schema_of(database_at(postgresql_server, postgresql_template))
+    init_db(url)
+    assert migrations.check(Storage(url)) == []
 
 
 def test_the_x_argument_overrides_the_environment(alembic: Alembic, tmp_path: Path) -> None:

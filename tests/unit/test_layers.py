@@ -32,7 +32,7 @@ LAYERS = (
     {"maintenance", "worker"},
     {"database"},
     {"__init__"},
-    {"demo"},
+    {"demo", "testing"},
     {"cli"},
     {"__main__"},
 )

@@ -7,7 +7,7 @@ from sqlalchemy import Connection
 
 from ..backends import backend_for
 from ..errors import ForeignDatabaseError, SchemaDamagedError, SchemaTooNewError
-from ..models import Base
+from ..models import TABLES
 from ..schema import REVISIONS, get_schema_version, is_own_revision, name_several_revisions
 
 VERSION_TABLE: Final = "alembic_version"
@@ -40,7 +40,7 @@ def find_missing(connection: Connection, *, baseline: bool = True) -> list[str]:
     inspector = sa.inspect(connection)
     schema = backend_for(connection).own_schema(connection)
     present = set(inspector.get_table_names(schema=schema))
-    models = {table.name: table.columns.keys() for table in Base.metadata.sorted_tables}
+    models = {table.name: table.columns.keys() for table in TABLES}
     missing = []
     for table, columns in (BASELINE_COLUMNS if baseline else models).items():
         if table not in present:

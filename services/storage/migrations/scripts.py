@@ -8,14 +8,21 @@ from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import Connection
 
-from ..errors import ForeignDatabaseError
+from ..errors import ForeignDatabaseError, MigrationsMissingError
+from ..schema import get_schema_version
 
 
 def script_location() -> Path:
-    """Return the folder of the migrations: in the installed package, or in a checkout the folder alembic/."""
+    """Return the folder of the migrations: in the installed package, or in a checkout the folder alembic/.
+
+    Raises MigrationsMissingError if it does not have the revisions of this release.
+    """
     package = Path(__file__).resolve().parents[1]
     installed = package / "_alembic"
-    return installed if installed.is_dir() else package.parents[1] / "alembic"
+    folder = installed if installed.is_dir() else package.parents[1] / "alembic"
+    if not any((folder / "versions").glob(f"{get_schema_version()}_*.py")):
+        raise MigrationsMissingError(f"{MigrationsMissingError.__doc__} ({folder})")
+    return folder
 
 
 def load_scripts() -> ScriptDirectory:

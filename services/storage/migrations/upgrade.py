@@ -9,7 +9,7 @@ from ..backends import backend_for
 from ..declarative import checks_of
 from ..engine import Storage
 from ..errors import NotInitializedError
-from ..models import Base
+from ..models import TABLES
 from ..schema import REVISIONS, get_schema_version
 from .comparison import options, reflection
 from .connections import exclusive
@@ -55,7 +55,10 @@ def downgrade(storage: Storage, revision: str) -> None:
 
 
 def reset(storage: Storage) -> None:
-    """Drop this library's tables and create them again, in one transaction: all data is lost, or nothing is changed."""
+    """Drop this library's tables and create them again, in one transaction: all data is lost, or nothing is changed.
+
+    Tables of others are kept with their rows, also those that refer to rows which are lost.
+    """
     storage.backend.create_database(storage.url)
     with exclusive(storage, accept_partial=True) as connection:
         backend, schema = storage.backend, storage.backend.own_schema(connection)
@@ -63,13 +66,18 @@ def reset(storage: Storage) -> None:
         is_head = VERSION_TABLE in present and read_revision(connection) == get_schema_version()
         ours = {one.name: one for one in expected_objects(connection)}
         derived = [one for one in backend.find_derived(connection) if one.kind in ("table", "function")]
-        for table in (*reversed(Base.metadata.sorted_tables), sa.Table(VERSION_TABLE, sa.MetaData())):
+        links = _foreign_keys_of_others(connection)
+        for link in links:
+            connection.execute(sa.schema.DropConstraint(link))
+        for table in (*reversed(TABLES), sa.Table(VERSION_TABLE, sa.MetaData())):
             if table.name in present:
                 table.drop(connection)
         for one in derived:  # of an older database, only what is exactly ours: the name may be somebody else's
             if one.name in ours and (is_head or one == ours[one.name]):
                 backend.drop_derived(connection, one)
         run(command.upgrade, connection, "head")
+        for link in links:
+            connection.execute(sa.schema.AddConstraint(link))
 
 
 def adopt(connection: Connection) -> None:
@@ -101,5 +109,19 @@ def _has_head_tables(connection: Connection) -> bool:
         return all(
             {check.name for check in checks_of(table, dialect)}
             <= {check["name"] for check in inspector.get_check_constraints(table.name, schema=schema)}
-            for table in Base.metadata.sorted_tables
+            for table in TABLES
         )
+
+
+def _foreign_keys_of_others(connection: Connection) -> list[sa.ForeignKeyConstraint]:
+    """Return the foreign keys of other tables to this library's, if the database does not drop a table that has one."""
+    if not connection.dialect.supports_alter:
+        return []
+    ours = {table.name for table in TABLES}
+    others, found = sa.MetaData(), []
+    for name in set(sa.inspect(connection).get_table_names()) - ours:
+        for link in sa.Table(name, others, autoload_with=connection).foreign_key_constraints:
+            if link.referred_table.name in ours:
+                link.dialect_kwargs[f"{connection.dialect.name}_not_valid"] = True
+                found.append(link)
+    return found
