@@ -1,21 +1,14 @@
 """Conditions, orders and small expressions on generations that several modules use. Executes nothing."""
 
-from collections.abc import Sequence
 from functools import cache
 from typing import Any, Final
 
 from sqlalchemy import (
-    CTE,
     ColumnElement,
     Integer,
     and_,
-    cast,
-    exists,
-    func,
     literal_column,
-    or_,
     select,
-    tuple_,
 )
 
 from .declarative import checks_of
@@ -28,7 +21,6 @@ PENDING: Final = Generation.status == literal_column("'pending'")
 PROCESSING: Final = Generation.status == literal_column("'processing'")
 HAS_ATTEMPTS_LEFT: Final = Generation.attempt < Generation.max_attempts
 NOT_PAUSED: Final = select(QueueState.paused_at).scalar_subquery().is_(None)
-CLAIM_ORDER: Final = (Generation.priority.desc(), Generation.scheduled_at, Generation.id)
 
 # Options for UPDATE … RETURNING through a session: the returned rows refresh the objects in the session, so SQLAlchemy
 # need not determine which objects the statement changes.
@@ -52,12 +44,6 @@ def of_status(status: str, model: Any = Generation) -> ColumnElement[bool]:
     return and_(model.status == status, model.status != literal_column("'completed'"))
 
 
-def is_before(other: Any, job: Any) -> ColumnElement[bool]:
-    """Return the condition that `other` precedes `job` in claim order."""
-    is_older = tuple_(other.scheduled_at, other.id) < tuple_(job.scheduled_at, job.id)
-    return or_(other.priority > job.priority, and_(other.priority == job.priority, is_older))
-
-
 @cache
 def is_valid(dialect: str) -> ColumnElement[bool]:
     """Return the condition that a generation meets every CHECK, and that its numbers can count one more claim.
@@ -71,26 +57,6 @@ def is_valid(dialect: str) -> ColumnElement[bool]:
     # none, and choose plans for that.
     rule = " AND ".join(f"({one})" for one in rules)
     return literal_column(f"CASE WHEN ({rule}) IS FALSE THEN 1 ELSE 0 END", Integer) != literal_column("1")
-
-
-def distinct_priorities(
-    waiting: Sequence[ColumnElement[bool]], due: ColumnElement[bool], enough: int | None = None
-) -> CTE:
-    """Return the distinct priorities of the rows that meet `waiting`: highest first, None last, one index seek each.
-
-    A loose index scan (https://wiki.postgresql.org/wiki/Loose_indexscan): a recursive query that seeks the next lower
-    priority. It stops after `enough` priorities with a row that is `due`, so its cost does not grow with the number of
-    priorities. See ADR 15.
-    """
-    highest = func.max(Generation.priority).label("priority")
-    seen = select(highest, literal_column("0", Integer).label("found")).where(*waiting).cte(recursive=True)
-    lower = select(func.max(Generation.priority)).where(*waiting, Generation.priority < seen.c.priority)
-    step = select(lower.scalar_subquery(), seen.c.found).where(seen.c.priority.is_not(None))
-    if enough is not None:
-        has_due = exists().where(*waiting, Generation.priority == seen.c.priority, due)
-        step = select(lower.scalar_subquery(), seen.c.found + cast(has_due, Integer))
-        step = step.where(seen.c.priority.is_not(None), seen.c.found < enough)
-    return seen.union_all(step)
 
 
 def literal_int(number: int) -> ColumnElement[int]:

@@ -12,6 +12,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from .analytics import get_database_stats
+from .defaults import BUSY_TIMEOUT_SECONDS, TRANSACTION_ATTEMPTS
 from .engine import Storage, get_default, get_storage, set_storage
 from .errors import (
     ForeignDatabaseError,
@@ -34,7 +35,6 @@ from .generations import (
     set_favorite,
     update_generation_status,
 )
-from .limits import BUSY_TIMEOUT_SECONDS, TRANSACTION_ATTEMPTS
 from .prompts import (
     delete_prompt,
     get_all_prompts,

@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from . import schema_check
 from .backends import Phase, backend_for, is_refused_when_reading
+from .defaults import TRANSACTION_ATTEMPTS
 from .errors import (
     CorruptError,
     DatabaseURLError,
@@ -27,10 +28,9 @@ from .errors import (
     StorageError,
     UnreachableError,
 )
-from .limits import TRANSACTION_ATTEMPTS
 from .replicas import Replicas
 from .retry import RetryPolicy
-from .rows import SeveralStatementsError
+from .row_loading import SeveralStatementsError
 from .session import StorageSession, raise_conflicts
 from .settings import mask_url, parse_replica_urls, parse_url, read_engine_options
 

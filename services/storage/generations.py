@@ -12,13 +12,15 @@ from sqlalchemy.orm import Session
 from sqlalchemy.orm.util import identity_key
 
 from .backends import backend_for
-from .conditions import CLAIM_ORDER, PENDING, REFRESH, newest_first, of_status
+from .claim_order import CLAIM_ORDER
+from .conditions import PENDING, REFRESH, newest_first, of_status
+from .defaults import MAX_ATTEMPTS, PAGE_SIZE
 from .lifecycle import GenerationStatus, validate_status
-from .limits import INTEGER_LIMIT, MAX_ATTEMPTS, PAGE_SIZE, SHORTEST_ID_PREFIX
+from .limits import INTEGER_LIMIT, SHORTEST_ID_PREFIX
 from .models import Generation, Prompt
 from .pagination import Page, after_position, decode_cursor, fetch_page
 from .queue.enqueue import REQUEST, build_generation, insert_all, insert_once
-from .rows import GENERATIONS, connection_of, load_generations
+from .row_loading import GENERATIONS, connection_of, load_generations
 from .search import match_generations
 from .types import uuid7
 from .validation import (

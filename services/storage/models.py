@@ -19,14 +19,14 @@ from sqlalchemy import (
 from sqlalchemy.orm import Mapped, mapped_column, relationship, validates
 
 from . import validation
+from .constructor_arguments import GenerationFields, PromptFields
 from .declarative import Base, HasMetadata, next_version, partial_index, stored_number, whole_number
+from .defaults import MAX_ATTEMPTS
 from .errors import ConflictError, IllegalTransitionError
-from .fields import GenerationFields, PromptFields
 from .lifecycle import GenerationStatus, Lease, is_legal_move, transition_values, validate_status
-from .limits import MAX_ATTEMPTS
+from .model_base import Row, SameAs
 from .queue_tables import Attempt, QueueState
-from .retention import PrunedFile, UsageTotal
-from .row import Row, SameAs
+from .retention_tables import PrunedFile, UsageTotal
 from .serialization import plain
 from .status_checks import StatusChecks
 from .types import BigInt, JSONObject, JSONText, load_json_object, time_form, utcnow, uuid7

@@ -7,10 +7,11 @@ from sqlalchemy import BigInteger, Select, Text, bindparam, delete, select
 from sqlalchemy.orm import Session
 
 from .backends import Backend, backend_for
-from .limits import INTEGER_LIMIT, PAGE_SIZE
+from .defaults import PAGE_SIZE
+from .limits import INTEGER_LIMIT
 from .models import Generation, Prompt
 from .queue.enqueue import count_use
-from .rows import connection_of, load
+from .row_loading import connection_of, load
 from .validation import is_storable, validate_count, validate_prompt_field
 
 

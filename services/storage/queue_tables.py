@@ -7,10 +7,10 @@ from sqlalchemy import CheckConstraint, ForeignKey, Index, Integer
 from sqlalchemy.orm import Mapped, mapped_column, validates
 
 from . import validation
+from .constructor_arguments import AttemptFields
 from .declarative import whole_number
-from .fields import AttemptFields
 from .lifecycle import validate_outcome
-from .row import Row
+from .model_base import Row
 from .types import time_form, utcnow
 
 

@@ -10,31 +10,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
+from .limits import QUERY_LIMIT, QUERY_TERMS_LIMIT, TERM_WORDS_LIMIT, WORD_LIMIT
+from .search_spellings import spellings_of
 from .words import locate_words, split_words
 
-TERMS_LIMIT = 32
-WORDS_LIMIT = 32
-QUERY_LIMIT = 10_000
-WORD_LIMIT = 255  # PostgreSQL does not index words over 2,046 bytes
 SNIPPET_LENGTH = 160
 SNIPPET_LEAD = 40
 
-# The spellings of a genre; a hyphen or an ampersand counts as a space.
-SPELLINGS = (
-    ("lofi", "lo fi"),
-    ("hiphop", "hip hop"),
-    ("rnb", "r b", "r n b"),
-    ("dnb", "drum bass", "drum n bass", "drum and bass"),
-    ("synthwave", "synth wave"),
-    ("chillwave", "chill wave"),
-    ("boombap", "boom bap"),
-    ("breakbeat", "break beat"),
-)
-
 _TOKEN = re.compile(r'(-?)["“”„]([^"“”„]*)["“”„]?(\*?)|(-?)([^\s"“”„]+)')
 _FULL_WIDTH_OPERATORS = str.maketrans("\uff02\uff0a\uff0d", '"*-')
-_TEMPO = re.compile(r"(\d{1,3}) ?bpm", re.ASCII)
-_ALTERNATIVES = {spelling: group for group in SPELLINGS for spelling in group}
 
 
 @dataclass(frozen=True)
@@ -129,14 +113,14 @@ def parse_query(text: str) -> Query:
     wanted: list[Term] = []
     excluded: list[Term] = []
     for minus, part, is_prefix in _join_spellings(list(_split(_clean(text)))):
-        words = split_words(part)[:WORDS_LIMIT]
+        words = split_words(part)[:TERM_WORDS_LIMIT]
         if not words or (minus and _has_long_word(words)):
             continue
         if _has_long_word(words):
             return Query((), ())
         term = _term(" ".join(words), is_prefix)
         terms = excluded if minus else wanted
-        if term not in terms and len(wanted) + len(excluded) < TERMS_LIMIT:
+        if term not in terms and len(wanted) + len(excluded) < QUERY_TERMS_LIMIT:
             terms.append(term)
     return Query(tuple(wanted), tuple(excluded))
 
@@ -165,7 +149,7 @@ def _join_spellings(parts: list[tuple[bool, str, bool]]) -> Iterator[tuple[bool,
             some = parts[start : start + count]
             words = split_words(" ".join(text for _, text, _ in some))
             # Two words only if they are also written as one word: drum bass may mean both instruments.
-            spellings = _alternatives(" ".join(words) if count == 3 else "".join(words))
+            spellings = spellings_of(" ".join(words) if count == 3 else "".join(words))
             is_plain = len(some) == count and not any(minus or star for minus, _, star in some)
             if is_plain and len(words) > 1 and spellings:
                 yield False, " ".join(words), False
@@ -177,19 +161,12 @@ def _join_spellings(parts: list[tuple[bool, str, bool]]) -> Iterator[tuple[bool,
 
 
 def _term(words: str, is_prefix: bool) -> Term:
-    others = () if is_prefix else (other for other in _alternatives(words) if other != words)
+    others = () if is_prefix else (other for other in spellings_of(words) if other != words)
     return Term((words, *others), is_prefix)
 
 
 def _has_long_word(words: list[str]) -> bool:
     return any(len(word) > WORD_LIMIT for word in words)
-
-
-def _alternatives(words: str) -> tuple[str, ...]:
-    """Return all spellings of the genre or tempo that `words` name, or ()."""
-    if tempo := _TEMPO.fullmatch(words):
-        return f"{tempo[1]} bpm", f"{tempo[1]}bpm"
-    return _ALTERNATIVES.get(words, ())
 
 
 def _spaced(words: str) -> str:

@@ -13,8 +13,8 @@ from typing import Any, Final
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
+from .defaults import BUSY_TIMEOUT_SECONDS
 from .errors import DatabaseURLError
-from .limits import BUSY_TIMEOUT_SECONDS
 
 DEFAULT_DATABASE_URL: Final = "sqlite:///data/generations.db"
 SECRET_WORDS: Final = ("pass", "pwd", "secret", "token", "key")

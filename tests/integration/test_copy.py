@@ -22,7 +22,7 @@ from services.storage import (
     migrations,
     track_prompt_usage,
 )
-from services.storage.maintenance.rows import BATCH_ROWS
+from services.storage.maintenance.row_checks import BATCH_ROWS
 from tests.conftest import administer, database_at
 from tests.support.copies import contents, fill
 from tests.support.factories import a_generation, a_request

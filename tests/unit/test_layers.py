@@ -15,14 +15,14 @@ ROOT = PACKAGE.parents[1]
 
 # A module or package may import those of earlier lines only, not those of its own line.
 LAYERS = (
-    {"limits", "errors", "serialization", "fields"},
+    {"limits", "defaults", "errors", "serialization", "constructor_arguments"},
     {"types", "words", "audio_files"},
-    {"lifecycle", "settings", "retry", "search_query"},
-    {"schema", "validation", "declarative"},
-    {"row", "status_checks", "retention"},
+    {"lifecycle", "settings", "retry", "search_spellings"},
+    {"schema", "validation", "declarative", "search_query"},
+    {"model_base", "status_checks", "retention_tables"},
     {"queue_tables"},
     {"models"},
-    {"conditions", "pagination", "rows"},
+    {"conditions", "claim_order", "pagination", "row_loading"},
     {"backends"},
     {"queue", "search", "analytics"},
     {"prompts", "generations"},
@@ -173,7 +173,7 @@ OPENS_FILES = {
     "backends/sqlite_files.py": "creates an empty file that is not there yet",
     "backends/sqlite_backup.py": "creates the file of a backup, and flushes it before it becomes a database",
     "backends/postgresql_backup.py": "PostgreSQL has no file here",
-    "maintenance/outputs.py": "opens folders, to delete a file without following a link",
+    "maintenance/file_deletion.py": "opens folders, to delete a file without following a link",
     "maintenance/backup.py": "flushes a finished backup and its folder",
     "demo/processes.py": "reads standard input",
     "demo/prompts.py": "reads the prompts of --prompts",

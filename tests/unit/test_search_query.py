@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.storage.search_query import SNIPPET_LENGTH, TERMS_LIMIT, Query, Term, parse_query
+from services.storage.limits import QUERY_TERMS_LIMIT
+from services.storage.search_query import SNIPPET_LENGTH, Query, Term, parse_query
 
 MARKS = ("<", ">")
 
@@ -43,7 +44,7 @@ def test_a_query_must_be_text() -> None:
 
 
 def test_only_the_first_terms_of_a_long_query_are_used() -> None:
-    assert len(parse_query(" ".join(f"word{n}" for n in range(1_000))).wanted) == TERMS_LIMIT
+    assert len(parse_query(" ".join(f"word{n}" for n in range(1_000))).wanted) == QUERY_TERMS_LIMIT
 
 
 def test_a_word_longer_than_the_index_stores_finds_nothing() -> None:

@@ -1,7 +1,7 @@
 """Read-only reports about the queue, the models and the prompts; each is one statement (ADR 22)."""
 
 from .estimates import estimate_completion, explain_wait
-from .reports import (
+from .report_types import (
     Estimate,
     FailureReason,
     Percentiles,
@@ -12,7 +12,7 @@ from .reports import (
     Wait,
     WaitReason,
 )
-from .stats import (
+from .reports import (
     get_database_stats,
     get_failure_reasons,
     get_performance_stats,

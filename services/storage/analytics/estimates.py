@@ -25,13 +25,14 @@ from sqlalchemy import (
 from sqlalchemy.orm import Session, aliased
 
 from ..backends import Backend, StatementClock, backend_for
-from ..conditions import PENDING, PROCESSING, is_before, is_valid
+from ..claim_order import is_before
+from ..conditions import PENDING, PROCESSING, is_valid
 from ..lifecycle import FINISHED, GenerationStatus
 from ..models import Generation, QueueState
-from ..rows import connection_of
+from ..row_loading import connection_of
 from ..validation import is_storable
-from .reports import Estimate, Wait, WaitReason
-from .stats import count_workers, pending_generations, seconds_between
+from .report_types import Estimate, Wait, WaitReason
+from .reports import count_workers, pending_generations, seconds_between
 
 HISTORY_SIZE = 2_000
 MODEL_SAMPLES = 200

@@ -11,7 +11,7 @@ from ..backends import backend_for
 from ..lifecycle import GenerationStatus
 from ..models import Generation, UsageTotal
 from ..validation import validate_moment
-from .reports import Usage
+from .report_types import Usage
 
 BUCKETS_LIMIT = 20_000
 DEFAULT_BUCKETS = 30

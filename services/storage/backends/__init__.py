@@ -1,14 +1,8 @@
 """The supported database systems: all code that differs between them. See Backend for what each provides."""
 
-from functools import cache
-from pathlib import Path
-
-from sqlalchemy import URL, Connection, Engine
-from sqlalchemy.orm import Session
-
-from ..errors import DatabaseURLError
 from .base import Backend, BackupDialect, Contents, LogPosition, Phase, Replication, StatementClock
-from .statements import is_refused_when_reading, is_write
+from .read_only import is_refused_when_reading, is_write
+from .registry import backend_for, backups_of
 
 __all__ = [
     "Backend",
@@ -23,41 +17,3 @@ __all__ = [
     "is_refused_when_reading",
     "is_write",
 ]
-
-
-def backups_of(path: Path) -> BackupDialect:
-    """Return the backup dialect that the file at `path` was written with: SQLite's, else PostgreSQL's."""
-    sqlite = _backend("sqlite").backups
-    return sqlite if sqlite.recognizes(path) else _backend("postgresql").backups
-
-
-ASYNC_DRIVERS = frozenset({"aiosqlite", "asyncpg", "psycopg_async"})
-
-
-def backend_for(source: URL | Session | Connection | Engine) -> Backend:
-    """Return the backend for the database of `source`. Raises DatabaseURLError for an unsupported database system."""
-    if isinstance(source, URL):
-        name, _, driver = source.drivername.partition("+")
-        if driver in ASYNC_DRIVERS:
-            raise DatabaseURLError(
-                f"The driver {driver} is for async engines, which this library does not use: write {name}://… instead, "
-                "and call the library from async code in a thread, for example with run_in_threadpool()."
-            )
-        return _backend(name)
-    return _backend((source.get_bind() if isinstance(source, Session) else source).dialect.name)
-
-
-@cache
-def _backend(name: str) -> Backend:
-    # Imported on demand: importing a dialect takes 20 ms, which users of the other one should not wait for.
-    if name == "sqlite":
-        from .sqlite import SQLite
-
-        return SQLite()
-    if name == "postgresql":
-        from .postgresql import PostgreSQL
-
-        return PostgreSQL()
-    raise DatabaseURLError(
-        f"{name} databases are not supported: use sqlite:///path/to/file.db or postgresql://user@host/name"
-    )

@@ -30,7 +30,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 
-from ..conditions import CLAIM_ORDER, PENDING, distinct_priorities, is_valid, literal_int
+from ..claim_order import CLAIM_ORDER, distinct_priorities
+from ..conditions import PENDING, is_valid, literal_int
 from ..limits import JSON_BYTES_LIMIT
 from ..models import Generation, Prompt
 from ..types import JSONText, UTCDateTime

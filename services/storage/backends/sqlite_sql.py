@@ -26,7 +26,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
-from ..conditions import CLAIM_ORDER, distinct_priorities, is_valid, literal_int
+from ..claim_order import CLAIM_ORDER, distinct_priorities
+from ..conditions import is_valid, literal_int
 from ..limits import BIG_INTEGER_LIMIT
 from ..models import Generation, Prompt
 from ..types import JSONText, UTCDateTime, load_json_object, utcnow

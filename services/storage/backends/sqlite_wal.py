@@ -9,9 +9,9 @@ from typing import Any, Final
 from sqlalchemy import Connection, Engine, event
 
 from ..errors import BusyError, ReadOnlyError
-from .sqlite_connections import close_connection, open_connection
 from .sqlite_errors import translate
 from .sqlite_files import is_memory
+from .sqlite_open_files import close_connection, open_connection
 
 CHECKPOINT_BYTES: Final = 4 * 1024 * 1024
 RETRY_SECONDS: Final = 1.0  # between two attempts, while a reader keeps the log from becoming smaller

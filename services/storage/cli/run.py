@@ -59,9 +59,10 @@ def demo(
 ) -> None:
     """Run a demo on a scratch database.
 
-    Submits prompts, renders them to WAV files with three worker processes, and prints statistics. One worker is killed;
-    when its lease has expired, another one finishes its job. One prompt fails on purpose. DATABASE_URL is ignored: the
-    demo uses another database only if --database-url is on the command line.
+    Submits prompts, renders them to WAV files with several worker processes, and prints statistics. One worker is
+    killed; when its lease has expired, another one finishes its job. One prompt fails on purpose.
+
+    DATABASE_URL is ignored: the demo uses another database only if --database-url is on the command line.
     """
     from ..demo.prompts import BUILT_IN_PROMPTS, FAILING_PROMPT, read_prompts
 

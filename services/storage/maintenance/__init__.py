@@ -4,7 +4,7 @@ from .backup import Backup, backup_database, restore_database, verify_backup
 from .bulk import cancel_generations, delete_generations, retry_generations, set_favorites
 from .check import Finding, check_database
 from .copy import copy_database
-from .files import FileReport, MissingFile, MovedFile, find_files
+from .find_files import FileReport, MissingFile, MovedFile, find_files
 from .prune import PrunedGeneration, PruneReport, prune_generations
 from .space import Optimization, optimize_database
 

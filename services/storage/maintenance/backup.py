@@ -4,7 +4,6 @@ A backup gets its name only once it was opened and compared, so a kill leaves no
 """
 
 import os
-import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -19,8 +18,7 @@ from ..schema import REVISIONS
 from ..serialization import Report
 from ..validation import validate_count
 
-STAMP: Final = "%Y%m%dT%H%M%S%fZ"
-NAME: Final = r"generations-\d{8}T\d{12}Z"
+NAME: Final = "generations-%Y%m%dT%H%M%S%fZ"  # of a backup in a folder, without the suffix
 OUR_TABLES: Final = frozenset({"alembic_version", "generations", "prompts"})
 
 
@@ -133,7 +131,7 @@ def _require_known_revision(storage: Storage) -> None:
 def _split(path: Path, suffix: str, keep: int | None) -> tuple[Path, str]:
     """Return the folder and the file name of a new backup."""
     if path.is_dir() or not path.suffix:
-        return path, f"generations-{datetime.now(UTC):{STAMP}}{suffix}"
+        return path, f"{datetime.now(UTC):{NAME}}{suffix}"
     if keep is not None:
         raise ValueError(f"keep counts the backups of a folder, and {path} is a file: name its folder")
     return path.parent, path.name
@@ -198,9 +196,16 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
+def _is_backup_name(stem: str) -> bool:
+    try:
+        return f"{datetime.strptime(stem, NAME).replace(tzinfo=UTC):{NAME}}" == stem
+    except ValueError:
+        return False
+
+
 def _delete_oldest(folder: Path, suffix: str, keep: int) -> tuple[Path, ...]:
     """Delete all but the newest `keep` of the backups in a folder that have names of ours; return what was deleted."""
-    ours = sorted(path for path in folder.iterdir() if re.fullmatch(NAME + re.escape(suffix), path.name))
+    ours = sorted(path for path in folder.iterdir() if path.suffix == suffix and _is_backup_name(path.stem))
     deleted = []
     for path in ours[:-keep]:
         with suppress(FileNotFoundError):

@@ -14,7 +14,7 @@ from ..lifecycle import GenerationStatus
 from ..models import Generation
 from ..search import check_search_index, rebuild_search_index
 from ..serialization import Report
-from .rows import scan_rows
+from .row_checks import scan_rows
 
 
 @dataclass(frozen=True)

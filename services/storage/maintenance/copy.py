@@ -32,7 +32,7 @@ from sqlalchemy.orm import Session
 from ..engine import Storage
 from ..errors import ConflictError, CopyError, NotInitializedError, StorageError
 from ..serialization import Report
-from .rows import (
+from .row_checks import (
     TABLES,
     CopiedTable,
     Digest,

@@ -22,9 +22,9 @@ from ..models import Base, Generation, PrunedFile
 from ..serialization import Report
 from ..types import TimeText
 from ..validation import validate_count, validate_flag, validate_moment
-from .outputs import Outputs
+from .file_deletion import Outputs
 from .pacing import Pace
-from .rows import Progress
+from .row_checks import Progress
 from .space import vacuum
 
 HOUR_MICROSECONDS: Final = 3_600_000_000

@@ -15,10 +15,11 @@ from sqlalchemy.orm import Session
 
 from ..backends import Backend, backend_for
 from ..conditions import NOT_PAUSED, PENDING, PROCESSING, literal_int
+from ..defaults import LEASE_SECONDS
 from ..lifecycle import GenerationStatus, transition_values
-from ..limits import INTEGER_LIMIT, LEASE_SECONDS
+from ..limits import INTEGER_LIMIT
 from ..models import Generation
-from ..rows import GENERATIONS, connection_of, load_generations
+from ..row_loading import GENERATIONS, connection_of, load_generations
 from ..validation import validate_count, validate_name, validate_seconds
 from .leases import heartbeat_generation
 

@@ -7,12 +7,13 @@ from sqlalchemy import ColumnElement, Select, Update, bindparam, case, func, sel
 from sqlalchemy.orm import Session, aliased
 
 from ..backends import Backend, backend_for
-from ..conditions import HAS_ATTEMPTS_LEFT, PENDING, REFRESH, distinct_priorities
+from ..claim_order import distinct_priorities
+from ..conditions import HAS_ATTEMPTS_LEFT, PENDING, REFRESH
 from ..errors import IllegalTransitionError
 from ..lifecycle import GenerationStatus, transition_values
 from ..limits import ROWS_PER_STATEMENT
 from ..models import Generation, QueueState
-from ..rows import connection_of
+from ..row_loading import connection_of
 from ..validation import is_storable, validate_name
 
 

@@ -17,7 +17,7 @@ from ..conditions import HAS_ATTEMPTS_LEFT, PROCESSING
 from ..errors import LeaseLostError
 from ..lifecycle import AttemptOutcome, GenerationStatus, transition_values
 from ..models import Base, Generation, Lease
-from ..rows import GENERATIONS, connection_of, load_generations, require_transaction
+from ..row_loading import GENERATIONS, connection_of, load_generations, require_transaction
 from ..validation import is_storable, validate_generation_field
 
 ATTEMPTS: Final = Base.metadata.tables["attempts"]

@@ -19,7 +19,7 @@ from ..backends import Backend, backend_for
 from ..errors import ConflictError, ConstraintError
 from ..limits import ROWS_PER_STATEMENT
 from ..models import Generation, Prompt
-from ..rows import GENERATIONS
+from ..row_loading import GENERATIONS
 from ..types import UTCDateTime, utcnow
 from ..validation import GENERATION_RULES
 

@@ -15,12 +15,13 @@ from sqlalchemy.orm import Session
 from ..backends import Backend, backend_for
 from ..conditions import HAS_ATTEMPTS_LEFT, PROCESSING, REFRESH, is_valid, literal_int
 from ..declarative import stored_number
+from ..defaults import LEASE_SECONDS
 from ..errors import IllegalTransitionError, LeaseLostError
-from ..lifecycle import AttemptOutcome, GenerationStatus, transition_values
-from ..limits import INTEGER_LIMIT, LEASE_SECONDS, ROWS_PER_STATEMENT
+from ..lifecycle import AttemptOutcome, GenerationStatus, is_legal_move, transition_values
+from ..limits import INTEGER_LIMIT, ROWS_PER_STATEMENT
 from ..models import Attempt, Generation, Lease
 from ..retry import DEFAULT_RETRY_POLICY, RetryPolicy
-from ..rows import GENERATIONS, connection_of, load_generations, require_transaction
+from ..row_loading import GENERATIONS, connection_of, load_generations, require_transaction
 from ..types import UTCDateTime
 from ..validation import (
     clean_error_message,
@@ -255,7 +256,7 @@ def _fail_under_lease(session: Session, lease: Lease, message: str, policy: Retr
 
 def _find_unfinished(session: Session, generation_id: str, target: GenerationStatus) -> Generation | None:
     generation = session.get(Generation, generation_id) if is_storable("generation_id", generation_id) else None
-    if generation is None or not generation.is_finished:
+    if generation is None or (generation.status != target and is_legal_move(generation.status, target)):
         return generation
     has_result = generation.generation_time_seconds is not None or generation.file_size_bytes is not None
     if target == GenerationStatus.COMPLETED and generation.is_complete and not has_result:

@@ -20,6 +20,8 @@ from ..models import Generation, Lease
 from ..queue import heartbeat_generation, release_generation
 from .job import Job
 
+HEARTBEATS_PER_LEASE: Final = 4
+HEARTBEAT_SECONDS: Final = 15.0  # at most, between two heartbeats and between two searches for expired leases
 REPORT_SECONDS: Final = 1.0  # between two heartbeats that only store progress
 TRANSIENT_ERRORS: Final = (StorageError, SQLAlchemyError, OSError)  # the database may be back soon: try again
 

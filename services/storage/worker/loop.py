@@ -18,9 +18,9 @@ from typing import Any, Final
 
 from sqlalchemy.orm import Session
 
+from ..defaults import GRACE_SECONDS, LEASE_SECONDS, POLL_SECONDS
 from ..engine import Storage, get_storage
 from ..errors import CommitUnknownError, LeaseLostError
-from ..limits import GRACE_SECONDS, LEASE_SECONDS, POLL_SECONDS
 from ..models import Generation, Lease
 from ..queue import (
     claim_generation,
@@ -34,11 +34,9 @@ from ..queue import (
 )
 from ..retry import DEFAULT_RETRY_POLICY, RetryPolicy
 from ..validation import validate_count, validate_name, validate_seconds
-from .heartbeat import TRANSIENT_ERRORS, HeartbeatThread
+from .heartbeat import HEARTBEAT_SECONDS, HEARTBEATS_PER_LEASE, TRANSIENT_ERRORS, HeartbeatThread
 from .job import DoNotRetry, Job, Result, WorkerInterrupted
 
-HEARTBEATS_PER_LEASE: Final = 4
-HEARTBEAT_SECONDS: Final = 15.0  # at most, between two heartbeats and between two searches for expired leases
 BACKOFF: Final = RetryPolicy(base_seconds=0.5, cap_seconds=30.0)
 
 log = logging.getLogger(__name__)

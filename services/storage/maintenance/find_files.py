@@ -16,7 +16,7 @@ from ..lifecycle import GenerationStatus
 from ..limits import ROWS_PER_STATEMENT
 from ..models import Base, Generation
 from ..validation import validate_flag
-from .outputs import Outputs
+from .file_deletion import Outputs
 from .pacing import Pace
 
 GENERATIONS = Base.metadata.tables["generations"]

@@ -1,0 +1,47 @@
+"""Which backend serves a database, and the error for databases that none serves."""
+
+from functools import cache
+from pathlib import Path
+
+from sqlalchemy import URL, Connection, Engine
+from sqlalchemy.orm import Session
+
+from ..errors import DatabaseURLError
+from .base import Backend, BackupDialect
+
+ASYNC_DRIVERS = frozenset({"aiosqlite", "asyncpg", "psycopg_async"})
+
+
+def backups_of(path: Path) -> BackupDialect:
+    """Return the backup dialect that the file at `path` was written with: SQLite's, else PostgreSQL's."""
+    sqlite = _backend("sqlite").backups
+    return sqlite if sqlite.recognizes(path) else _backend("postgresql").backups
+
+
+def backend_for(source: URL | Session | Connection | Engine) -> Backend:
+    """Return the backend for the database of `source`. Raises DatabaseURLError for an unsupported database system."""
+    if isinstance(source, URL):
+        name, _, driver = source.drivername.partition("+")
+        if driver in ASYNC_DRIVERS:
+            raise DatabaseURLError(
+                f"The driver {driver} is for async engines, which this library does not use: write {name}://… instead, "
+                "and call the library from async code in a thread, for example with run_in_threadpool()."
+            )
+        return _backend(name)
+    return _backend((source.get_bind() if isinstance(source, Session) else source).dialect.name)
+
+
+@cache
+def _backend(name: str) -> Backend:
+    # Imported on demand: importing a dialect takes 20 ms, which users of the other one should not wait for.
+    if name == "sqlite":
+        from .sqlite import SQLite
+
+        return SQLite()
+    if name == "postgresql":
+        from .postgresql import PostgreSQL
+
+        return PostgreSQL()
+    raise DatabaseURLError(
+        f"{name} databases are not supported: use sqlite:///path/to/file.db or postgresql://user@host/name"
+    )

@@ -1,0 +1,11 @@
+"""The defaults of the public functions, of the worker and of the settings."""
+
+from typing import Final
+
+PAGE_SIZE: Final = 100
+MAX_ATTEMPTS: Final = 3
+LEASE_SECONDS: Final = 60.0
+POLL_SECONDS: Final = 0.5
+GRACE_SECONDS: Final = 30.0
+BUSY_TIMEOUT_SECONDS: Final = 5.0
+TRANSACTION_ATTEMPTS: Final = 5
