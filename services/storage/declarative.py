@@ -1,6 +1,6 @@
 """The declarative base of all models: constraint names, column types, and the attribute `metadata`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, overload
 
@@ -12,10 +12,18 @@ from .limits import INTEGER_LIMIT
 from .types import UTCDateTime
 
 
+class _MetaData(MetaData):
+    """The MetaData of all models, which stands for the column `metadata` on a class. See ADR 4."""
+
+    def _bulk_update_tuples(self, value: Any) -> Sequence[tuple[str, Any]]:
+        # SQLAlchemy 2.0 calls this for insert(Generation).values(metadata=…), 2.1 uses the name of the column.
+        return [("metadata", value)]
+
+
 class Base(DeclarativeBase):
     """The declarative base: a naming convention for constraints, and the column type of each Python type."""
 
-    metadata = MetaData(
+    metadata = _MetaData(
         naming_convention={
             "uq": "uq_%(table_name)s_%(column_0_N_name)s",
             "ck": "ck_%(table_name)s_%(constraint_name)s",
@@ -75,4 +83,5 @@ class MetadataAttribute:
 class HasMetadata:
     """A mixin for MetadataAttribute: SQLAlchemy 2.0 refuses it on a mapped class, and 2.1 warns. See ADR 4."""
 
-    metadata = MetadataAttribute()
+    # Annotated, because pyright would take it for the ClassVar of SQLAlchemy's base, which no instance may assign.
+    metadata: MetadataAttribute = MetadataAttribute()
