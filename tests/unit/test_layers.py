@@ -16,7 +16,7 @@ ROOT = PACKAGE.parents[1]
 # A module or package may import those of earlier lines only, not those of its own line.
 LAYERS = (
     {"limits", "defaults", "errors", "serialization", "constructor_arguments"},
-    {"types", "words", "audio_files"},
+    {"types", "words", "audio_files", "durable_files"},
     {"lifecycle", "settings", "retry", "search_spellings"},
     {"schema", "validation", "declarative", "search_query"},
     {"model_base", "status_checks", "retention_tables"},
@@ -171,10 +171,10 @@ def test_only_the_settings_read_the_environment(path: Path) -> None:
 OPENS_FILES = {
     "audio_files.py": "reads rendered files; find_files() leaves out the files of a database",
     "backends/sqlite_files.py": "creates an empty file that is not there yet",
-    "backends/sqlite_backup.py": "creates the file of a backup, and flushes it before it becomes a database",
+    "backends/sqlite_backup.py": "creates the file of a backup",
     "backends/postgresql_backup.py": "PostgreSQL has no file here",
     "maintenance/file_deletion.py": "opens folders, to delete a file without following a link",
-    "maintenance/backup.py": "flushes a finished backup and its folder",
+    "durable_files.py": "flushes a finished backup, which no connection has open, and its folder",
     "demo/processes.py": "reads standard input",
     "demo/prompts.py": "reads the prompts of --prompts",
     "demo/synthesis.py": "writes a WAV under a partial name",

@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 from sqlalchemy import Engine
 
+from ..durable_files import flush
 from ..errors import BackupError, BusyError, CorruptError, StorageError
 from .base import Contents
 from .sqlite_files import path_of
@@ -107,14 +108,14 @@ class SQLiteBackups:
             try:
                 with closing(_open_immutable(sqlite3, path)) as source, closing(sqlite3.connect(partial)) as target:
                     source.backup(target)
-                synchronize(partial)
+                flush(partial)
                 aside.mkdir(mode=0o700)
                 # The -wal first: without the database nobody applies it, and a database without it is complete.
                 for name in (f"{live.name}-wal", f"{live.name}-shm", live.name):
                     if (member := live.with_name(name)).exists():
                         member.rename(aside / name)
                 partial.rename(live)
-                synchronize(live.parent)
+                flush(live.parent)
             finally:
                 partial.unlink(missing_ok=True)
         return aside
@@ -129,15 +130,6 @@ class SQLiteBackups:
             if path is not None and isinstance(known, CorruptError):
                 raise BackupError(f"{path} is not a sound SQLite database ({error})", orig=error) from error
             raise (known or error) from error
-
-
-def synchronize(path: Path) -> None:
-    """Flush a file or folder that no connection has open to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _driver(engine: Engine) -> Any:

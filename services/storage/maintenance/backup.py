@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from ..backends import BackupDialect, Contents, backups_of
+from ..durable_files import publish
 from ..engine import Storage, get_storage
 from ..errors import BackupError, NotInitializedError, SchemaTooNewError, UnreachableError
 from ..schema import REVISIONS
@@ -69,7 +70,9 @@ def backup_database(
             contents = backups.write(storage.engine, partial)
             if backups.read(partial) != contents:
                 raise BackupError(f"{target} was not written: the copy differs from the database. Try again")
-            _publish(partial, target, overwrite)
+            publish(partial, target, overwrite=overwrite)
+        except FileExistsError as error:
+            raise _exists(target) from error
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
@@ -169,31 +172,8 @@ def _delete_partials(folder: Path) -> None:
             continue
 
 
-def _publish(partial: Path, target: Path, overwrite: bool) -> None:
-    """Give a complete backup its name, and make both last through a power cut."""
-    _flush(partial)
-    if overwrite:
-        partial.replace(target)
-    else:
-        try:
-            os.link(partial, target)  # unlike a rename, it fails when another process has made the file meanwhile
-        except FileExistsError:
-            raise BackupError(
-                f"{target} exists: name another file, or pass overwrite (--force) to replace it"
-            ) from None
-    _flush(target.parent)
-
-
 def _exists(target: Path) -> BackupError:
     return BackupError(f"{target} exists: name another file, or pass overwrite (--force) to replace it")
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _is_backup_name(stem: str) -> bool:
