@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import event, insert, inspect, select, update
+from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import (
     ORMExecuteState,
     Session,
@@ -396,10 +397,22 @@ def test_metadata_is_stored_however_a_row_is_inserted(db: Storage, store: Any) -
         assert generation.get_metadata() == {"bpm": 140}
         # session.add() and merge() take the time of the server's clock.
         assert generation.scheduled_at == generation.created_at or db.backend.has_own_clock
-        for bpm, name in enumerate(("metadata", "metadata_json")):
-            session.execute(update(Generation).values({name: {"bpm": bpm}}))
-            session.refresh(generation)
-            assert generation.get_metadata() == {"bpm": bpm}
+        session.execute(update(Generation).values(metadata_json={"bpm": 7}))
+        session.refresh(generation)
+        assert generation.get_metadata() == {"bpm": 7}
+
+
+def test_the_name_metadata_in_an_update_is_stored_or_refused(db: Storage) -> None:
+    change = update(Generation).values(metadata={"bpm": 7})
+    with get_session() as session:
+        generation_id = a_generation(session, metadata={"bpm": 140}).id
+    with pytest.raises(InvalidRequestError, match="'metadata'"), get_session() as session:
+        session.execute(change)  # SQLAlchemy looks for the attribute of the objects that the session holds
+    with get_session() as session:
+        assert session.get_one(Generation, generation_id).get_metadata() == {"bpm": 140}
+        session.execute(change, execution_options={"synchronize_session": False})
+    with get_session() as session:
+        assert session.get_one(Generation, generation_id).get_metadata() == {"bpm": 7}
 
 
 def test_many_rows_of_values_have_their_own_times(db: Storage) -> None:
