@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session, aliased
 from .errors import InvalidCursorError
 from .limits import BIG_INTEGER_LIMIT
 from .models import Generation
+from .row_loading import find_generations
 from .serialization import Report
 from .types import TimeText
 from .validation import is_storable
@@ -66,15 +67,15 @@ def fetch_page(session: Session, statement: Select[Any], *, query: Mapping[str, 
     """
     statement = statement.add_columns(type_coerce(Generation.created_at, TimeText()).label("position")).limit(limit + 1)
     try:
-        rows = session.execute(statement).all()
+        items, rows = find_generations(session, statement)
     except StatementError as error:
         if isinstance(error.orig, (TypeError, ValueError, OverflowError)):
             raise InvalidCursorError from None
         raise
-    items = [row[0] for row in rows[:limit]]
-    if len(rows) <= limit:
+    if len(items) <= limit:
         return Page(items, None)
-    return Page(items, encode_cursor(PagePosition(rows[limit - 1][1], items[-1].id), query))
+    last = items[limit - 1]
+    return Page(items[:limit], encode_cursor(PagePosition(rows[limit - 1].position, last.id), query))
 
 
 def encode_cursor(position: PagePosition, query: Mapping[str, Any]) -> str:

@@ -34,6 +34,8 @@ def utcnow() -> datetime:
 
 def as_utc(value: datetime) -> datetime:
     """Return `value` in UTC; a naive time is taken to be in UTC."""
+    if value.tzinfo is UTC:  # as psycopg gives it; astimezone() would take 0.6 µs
+        return value
     return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
@@ -85,17 +87,33 @@ class UTCDateTime(TypeDecorator[datetime]):
     def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], datetime | None]:
         # One function for what SQLAlchemy would do in three: a row has seven times, so a page of a hundred calls it 700
         # times.
-        read: Callable[[Any], datetime] | None = datetime.fromisoformat if dialect.name == "sqlite" else None
+        return _read_text_time if dialect.name == "sqlite" else _read_time
 
-        def process(value: Any) -> datetime | None:
-            if value is None:
-                return None
-            try:
-                return as_utc(value if read is None else read(value))
-            except (TypeError, ValueError, OverflowError):
-                return None  # no time, or one whose offset leads out of the calendar
 
-        return process
+def _read_time(value: Any) -> datetime | None:
+    """Return a time that the driver has read in UTC; None for one whose offset leads out of the calendar."""
+    if value is None:
+        return None
+    try:
+        return as_utc(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _read_text_time(text: Any) -> datetime | None:
+    """Return a time of SQLite in UTC; None for anything that is no time."""
+    if text is None:
+        return None
+    try:
+        if text[16:20:3] == ":." and len(text) == 26:
+            # As _TextTime writes it, unless there is an offset. The parser makes it aware; replace() takes 0.7 µs more.
+            return datetime.fromisoformat(text + "+00:00")
+    except (TypeError, ValueError):
+        pass
+    try:
+        return _read_time(datetime.fromisoformat(text))
+    except (TypeError, ValueError):
+        return None
 
 
 class TimeText(TypeDecorator[Any]):
@@ -154,7 +172,10 @@ class JSONText(TypeDecorator[str]):
 
     def process_result_value(self, value: Any, dialect: Dialect) -> str | None:
         # Not dump_json(), which refuses infinities: another program may have stored 1e400.
-        return json.dumps(value, ensure_ascii=False) if value is not None and dialect.name == "postgresql" else value
+        return None if value is None else json.dumps(value, ensure_ascii=False)
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], str | None] | None:
+        return None if dialect.name == "sqlite" else super().result_processor(dialect, coltype)
 
 
 class JSONObject(TypeDecorator[dict[str, Any]]):

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import event, inspect
 from sqlalchemy.orm import Session
 
 from services.storage import (
@@ -20,10 +20,13 @@ from services.storage import (
     claim_generation,
     complete_generation,
     fail_generation,
+    get_all_generations,
     get_attempts,
     get_generation,
     heartbeat_generation,
+    list_generations,
     release_generation,
+    set_favorite,
 )
 from tests.support.factories import a_generation, a_request
 
@@ -199,6 +202,71 @@ class TestSessions:
             assert stored is not None
             assert stored.is_favorite
             assert stored.version == 3
+
+
+class TestLists:
+    """A list in a session without objects and listeners is read without the ORM's loader."""
+
+    def pages(self, session: Session) -> list[Generation]:
+        return [*get_all_generations(session), *list_generations(session, limit=2).items]
+
+    def test_the_objects_are_as_those_of_the_orm(self, db: Storage) -> None:
+        lease = claimed(db, **a_request(metadata={"key": "Cm"}, parameters={"seed": 1}))
+        with db.session() as session:
+            a_generation(session)
+        with db.session() as session:
+            listed = get_all_generations(session)
+            for generation in listed:
+                assert generation is session.get(Generation, generation.id)
+                assert inspect(generation).persistent
+                assert inspect(generation).unmodified
+                values = generation.to_dict()
+                session.expire(generation)
+                assert generation.to_dict() == values
+                assert generation.attempts == []
+                generation.is_favorite = True
+        with db.session() as session:
+            stored = session.get(Generation, lease.generation_id)
+            assert stored is not None
+            assert (stored.is_favorite, stored.version) == (True, 3)
+
+    def test_unsaved_changes_are_kept(self, db: Storage) -> None:
+        with db.session() as session:
+            generation = a_generation(session)
+            with session.no_autoflush:
+                generation.priority = 7
+                assert [listed.priority for listed in self.pages(session)] == [7, 7]
+
+    def test_changes_of_others_do_not_replace_what_the_session_has_read(self, db: Storage) -> None:
+        with db.session() as session:
+            generation_id = a_generation(session).id
+        with db.session() as session:
+            (generation,) = get_all_generations(session)
+            with db.session() as other:
+                set_favorite(other, generation_id)
+            assert all(listed is generation for listed in self.pages(session))
+            assert not generation.is_favorite
+
+    @pytest.mark.parametrize(
+        ("target", "name"),
+        [(Session, "do_orm_execute"), (Session, "loaded_as_persistent"), (Generation, "load")],
+    )
+    def test_listeners_to_loads_and_queries_are_called(self, db: Storage, target: Any, name: str) -> None:
+        with db.session() as session:
+            a_generation(session)
+        seen: list[Any] = []
+
+        def listen(*arguments: Any) -> None:
+            seen.append(arguments)
+
+        event.listen(target, name, listen)
+        try:
+            for number, listing in enumerate((get_all_generations, list_generations), start=1):
+                with db.session() as session:
+                    listing(session)
+                assert len(seen) == number
+        finally:
+            event.remove(target, name, listen)
 
 
 def test_a_job_gets_the_generation_as_it_was_claimed(db: Storage) -> None:

@@ -57,6 +57,24 @@ def test_times_in_the_formats_of_other_programs_are_read(text: str) -> None:
     assert read(text) == datetime(2026, 1, 2, 12, tzinfo=UTC)
 
 
+@given(
+    st.one_of(
+        st.datetimes().map(lambda time: time.isoformat(" ", "microseconds")),
+        st.datetimes(timezones=st.timezones()).map(lambda time: time.isoformat(timespec="milliseconds")),
+        st.from_regex(r"[0-9]{4}-?W?[0-9:-]{4,6}[ T+][0-9:,.+TWZ-]{5}:[0-9]{2}\.[0-9:,.+-]{6}", fullmatch=True),
+    )
+)
+def test_a_time_of_the_stored_length_is_read_as_python_reads_it(text: str) -> None:
+    """Times of that length have a shorter way, which must not accept more, nor give another time."""
+    try:
+        expected = as_utc(datetime.fromisoformat(text))
+    except (ValueError, OverflowError):
+        expected = None
+    read = UTCDateTime().result_processor(sqlite.dialect(), None)(text)
+    assert read == expected
+    assert read is None or read.tzinfo is UTC
+
+
 @pytest.mark.parametrize("module", [sqlite, postgresql], ids=["sqlite", "postgresql"])
 def test_none_stays_none(module: Any) -> None:
     for kind in (UTCDateTime(), JSONText(), JSONObject()):
