@@ -5,7 +5,7 @@ Revises: 007
 
 SQLite: an FTS5 table over prompts, kept up to date by triggers. Its content= is in double quotes because datasette and
 sqlite-utils detect only those. PostgreSQL: a generated tsvector column with a GIN index. Both hold the words that
-services/storage/words.py splits a text into: see ADR 26.
+services/storage/search_words.py splits a text into: see ADR 26.
 
 Downgrade drops the index and loses no row.
 """
@@ -20,7 +20,7 @@ down_revision: str | None = "007"
 branch_labels: str | None = None
 depends_on: str | None = None
 
-# From words.py, which explains them. Not imported, because a revision must not change; a test compares them.
+# From search_words.py, which explains them. Not imported, because a revision must not change; a test compares them.
 SEPARATORS = (
     r"\u0001-\u002F\u003A-\u0040\u005B-\u0060\u007B-\u00BF\u00D7\u00F7\u02C2-\u02C5\u02D2-\u02EB\u02ED"
     r"\u02EF-\u02FF\u0375\u037E\u0384-\u0385\u0387\u03F6\u0482\u0488-\u0489\u055A-\u055F\u0589-\u058F\u05BE\u05C0"
@@ -97,7 +97,7 @@ LETTER = f"[^{SEPARATORS}{UNSPACED}]"
 RARE = "".join(f"{chr(first)}-{chr(last)}" for first, last in RARELY_CASED)
 
 POSTGRESQL = (
-    # What split_words() of words.py does, without PostgreSQL's parser and dictionaries, which depend on the locale.
+    # What split_words() of search_words.py does, without PostgreSQL's dictionaries, which depend on the locale.
     # OFFSET 0 keeps the planner from computing an expression wherever its result is used. Only the first 10,000
     # characters are indexed, the longest prompt that the library accepts, because a tsvector is limited to 1 MB; and of
     # a word 256, because a lexeme is limited to 2,046 bytes.

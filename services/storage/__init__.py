@@ -117,7 +117,7 @@ from .queue import (
     resume_queue,
     retry_generation,
 )
-from .retry import RetryPolicy
+from .retry_policy import RetryPolicy
 from .schema import SCHEMA_SQL, get_schema_version
 from .search import PromptMatch, check_search_index, rebuild_search_index, search_generations, search_prompts
 from .worker import DoNotRetry, Job, Result, Worker

@@ -29,7 +29,7 @@ from .errors import (
     UnreachableError,
 )
 from .replicas import Replicas
-from .retry import RetryPolicy
+from .retry_policy import RetryPolicy
 from .row_loading import SeveralStatementsError
 from .session import StorageSession, raise_conflicts
 from .settings import mask_url, parse_replica_urls, parse_url, read_engine_options

@@ -1,8 +1,9 @@
 """The query language of the search, and the rank and snippet of a matching text. Does not use the database.
 
 A text must contain every word, in any order; "quoted words" together, in that order; a word that begins with word* ;
-and no -word. Case, accents, punctuation and Unicode forms are ignored, but not sharps: words.py splits both. Text in a
-language written without spaces is found by any part of it. Other characters are ignored: any string is a query.
+and no -word. Case, accents, punctuation and Unicode forms are ignored, but not sharps: search_words.py
+splits both. Text in a language written without spaces is found by any part of it. Other characters are ignored: any
+string is a query.
 """
 
 import re
@@ -12,7 +13,7 @@ from functools import cached_property
 
 from .limits import QUERY_LIMIT, QUERY_TERMS_LIMIT, TERM_WORDS_LIMIT, WORD_LIMIT
 from .search_spellings import spellings_of
-from .words import locate_words, split_words
+from .search_words import locate_words, split_words
 
 SNIPPET_LENGTH = 160
 SNIPPET_LEAD = 40

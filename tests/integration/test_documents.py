@@ -65,8 +65,9 @@ lofi rain completed None
     1 completed None
 """
 
-# All other shell blocks are run.
+# Shell blocks that begin so; all others are run.
 NOT_RUN = {
+    "curl -X POST localhost:8000/": "needs the server of the page; a block of the page sends the same requests",
     "pip install rust-just && just demo": "downloads; .ci/run does both, and test_recipes.py runs the demo",
     "pip install rust-just && just test": "downloads, and would run these tests in themselves; .ci/run does both",
 }
@@ -156,7 +157,7 @@ def test_the_shell_blocks_of_a_document_run_in_order(
         (checkout.path / name).write_text(text)
     printed = ""
     for block in shell_blocks(document):
-        if block in NOT_RUN:
+        if block.startswith(tuple(NOT_RUN)):
             continue
         script, variables = block, {}
         if block.startswith("pytest"):
@@ -182,7 +183,8 @@ def postgresql_programs() -> Path:
 
 
 def test_every_block_that_is_not_run_exists_in_a_document() -> None:
-    assert NOT_RUN.keys() <= {block for document in DOCUMENTS for block in shell_blocks(document)}
+    blocks = [block for document in DOCUMENTS for block in shell_blocks(document)]
+    assert all(any(block.startswith(beginning) for block in blocks) for beginning in NOT_RUN)
 
 
 @pytest.mark.parametrize("name", storage.__all__)
@@ -277,7 +279,8 @@ def test_the_command_line_reference_lists_every_verb_and_option() -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: str(document.relative_to(ROOT)))
 def test_links_have_existing_targets(document: Path) -> None:
-    for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]+))?\)", document.read_text()):
+    prose = re.sub(r"^```.*?^```|^<!--.*?^-->", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]+))?\)", prose):
         path = (document.parent / target) if target else document
         assert path.exists(), target
         if anchor:

@@ -27,7 +27,7 @@ from services.storage import (
     search_prompts,
     track_prompt_usage,
 )
-from services.storage.backends import fts5, tsvector
+from services.storage.backends import postgresql_search, sqlite_search
 from tests.conftest import administer, database_at
 from tests.support.factories import a_generation, a_request
 from tests.support.plans import explain
@@ -134,7 +134,7 @@ def test_the_plans_for_frequent_and_rare_words_find_the_same(db: Storage, monkey
         for query in sorted(queries):
             found = []
             for often in (0, 1_000_000):
-                for module in (fts5, tsvector):
+                for module in (sqlite_search, postgresql_search):
                     monkeypatch.setattr(module, "COMMON_MATCHES", often)
                 orders: Any = ("newest", "used", "relevance")
                 prompts = [[m.prompt.id for m in search_prompts(session, query, 30, order_by=one)] for one in orders]

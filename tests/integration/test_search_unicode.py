@@ -20,7 +20,7 @@ from services.storage import (
     search_prompts,
     track_prompt_usage,
 )
-from services.storage.words import split_words
+from services.storage.search_words import split_words
 from tests.conftest import administer, database_at
 from tests.support.databases import file_of
 from tests.support.factories import a_request

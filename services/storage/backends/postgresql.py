@@ -31,11 +31,11 @@ from .base import Bind, ConnectionPool, Phase
 from .postgresql_backup import PostgreSQLBackups
 from .postgresql_errors import translate
 from .postgresql_schema import PostgreSQLSchema
+from .postgresql_search import TSVectorSearch
 from .postgresql_session import apply_to_connection, apply_to_transactions
 from .postgresql_space import PostgreSQLSpace
 from .postgresql_sql import PostgreSQLSQL
 from .replication import StreamingReplication, has_many_hosts
-from .tsvector import TSVectorSearch
 
 PING_SECONDS = 5.0  # of idleness, after which a connection is tested before use: its server may be gone silently
 MIGRATION_LOCK_TIMEOUT_SECONDS = 600.0  # for the migration of another process, which may rewrite millions of rows

@@ -22,13 +22,13 @@ from ..errors import CorruptError, DatabaseURLError, StorageError
 from ..limits import INTEGER_LIMIT
 from ..settings import EngineOptions
 from .base import AnchorConnection, Bind, ConnectionPool, Phase
-from .fts5 import FTS5Search, trim_or_fold
 from .read_only import is_write, keyword_of
 from .sqlite_backup import SQLiteBackups
 from .sqlite_errors import translate
 from .sqlite_files import MEMORY_VFS, create, explain, is_memory, is_present, path_of, uri_of
 from .sqlite_open_files import load_module, refuse_inherited, watch
 from .sqlite_schema import SQLiteSchema
+from .sqlite_search import FTS5Search, trim_or_fold
 from .sqlite_space import SQLiteSpace
 from .sqlite_sql import SQLiteSQL, compare_json_number
 from .sqlite_wal import CHECKPOINT_BYTES, Checkpoints, has_wal_reset_bug, require_wal, use_wal

@@ -1,7 +1,7 @@
 """Operations on a whole database. They manage their own transactions and never print."""
 
 from .backup import Backup, backup_database, restore_database, verify_backup
-from .bulk import cancel_generations, delete_generations, retry_generations, set_favorites
+from .bulk_changes import cancel_generations, delete_generations, retry_generations, set_favorites
 from .check import Finding, check_database
 from .copy import copy_database
 from .find_files import FileReport, MissingFile, MovedFile, find_files

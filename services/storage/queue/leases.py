@@ -20,7 +20,7 @@ from ..errors import IllegalTransitionError, LeaseLostError
 from ..lifecycle import AttemptOutcome, GenerationStatus, is_legal_move, transition_values
 from ..limits import INTEGER_LIMIT, ROWS_PER_STATEMENT
 from ..models import Attempt, Generation, Lease
-from ..retry import DEFAULT_RETRY_POLICY, RetryPolicy
+from ..retry_policy import DEFAULT_RETRY_POLICY, RetryPolicy
 from ..row_loading import GENERATIONS, connection_of, load_generations, require_transaction
 from ..types import UTCDateTime
 from ..validation import (

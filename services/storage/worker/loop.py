@@ -32,7 +32,7 @@ from ..queue import (
     release_generation,
     resume_claim,
 )
-from ..retry import DEFAULT_RETRY_POLICY, RetryPolicy
+from ..retry_policy import DEFAULT_RETRY_POLICY, RetryPolicy
 from ..validation import validate_count, validate_name, validate_seconds
 from .heartbeat import HEARTBEAT_SECONDS, HEARTBEATS_PER_LEASE, TRANSIENT_ERRORS, HeartbeatThread
 from .job import DoNotRetry, Job, Result, WorkerInterrupted

@@ -10,9 +10,9 @@ from alembic.script import ScriptDirectory
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from services.storage import migrations, words
-from services.storage.backends import fts5
-from services.storage.words import locate_words, split_words
+from services.storage import migrations, search_words
+from services.storage.backends import sqlite_search
+from services.storage.search_words import locate_words, split_words
 
 FORMS = ("NFC", "NFD", "NFKC", "NFKD")
 TEXTS = st.text(
@@ -72,6 +72,6 @@ def test_revision_008_splits_as_the_library_does() -> None:
     config.set_main_option("script_location", str(migrations.script_location()))
     revision = ScriptDirectory.from_config(config).get_revision("008").module
     for name in ("SEPARATORS", "UNSPACED", "CASED", "RARELY_CASED"):
-        assert getattr(revision, name) == getattr(words, name)
+        assert getattr(revision, name) == getattr(search_words, name)
     for name in ("FOLDED", "NEEDS_FOLDING"):
-        assert getattr(revision, name) == getattr(fts5, name)
+        assert getattr(revision, name) == getattr(sqlite_search, name)

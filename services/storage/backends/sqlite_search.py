@@ -25,7 +25,7 @@ from sqlalchemy.orm import Session
 from ..errors import CorruptError, SchemaDamagedError
 from ..models import Prompt
 from ..search_query import Query, Term
-from ..words import split_words
+from ..search_words import split_words
 from .base import COMMON_MATCHES, RECENT_PROMPTS
 
 INDEXED = table("prompts_fts", column("rowid", Integer), column("prompts_fts", Text))
@@ -91,8 +91,8 @@ class FTS5Search:
 def trim_or_fold(value: Any, characters: Any) -> str | None:
     """Answer ltrim(value, characters) as SQLite does, but for a BLOB and no characters with the words of its text.
 
-    The search triggers call it so. On connections of others, which do not know words.py, it returns the text as it is
-    and their writes succeed (ADR 26).
+    The search triggers call it so. On connections of others, which do not have this function, it returns
+    the text as it is, and their writes succeed (ADR 26).
     """
     if value is None or characters is None:
         return None
