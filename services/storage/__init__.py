@@ -68,7 +68,7 @@ from .generations import (
     set_favorite,
     update_generation_status,
 )
-from .lifecycle import AttemptOutcome, GenerationStatus, validate_status
+from .lifecycle import AttemptOutcome, GenerationStatus, WorkerState, validate_status
 from .maintenance import (
     Backup,
     FileReport,
@@ -102,6 +102,7 @@ from .prompts import (
     track_prompt_usage,
 )
 from .queue import (
+    WorkerStatus,
     cancel_batch,
     cancel_generation,
     claim_generation,
@@ -110,19 +111,21 @@ from .queue import (
     fail_generation,
     get_attempts,
     get_queue_position,
+    get_workers,
     heartbeat_generation,
     pause_queue,
     reclaim_generations,
+    register_worker,
     release_generation,
     resume_queue,
     retry_generation,
+    unregister_worker,
 )
 from .retry_policy import RetryPolicy
 from .schema import SCHEMA_SQL, get_schema_version
 from .search import PromptMatch, check_search_index, rebuild_search_index, search_generations, search_prompts
+from .version import __version__ as __version__
 from .worker import DoNotRetry, Job, Result, Worker
-
-__version__ = "1.0.0"
 
 __all__ = [
     # Database management
@@ -169,6 +172,11 @@ __all__ = [
     "pause_queue",
     "resume_queue",
     "get_queue_position",
+    "get_workers",
+    "WorkerStatus",
+    "WorkerState",
+    "register_worker",
+    "unregister_worker",
     "get_attempts",
     "AttemptOutcome",
     "Lease",

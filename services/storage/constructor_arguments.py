@@ -68,3 +68,20 @@ class AttemptFields(TypedDict, total=False):
     finished_at: datetime
     outcome: str
     error_message: str | None
+
+
+class RegisteredWorkerFields(TypedDict, total=False):
+    """The arguments of RegisteredWorker()."""
+
+    id: str
+    host: str
+    pid: int
+    model_names: list[str] | None
+    warm_model: str | None
+    device: str | None
+    version: str | None
+    state: str
+    generation_id: str | None
+    started_at: datetime
+    last_seen_at: datetime
+    expires_at: datetime

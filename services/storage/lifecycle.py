@@ -30,6 +30,14 @@ class AttemptOutcome(StrEnum):
     CANCELLED = "cancelled"
 
 
+class WorkerState(StrEnum):
+    """What a worker is doing; a stopping one claims nothing more. Members are strings, as those of AttemptOutcome."""
+
+    IDLE = "idle"
+    BUSY = "busy"
+    STOPPING = "stopping"
+
+
 class Lease(NamedTuple):
     """A worker's right to finish an attempt at a generation; `attempt` fences off one that lost its lease (ADR 16)."""
 
@@ -73,6 +81,14 @@ def validate_outcome(outcome: str) -> str:
         return AttemptOutcome(outcome).value
     except ValueError:
         raise ValueError(f"outcome must be one of {', '.join(AttemptOutcome)}, not {str(outcome)[:40]!r}") from None
+
+
+def validate_worker_state(state: str) -> str:
+    """Return `state` as a plain string. Raises ValueError if it is not a value of `WorkerState`."""
+    try:
+        return WorkerState(state).value
+    except ValueError:
+        raise ValueError(f"state must be one of {', '.join(WorkerState)}, not {str(state)[:40]!r}") from None
 
 
 def is_legal_move(current: str, target: str) -> bool:

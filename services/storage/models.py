@@ -1,4 +1,4 @@
-"""The mapped classes, except those of retention.py: Generation, Prompt, Attempt and QueueState. Uses no session."""
+"""The mapped classes, except those of retention_tables.py; those of queue_tables.py are imported. Uses no session."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -25,13 +25,24 @@ from .defaults import MAX_ATTEMPTS
 from .errors import ConflictError, IllegalTransitionError
 from .lifecycle import GenerationStatus, Lease, is_legal_move, transition_values, validate_status
 from .model_base import Row, SameAs
-from .queue_tables import Attempt, QueueState
+from .queue_tables import Attempt, QueueState, RegisteredWorker
 from .retention_tables import PrunedFile, UsageTotal
 from .serialization import plain
 from .status_checks import StatusChecks
 from .types import BigInt, JSONObject, JSONText, load_json_object, time_form, utcnow, uuid7
 
-__all__ = ["TABLES", "Attempt", "Base", "Generation", "Lease", "Prompt", "PrunedFile", "QueueState", "UsageTotal"]
+__all__ = [
+    "TABLES",
+    "Attempt",
+    "Base",
+    "Generation",
+    "Lease",
+    "Prompt",
+    "PrunedFile",
+    "QueueState",
+    "RegisteredWorker",
+    "UsageTotal",
+]
 
 
 class _PendingCount(int):

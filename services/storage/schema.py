@@ -18,7 +18,7 @@ __all__ = [
 
 # Oldest first. Repeated here, so that opening an up-to-date database needs neither Alembic nor its scripts; a test
 # compares both.
-REVISIONS: Final = ("001", "002", "003", "004", "005", "006", "007", "008", "009")
+REVISIONS: Final = ("001", "002", "003", "004", "005", "006", "007", "008", "009", "010")
 
 
 def get_schema_version() -> str:
@@ -241,6 +241,43 @@ CREATE TABLE usage_totals (
     CONSTRAINT ck_usage_totals_count_positive
         CHECK (count BETWEEN 1 AND 9223372036854775807 AND count = CAST(count AS BIGINT))
 );
+CREATE TABLE workers (
+    id TEXT NOT NULL,
+    host TEXT NOT NULL,
+    pid INTEGER NOT NULL,
+    model_names TEXT,
+    warm_model TEXT,
+    device TEXT,
+    version TEXT,
+    state TEXT NOT NULL,
+    generation_id TEXT,
+    started_at DATETIME NOT NULL,
+    last_seen_at DATETIME NOT NULL,
+    expires_at DATETIME NOT NULL,
+    CONSTRAINT pk_workers PRIMARY KEY (id),
+    CONSTRAINT ck_workers_state_known
+        CHECK (state IN ('idle', 'busy', 'stopping')),
+    CONSTRAINT ck_workers_pid_not_negative
+        CHECK (pid BETWEEN 0 AND 2147483647 AND pid = CAST(pid AS INTEGER)),
+    CONSTRAINT ck_workers_started_at_form
+        CHECK (datetime(substr(started_at, 1, 19) || ' ', '+0 days') IS substr(started_at, 1, 19)
+            AND substr(started_at, 1, 4) > '0000'
+            AND (length(started_at) = 19
+            OR substr(started_at, 20) GLOB '.[0-9]*'
+            AND ltrim(substr(started_at, 21), '0123456789') = '')),
+    CONSTRAINT ck_workers_last_seen_at_form
+        CHECK (datetime(substr(last_seen_at, 1, 19) || ' ', '+0 days') IS substr(last_seen_at, 1, 19)
+            AND substr(last_seen_at, 1, 4) > '0000'
+            AND (length(last_seen_at) = 19
+            OR substr(last_seen_at, 20) GLOB '.[0-9]*'
+            AND ltrim(substr(last_seen_at, 21), '0123456789') = '')),
+    CONSTRAINT ck_workers_expires_at_form
+        CHECK (datetime(substr(expires_at, 1, 19) || ' ', '+0 days') IS substr(expires_at, 1, 19)
+            AND substr(expires_at, 1, 4) > '0000'
+            AND (length(expires_at) = 19
+            OR substr(expires_at, 20) GLOB '.[0-9]*'
+            AND ltrim(substr(expires_at, 21), '0123456789') = ''))
+);
 CREATE INDEX idx_attempts_finished_at ON attempts (finished_at);
 CREATE INDEX idx_generations_batch_id ON generations (batch_id, created_at DESC, id DESC)
     WHERE batch_id IS NOT NULL;
@@ -280,5 +317,5 @@ CREATE TRIGGER prompts_fts_update AFTER UPDATE OF id, text ON prompts BEGIN
     WHERE id = new.id;
     INSERT INTO prompts_fts (rowid, words) SELECT id, words FROM prompts WHERE id = new.id;
 END;
-INSERT INTO alembic_version (version_num) VALUES ('009');
+INSERT INTO alembic_version (version_num) VALUES ('010');
 """

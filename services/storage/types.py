@@ -6,7 +6,7 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -189,6 +189,28 @@ class JSONObject(TypeDecorator[dict[str, Any]]):
 
     def process_result_value(self, value: Any, dialect: Dialect) -> dict[str, Any] | None:
         return None if value is None else load_json_object(value)
+
+
+class JSONNames(TypeDecorator[list[str]]):
+    """A JSON array of names whose Python value is a list; assign a new list to change it. Other JSON loads as None."""
+
+    impl = JSONText
+    cache_ok = True
+
+    def process_bind_param(self, value: Sequence[str] | None, dialect: Dialect) -> str | None:
+        return None if value is None else dump_json(list(value))
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> list[str] | None:
+        return None if value is None else load_json_names(value)
+
+
+def load_json_names(text: str) -> list[str] | None:
+    """Return the names in the text of a JSON array, or None if it is anything else."""
+    try:
+        value = load_json(text)
+    except (TypeError, ValueError, RecursionError):
+        return None
+    return value if isinstance(value, list) and all(isinstance(name, str) for name in value) else None
 
 
 def dump_json(value: Any) -> str:

@@ -22,9 +22,11 @@ from services.storage import (
     get_queue_stats,
     get_session,
     get_usage,
+    register_worker,
 )
 from services.storage.models import QueueState
 from services.storage.types import utcnow
+from tests.support.clock import rewrite_worker
 from tests.support.factories import a_generation, a_request
 from tests.support.plans import statements_of
 from tests.support.unchecked import break_row
@@ -63,13 +65,11 @@ def test_queue_stats_follow_their_definitions(db: Storage) -> None:
             row = a_generation(session)
             row.status = outcome
             row.completed_at = now - timedelta(minutes=minutes)
-        for number, (worker, minutes, outcome) in enumerate(
-            [("c", 4, "completed"), ("c", 1, "failed"), ("d", 6, "completed"), ("e", 1, "lost"), ("f", 1, "released")]
-        ):
-            finished = now - timedelta(minutes=minutes)
-            session.add(
-                Attempt(generation_id=row.id, number=number, worker_id=worker, outcome=outcome, finished_at=finished)
-            )
+        session.add(Attempt(generation_id=row.id, number=1, worker_id="c", outcome="completed"))
+        for worker in ("b", "d", "e", "f"):
+            register_worker(session, worker)
+        rewrite_worker(session, "e", expires_at=now - timedelta(seconds=1))  # silent for longer than it promised
+        rewrite_worker(session, "f", last_seen_at=now + timedelta(hours=1))  # before the clock was set back
         session.add(QueueState(paused_at=now, reason="new GPU"))
     with get_session(read_only=True) as session:
         stats = get_queue_stats(session)
@@ -78,7 +78,7 @@ def test_queue_stats_follow_their_definitions(db: Storage) -> None:
     assert stats.oldest_seconds is not None
     assert 500 <= stats.oldest_seconds < 560
     assert (stats.processing, stats.expired) == (5, 1)
-    assert stats.workers == 4  # a, b hold leases; c, f ended an attempt; d too long ago; that of e was lost
+    assert stats.workers == 3  # a holds leases, b is registered too, d is idle; that c ended an attempt says nothing
     assert (stats.completed_per_hour, stats.failed_per_hour) == (2, 1)
 
 

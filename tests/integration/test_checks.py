@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Integer, text
 
-from services.storage import ConstraintError, Storage, run_in_transaction
+from services.storage import ConstraintError, Storage, register_worker, run_in_transaction
 from services.storage.models import Base
 from services.storage.types import TIME_FORMS, UTCDateTime
 from tests.support.factories import a_generation
 from tests.support.sqlite_module import sqlite3
 
-TABLES = ("generations", "prompts", "attempts", "queue_state")
+TABLES = ("generations", "prompts", "attempts", "queue_state", "workers")
 ATTEMPT = (
     "INSERT INTO attempts (generation_id, number, worker_id, finished_at, outcome) "
     "VALUES ('one', 1, 'w', '2026-11-22 10:00:00', 'lost')"
@@ -40,6 +40,7 @@ def filled(db: Storage) -> Storage:
         a_generation(session, generation_id="one")
         session.execute(text(ATTEMPT))
         session.execute(text("INSERT INTO queue_state (id) VALUES (1)"))
+        register_worker(session, "gpu-0")
     return db
 
 

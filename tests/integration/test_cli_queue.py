@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from services.storage import Storage, claim_generation, register_worker
 from tests.support.command_line import on_a_terminal, run
 
 
@@ -153,3 +154,25 @@ def test_a_rollback_says_where_it_started_and_ended(sqlite_url: str) -> None:
     result = run("migrate", url=sqlite_url)
     assert "was at revision" in result.stderr
     assert "already" in run("migrate", url=sqlite_url).stderr
+
+
+def test_the_live_workers_are_listed(sqlite_url: str) -> None:
+    nobody = run("workers", url=sqlite_url)
+    assert (nobody.exit_code, nobody.stdout, nobody.stderr) == (0, "", "No live workers.\n")
+    generation_id = submitted(sqlite_url, "trap beat")[0]
+    storage = Storage(sqlite_url)
+    with storage.session() as session:
+        register_worker(session, "gpu-0", model_names=["musicgen-small", "other"], device="cuda:0", version="1.0.0")
+        register_worker(session, "gpu-1\x1b[31m", state="stopping")
+        claim_generation(session, "gpu-0")
+    storage.dispose()
+    first, second = (line.split("\t") for line in run("workers", url=sqlite_url).stdout.splitlines())
+    assert first[:5] == ["gpu-0", "busy", generation_id, "musicgen-small, other", "cuda:0"]
+    assert second[:5] == ["gpu-1 [31m", "stopping", "", "", ""]
+    assert [len(line) for line in (first, second)] == [10, 10]
+    as_json = [json.loads(line) for line in run("workers", "--json", url=sqlite_url).stdout.splitlines()]
+    assert [worker["model_names"] for worker in as_json] == [["musicgen-small", "other"], None]
+    code, screen = on_a_terminal("--database-url", sqlite_url, "workers", env={"NO_COLOR": "1"})
+    assert code == 0
+    assert "cuda:0" in screen
+    assert "\x1b[31m" not in screen

@@ -6,7 +6,15 @@ from datetime import datetime, timedelta
 import pytest
 
 from benchmarks.forecast import share_inside
-from services.storage import Attempt, Generation, Storage, estimate_completion, explain_wait, get_session
+from services.storage import (
+    Generation,
+    Storage,
+    estimate_completion,
+    explain_wait,
+    get_session,
+    register_worker,
+    unregister_worker,
+)
 from services.storage.analytics.estimates import remaining_times
 from services.storage.models import QueueState
 from services.storage.types import utcnow
@@ -16,7 +24,7 @@ from tests.support.factories import a_generation
 def test_a_job_alone_is_estimated_from_jobs_of_the_same_length(db: Storage) -> None:
     with get_session() as session:
         a_history(session, "m", [(16.0, seconds) for seconds in range(10, 31)])
-        a_worker(session)
+        register_worker(session, "w1")
         job = a_generation(session, model_name="m", duration_seconds=16.0)
         session.flush()
         estimate = estimate_completion(session, job.id)
@@ -30,7 +38,7 @@ def test_a_job_alone_is_estimated_from_jobs_of_the_same_length(db: Storage) -> N
 def test_jobs_of_the_same_length_are_preferred_to_scaled_times(db: Storage) -> None:
     with get_session() as session:
         a_history(session, "m", [(8.0, 10.0)] * 30 + [(16.0, 14.0)] * 25)
-        a_worker(session)
+        register_worker(session, "w1")
         like = a_generation(session, model_name="m", duration_seconds=16.0, priority=2)
         unlike = a_generation(
             session, model_name="m", duration_seconds=80.0, priority=2, scheduled_at=like.scheduled_at
@@ -52,10 +60,10 @@ def test_the_wait_is_the_work_ahead_divided_by_the_workers(db: Storage) -> None:
             for number in range(41)
         ]
         a_generation(session, model_name="m", scheduled_at=now + timedelta(hours=1), priority=9)
-        a_worker(session, "w1")
+        register_worker(session, "w1")
         session.flush()
         alone = estimate_completion(session, jobs[-1].id)
-        a_worker(session, "w2")
+        register_worker(session, "w2")
         session.flush()
         shared = estimate_completion(session, jobs[-1].id)
         assert alone is not None
@@ -87,7 +95,7 @@ def test_there_is_no_estimate_without_history_worker_or_running_queue(db: Storag
         a_history(session, "m", [(16.0, 20.0)] * 3)
         session.flush()
         assert estimate_completion(session, job.id) is None  # no worker
-        a_worker(session)
+        register_worker(session, "w1")
         session.flush()
         assert estimate_completion(session, job.id) is not None
         session.add(QueueState(paused_at=utcnow()))
@@ -96,6 +104,29 @@ def test_there_is_no_estimate_without_history_worker_or_running_queue(db: Storag
         job.mark_completed(3.0)
         session.flush()
         assert estimate_completion(session, job.id) is None  # finished
+
+
+def test_only_workers_that_claim_the_model_and_their_jobs_count_for_an_estimate(db: Storage) -> None:
+    with get_session() as session:
+        a_history(session, "large", [(16.0, 20.0)] * 30)
+        a_history(session, "small", [(16.0, 2.0)] * 30)
+        others = [a_generation(session, model_name="large") for _ in range(10)]
+        running = a_generation(session, model_name="large")
+        running.mark_processing()
+        job = a_generation(session, model_name="small")
+        register_worker(session, "first", model_names=["large"])
+        session.flush()
+        assert estimate_completion(session, job.id) is None  # nobody claims it
+        register_worker(session, "second", model_names=["small", "tiny"])
+        alone = estimate_completion(session, job.id)
+        assert alone is not None
+        assert (alone.jobs_ahead, alone.workers) == (0, 1)
+        assert seconds(alone.p50_at, alone.at) == pytest.approx(2, abs=0.1)
+        register_worker(session, "third")
+        register_worker(session, "fourth", state="stopping")
+        shared = estimate_completion(session, job.id)
+        assert shared is not None
+        assert (shared.jobs_ahead, shared.workers) == (len(others), 2)
 
 
 def test_explain_wait_returns_each_reason(db: Storage) -> None:
@@ -114,7 +145,14 @@ def test_explain_wait_returns_each_reason(db: Storage) -> None:
         second = a_generation(session, scheduled_at=now - timedelta(seconds=8))
         later = a_generation(session, scheduled_at=now + timedelta(hours=1))
         assert reason(first) == ("no_workers", 0)
-        a_worker(session)
+        register_worker(session, "w0", model_names=["other", "another\nmodel"])
+        assert reason(first) == ("no_worker_for_model", 0)
+        assert reason(second) == ("no_worker_for_model", 1)
+        register_worker(session, "w1", state="stopping")
+        assert reason(first) == ("no_worker_for_model", 0)
+        unregister_worker(session, "w0")
+        assert reason(first) == ("no_workers", 0)
+        register_worker(session, "w1")
         assert reason(first) == ("next", 0)
         assert reason(second) == ("behind", 1)
         assert reason(later) == ("scheduled", 2)
@@ -154,7 +192,7 @@ def test_every_time_and_length_that_can_be_stored_can_be_estimated(
 ) -> None:
     with get_session() as session:
         a_history(session, "m", [(length, taken)] * 30)
-        a_worker(session)
+        register_worker(session, "w1")
         for duration in (16.0, 1e300, 1e-300):
             first = a_generation(session, model_name="m", duration_seconds=duration)
             if running:
@@ -180,14 +218,6 @@ def a_history(session: object, model: str, samples: list[tuple[float, float]]) -
         row.mark_completed(taken)
         row.completed_at = now - timedelta(seconds=number)
         row.created_at = row.scheduled_at = now - timedelta(hours=1, seconds=number)
-
-
-def a_worker(session: object, name: str = "w1") -> None:
-    """Store an attempt that a worker has just ended."""
-    row = a_generation(session, model_name="another")  # type: ignore[arg-type]
-    row.status = "cancelled"
-    session.flush()  # type: ignore[attr-defined]
-    session.add(Attempt(generation_id=row.id, number=1, worker_id=name, outcome="completed"))  # type: ignore[attr-defined]
 
 
 def seconds(later: datetime, earlier: datetime) -> float:

@@ -92,10 +92,11 @@ class TestStatements:
         worker = Worker(lambda job: Result(5, {"bpm": 140}), storage=db)
         with executed(db) as statements:
             assert worker.run(max_jobs=1) == 1
-        # Once for many jobs: is the clock right, and which leases have expired?
+        # Once for many jobs: is the clock right, which leases have expired, and which workers are there?
         reclaims = [sql for sql in statements if "started_at >" in sql or "lease_expires_at <" in sql]
-        assert len(reclaims) == 2
-        assert len(statements) - 2 == (4 if db.backend.name == "sqlite" else 2), statements
+        registry = [sql for sql in statements if "INTO workers" in sql or "FROM workers" in sql]
+        assert (len(reclaims), len(registry)) == (2, 4)
+        assert len(statements) - 6 == (4 if db.backend.name == "sqlite" else 2), statements
 
 
 class TestSteps:

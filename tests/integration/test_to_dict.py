@@ -27,7 +27,9 @@ from services.storage import (
     get_queue_stats,
     get_session,
     get_usage,
+    get_workers,
     list_generations,
+    register_worker,
     search_prompts,
 )
 from services.storage.serialization import Report, plain
@@ -59,9 +61,11 @@ class TestReports:
                 assert as_json(lease) == {"generation_id": claimed.id, "worker_id": "w", "attempt": 1}
                 complete_generation(session, claimed.id, 2.0, 10, lease=lease)
             fail_generation(session, rows[2].id, "out of memory")
+            register_worker(session, "w", model_names=[rows[3].model_name])
         with get_session(read_only=True) as session:
             reports = [
                 list_generations(session, limit=2),
+                *get_workers(session),
                 *search_prompts(session, "trap"),
                 get_queue_stats(session),
                 *get_performance_stats(session),

@@ -15,7 +15,7 @@ ROOT = PACKAGE.parents[1]
 
 # A module or package may import those of earlier lines only, not those of its own line.
 LAYERS = (
-    {"limits", "defaults", "errors", "serialization", "constructor_arguments"},
+    {"limits", "defaults", "errors", "serialization", "constructor_arguments", "version"},
     {"types", "search_words", "audio_files", "durable_files"},
     {"lifecycle", "settings", "retry_policy", "search_spellings"},
     {"schema", "validation", "declarative", "search_query"},
@@ -25,7 +25,8 @@ LAYERS = (
     {"conditions", "claim_order", "row_loading"},
     {"pagination"},
     {"backends"},
-    {"queue", "search", "analytics"},
+    {"queue", "search"},
+    {"analytics"},
     {"prompts", "generations"},
     {"replicas", "schema_check", "session"},
     {"engine"},

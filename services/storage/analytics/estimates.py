@@ -29,10 +29,11 @@ from ..claim_order import is_before
 from ..conditions import PENDING, PROCESSING, is_valid
 from ..lifecycle import FINISHED, GenerationStatus
 from ..models import Generation, QueueState
+from ..queue.workers import claims_model, select_claiming_models
 from ..row_loading import connection_of
 from ..validation import is_storable
 from .report_types import Estimate, Wait, WaitReason
-from .reports import count_workers, pending_generations, seconds_between
+from .reports import pending_generations, seconds_between
 
 HISTORY_SIZE = 2_000
 MODEL_SAMPLES = 200
@@ -50,11 +51,12 @@ def estimate_completion(session: Session, generation_id: str) -> Estimate | None
     The waiting time: with k workers, the first one becomes free for this generation when the work (what remains of the
     running jobs, and the jobs ahead) is done, except for what then remains of the other k - 1 jobs. Their expected
     residual life is E[S²] / 2 E[S] each, where S is the time of a job (Cox, Renewal Theory, 1962). Hence the wait is
-    (work - (k - 1) E[S²] / 2 E[S]) / k; its distribution is taken as normal. Retries, failures and workers that claim
-    only some models are not modelled.
+    (work - (k - 1) E[S²] / 2 E[S]) / k; its distribution is taken as normal. The k workers are the live ones that claim
+    this model and are not stopping, and the jobs are those of the models that these claim. Retries, failures and the
+    help of other workers with these jobs are not modelled.
 
     Returns None if there is no estimate: for an unknown or finished id, for a pending one while the queue is paused or
-    no worker is active, for a model without recent completed generations, and beyond thirty years.
+    no worker claims its model, for a model without recent completed generations, and beyond thirty years.
     """
     if not is_storable("generation_id", generation_id):
         return None
@@ -104,6 +106,7 @@ def _estimation(backend: Backend) -> tuple[CompoundSelect[Any], StatementClock]:
     times = (samples.c.duration_seconds, samples.c.generation_time_seconds)
     elapsed = seconds_between(backend, now, Generation.started_at)
     length = _clamp_seconds(Generation.duration_seconds)
+    claiming = select_claiming_models(clock).subquery()
     statement = union_all(
         _row("now", number=backend.epoch_microseconds(now)),
         _row(
@@ -114,7 +117,7 @@ def _estimation(backend: Backend) -> tuple[CompoundSelect[Any], StatementClock]:
             seconds_between(backend, job.scheduled_at, now),
         ).where(job.id == generation_id),
         _row("status", job.status, None, seconds_between(backend, now, job.started_at)).where(job.id == generation_id),
-        _row("workers", number=count_workers(clock)),
+        _row("worker", claiming.c.models).select_from(claiming),
         _row("paused", number=func.count()).where(QueueState.paused_at.is_not(None)),
         _row("ahead", Generation.model_name, func.count(), func.sum(length), func.sum(length * length))
         .where(PENDING, Generation.scheduled_at <= now, is_before(Generation, job), job.id == generation_id)
@@ -129,6 +132,7 @@ def _estimation(backend: Backend) -> tuple[CompoundSelect[Any], StatementClock]:
 def _explanation(backend: Backend) -> tuple[Select[Any], StatementClock]:
     clock, job = backend.statement_clock(), _job()
     pending = pending_generations()
+    claiming = select_claiming_models(clock).subquery()
     ahead = select(func.count()).where(pending.c.scheduled_at <= clock(timedelta(0)), is_before(pending.c, job))
     statement = select(
         job.status,
@@ -141,7 +145,9 @@ def _explanation(backend: Backend) -> tuple[Select[Any], StatementClock]:
         clock(timedelta(0)).label("now"),
         select(func.max(QueueState.paused_at)).scalar_subquery().label("paused_at"),
         select(func.max(QueueState.reason)).scalar_subquery().label("pause_reason"),
-        count_workers(clock).label("workers"),
+        # One text, because a row for each worker would repeat the count of the jobs ahead; JSON has no line breaks.
+        select(func.aggregate_strings(claiming.c.models, "\n")).scalar_subquery().label("claiming"),
+        job.model_name,
         ahead.correlate(job).scalar_subquery().label("ahead"),
         is_valid(backend.name).label("is_valid"),
     ).where(job.id == bindparam("generation_id"))
@@ -162,8 +168,15 @@ def _explain_pending(row: Any) -> Wait:
         seconds = (row.scheduled_at - row.now).total_seconds()
         after = f" after attempt {row.attempt}" if row.attempt else ""
         return Wait(WaitReason.SCHEDULED, f"It is due in {seconds:.0f} s{after}.", row.ahead, row.scheduled_at)
-    if not row.workers:
-        return Wait(WaitReason.NO_WORKERS, "No worker has been active in the last five minutes: start one.", row.ahead)
+    claiming = [] if row.claiming is None else row.claiming.split("\n")
+    if not claiming:
+        return Wait(WaitReason.NO_WORKERS, "No worker is running, or all are stopping: start one.", row.ahead)
+    if not any(claims_model(models, row.model_name) for models in claiming):
+        return Wait(
+            WaitReason.NO_WORKER_FOR_MODEL,
+            f"No running worker claims the model {row.model_name}: start one that does.",
+            row.ahead,
+        )
     if row.ahead:
         others = f"{row.ahead:,} other generation{'' if row.ahead == 1 else 's'}"
         return Wait(WaitReason.BEHIND, f"It waits behind {others}.", row.ahead)
@@ -201,26 +214,32 @@ def _clamp_seconds(seconds: Any) -> ColumnElement[float]:
 
 def _estimate(generation_id: str, rows: dict[str, list[Any]]) -> Estimate | None:
     (model, _, duration, delay), (status, _, elapsed, _) = rows["job"][0], rows["status"][0]
-    workers, is_paused = rows["workers"][0][1], rows["paused"][0][1] > 0
+    is_paused = rows["paused"][0][1] > 0
+    claiming = [models for models, *_ in rows.get("worker", []) if claims_model(models, model)]
+
+    def concerns(job: list[Any]) -> bool:
+        return any(claims_model(models, job[0]) for models in claiming)
+
     history: dict[str, list[tuple[float, float]]] = {}
     for name, _, length, seconds in rows.get("sample", []):
         history.setdefault(name, []).append((length, seconds))
     own = times_alike(history.get(model, []), duration)
     if not own or status in FINISHED:
         return None
-    ahead = rows.get("ahead", []) if status == GenerationStatus.PENDING else []
+    ahead = list(filter(concerns, rows.get("ahead", []))) if status == GenerationStatus.PENDING else []
     if status == GenerationStatus.PROCESSING:
         total = remaining_times(own, elapsed or 0.0)
-    elif is_paused or not workers:
+    elif is_paused or not claiming:
         return None
     else:
-        wait = waiting_time(history, own, duration, workers, ahead, rows.get("running", []))
+        running = list(filter(concerns, rows.get("running", [])))
+        wait = waiting_time(history, own, duration, len(claiming), ahead, running)
         total = total_time(wait, own, max(delay, 0.0))
     if percentile(total, 0.9) > LONGEST:
         return None
     at = datetime.fromtimestamp(0, UTC) + timedelta(microseconds=rows["now"][0][1])
     p10, p50, p90 = (at + timedelta(seconds=percentile(total, fraction)) for fraction in (0.1, 0.5, 0.9))
-    return Estimate(generation_id, at, p10, p50, p90, sum(count for _, count, _, _ in ahead), workers, len(own))
+    return Estimate(generation_id, at, p10, p50, p90, sum(count for _, count, _, _ in ahead), len(claiming), len(own))
 
 
 def times_alike(history: list[tuple[float, float]], duration: float) -> list[float]:

@@ -13,8 +13,9 @@ class QueueStats(Report):
 
     `backlog` is the number of due generations, and `oldest_seconds` how long the oldest of them has been due.
     `scheduled` is the number of pending generations that are not due yet. `processing` counts all that are processing;
-    `expired` counts those of them whose lease has expired. `workers` counts the active workers: those that hold a valid
-    lease or ended an attempt in the last five minutes. `completed_per_hour` and `failed_per_hour` count the last hour.
+    `expired` counts those of them whose lease has expired. `workers` counts the live workers, which get_workers()
+    lists: a killed one counts for 45 seconds more, or for its lease if that is shorter. `completed_per_hour` and
+    `failed_per_hour` count the last hour.
     """
 
     at: datetime
@@ -105,8 +106,8 @@ class FailureReason(Report):
 class Estimate(Report):
     """When a generation will finish: between `p10_at` and `p90_at` with a probability of 80 %; the median is `p50_at`.
 
-    `jobs_ahead` due generations will be claimed before it, by `workers` active workers. Its own time is estimated from
-    `samples` completed generations of its model.
+    `jobs_ahead` due generations will be claimed before it, by the `workers` live workers that claim its model. Its own
+    time is estimated from `samples` completed generations of its model.
     """
 
     generation_id: str
@@ -125,6 +126,7 @@ class WaitReason(StrEnum):
     PAUSED = "paused"
     SCHEDULED = "scheduled"
     NO_WORKERS = "no_workers"
+    NO_WORKER_FOR_MODEL = "no_worker_for_model"
     BEHIND = "behind"
     NEXT = "next"
     PROCESSING = "processing"
@@ -139,10 +141,11 @@ class WaitReason(StrEnum):
 class Wait(Report):
     """Why a generation is not finished yet.
 
-    `reason` is paused, scheduled (until `until`), no_workers, behind (`ahead` others), next, processing (the lease of
-    its worker expires at `until`), expired (its worker sent no heartbeat in time; it will be reclaimed), unleased
-    (started without a lease), exhausted (failed after its last attempt), finished, or invalid (it violates a CHECK, as
-    rows of older databases may, so it is never claimed). `explanation` is one sentence.
+    `reason` is paused, scheduled (until `until`), no_workers (none is alive, or all are stopping), no_worker_for_model
+    (none of them claims its model), behind (`ahead` others), next, processing (the lease of its worker expires at
+    `until`), expired (its worker sent no heartbeat in time; it will be reclaimed), unleased (started without a lease),
+    exhausted (failed after its last attempt), finished, or invalid (it violates a CHECK, as rows of older databases
+    may, so it is never claimed). `explanation` is one sentence.
     """
 
     reason: WaitReason

@@ -26,7 +26,6 @@ from sqlalchemy import (
     select,
     true,
     type_coerce,
-    union,
     union_all,
 )
 from sqlalchemy.orm import Session
@@ -34,20 +33,17 @@ from sqlalchemy.orm import Session
 from ..backends import Backend, StatementClock, backend_for
 from ..claim_order import CLAIM_ORDER
 from ..conditions import PENDING, PROCESSING
-from ..lifecycle import AttemptOutcome, GenerationStatus
+from ..lifecycle import GenerationStatus
 from ..limits import BIG_INTEGER_LIMIT
-from ..models import Attempt, Generation, Prompt, QueueState
+from ..models import Generation, Prompt, QueueState
+from ..queue.workers import count_workers
 from ..row_loading import connection_of
 from ..validation import is_storable, validate_count, validate_moment
 from .report_types import FailureReason, Percentiles, PerformanceStats, PromptStats, QueueStats
 
-WORKER_SILENCE = timedelta(minutes=5)
 THROUGHPUT_WINDOW = timedelta(hours=1)
 REASON_LENGTH = 200
 PERCENTS = (50, 90, 99)
-
-# Whoever reclaims a generation ends its lost attempt, so a lost attempt does not show that its worker is active.
-ENDED_BY_WORKER = Attempt.outcome != literal_column(f"'{AttemptOutcome.LOST}'")
 
 
 def get_database_stats(session: Session) -> dict[str, Any]:
@@ -213,14 +209,6 @@ def pending_generations() -> Subquery:
     """
     columns = select(Generation.id, Generation.priority, Generation.scheduled_at)
     return columns.where(PENDING).order_by(*CLAIM_ORDER).limit(BIG_INTEGER_LIMIT).subquery()
-
-
-def count_workers(clock: StatementClock) -> Any:
-    """Return the number of active workers as an SQL expression; QueueStats defines it."""
-    leased = select(Generation.worker_id).where(PROCESSING, Generation.lease_expires_at > clock(timedelta(0)))
-    lately = select(Attempt.worker_id).where(Attempt.finished_at > clock(-WORKER_SILENCE), ENDED_BY_WORKER)
-    alive = union(leased.where(Generation.worker_id.is_not(None)), lately).subquery()
-    return select(func.count()).select_from(alive).scalar_subquery()
 
 
 def seconds_between(backend: Backend, later: Any, earlier: Any) -> ColumnElement[float]:

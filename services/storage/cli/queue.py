@@ -1,8 +1,11 @@
-"""The verbs that stop and allow claims: pause, resume."""
+"""The verbs about the queue and its workers: pause, resume, workers."""
+
+import json
+import sys
 
 import click
 
-from ..queue import pause_queue, resume_queue
+from ..queue import WorkerStatus, get_workers, pause_queue, resume_queue
 from .app import commands
 from .output import echo_err, open_storage, sanitize
 
@@ -27,3 +30,35 @@ def resume(database_url: str | None) -> None:
     with open_storage(database_url) as storage:
         storage.run_in_transaction(resume_queue)
         echo_err(f"The queue of {storage.display_url} is not paused.")
+
+
+@commands.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+@click.pass_obj
+def workers(database_url: str | None, as_json: bool) -> None:
+    """List the live workers, and what each is doing.
+
+    A killed worker is listed until its lease ends, for 45 seconds at most. When piped, each line has the id, state,
+    generation, models, device, host, process, version, start and when it was last seen, separated by tabs.
+    """
+    with open_storage(database_url) as storage, storage.session(read_only=True) as session:
+        found = get_workers(session)
+    if as_json:
+        for worker in found:
+            click.echo(json.dumps(worker.to_dict()))
+    elif sys.stdout.isatty():
+        from .tables import print_workers
+
+        print_workers(found)
+    else:
+        for worker in found:
+            click.echo("\t".join(sanitize(field) for field in worker_fields(worker)))
+    if not found:
+        echo_err("No live workers.")
+
+
+def worker_fields(worker: WorkerStatus) -> list[str]:
+    """Return what `workers` prints of a worker when piped."""
+    given = (worker.generation_id, ", ".join(worker.model_names or ()), worker.device, worker.host, worker.pid)
+    times = (None if time is None else time.isoformat() for time in (worker.started_at, worker.last_seen_at))
+    return ["" if value is None else str(value) for value in (worker.id, worker.state, *given, worker.version, *times)]

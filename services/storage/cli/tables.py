@@ -7,8 +7,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ..analytics import PerformanceStats, QueueStats, Usage
-from ..lifecycle import GenerationStatus
+from ..lifecycle import GenerationStatus, WorkerState
 from ..models import Generation
+from ..queue import WorkerStatus
+from ..types import utcnow
 from .output import sanitize
 
 BAR_WIDTH = 32
@@ -22,6 +24,7 @@ COLORS: Mapping[str, str] = {
     GenerationStatus.FAILED: "red",
     GenerationStatus.CANCELLED: "magenta",
 }
+STATE_COLORS: Mapping[str, str] = {WorkerState.IDLE: "green", WorkerState.BUSY: "cyan", WorkerState.STOPPING: "yellow"}
 BLOCKS, ASCII_BLOCKS = " ▁▂▃▄▅▆▇█", " .:-=+*%#"
 
 
@@ -70,6 +73,23 @@ def print_generations(rows: Sequence[Generation]) -> None:
             Text(("★ " if row.is_favorite else "") + sanitize(row.prompt), no_wrap=True, overflow="ellipsis"),
         )
     console.print(table)
+
+
+def print_workers(workers: Sequence[WorkerStatus]) -> None:
+    """Print one line for each worker, with the time since it was last seen."""
+    now = utcnow()
+    table = Table("worker", "state", "generation", "models", "device", "seen", box=None)
+    for worker in workers:
+        seen = "" if worker.last_seen_at is None else f"{_span((now - worker.last_seen_at).total_seconds())} ago"
+        models = "any" if worker.model_names is None else ", ".join(worker.model_names)
+        texts = (worker.generation_id or "", models, worker.device or "")
+        table.add_row(
+            Text(sanitize(worker.id), overflow="fold"),
+            Text(worker.state, style=STATE_COLORS[worker.state], no_wrap=True),
+            *(Text(sanitize(text), no_wrap=True, overflow="ellipsis") for text in texts),
+            Text(seen, no_wrap=True),
+        )
+    Console().print(table)
 
 
 def _distinct_length(ids: Sequence[str]) -> int:

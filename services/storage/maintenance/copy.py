@@ -33,7 +33,7 @@ from ..engine import Storage
 from ..errors import ConflictError, CopyError, NotInitializedError, StorageError
 from ..serialization import Report
 from .row_checks import (
-    TABLES,
+    COPIED_TABLES,
     CopiedTable,
     Digest,
     Progress,
@@ -99,15 +99,15 @@ def _copy(source: Storage, target: Storage, progress: Progress) -> CopyReport:
         target.require_schema()
     _require_empty(target)
     with source.session(read_only=True) as reader:
-        contents, refused = scan_rows(reader, progress)
+        contents, refused = scan_rows(reader, progress, tables=COPIED_TABLES)
         if refused:
             raise CopyError(_describe_refused(refused), refused=refused[:REFUSED_LIMIT])
         _create_tables(target)
         fingerprint = blake2b("".join(table.checksum for table in contents).encode(), digest_size=16).hexdigest()
         resumed = _start_or_resume(target, fingerprint)
-        for table in TABLES:
+        for table in COPIED_TABLES:
             _copy_table(reader, target, table, progress)
-        for table in TABLES:
+        for table in COPIED_TABLES:
             for column in own_links(table):
                 _copy_links(reader, target, table, column, progress)
     _finish(target, contents, progress)
@@ -146,7 +146,7 @@ def _create_tables(target: Storage) -> None:
 
 
 def _first_nonempty_table(session: Session) -> str | None:
-    return next((table.name for table in TABLES if session.scalar(select(exists().select_from(table)))), None)
+    return next((table.name for table in COPIED_TABLES if session.scalar(select(exists().select_from(table)))), None)
 
 
 def _describe_refused(refused: Sequence[RefusedRow]) -> str:
@@ -172,8 +172,8 @@ def _start_or_resume(target: Storage, fingerprint: str) -> bool:
         if started:
             PROGRESS_TABLE.drop(session.connection())  # left by a copy that wrote no rows, or whose target was reset
         PROGRESS_TABLE.create(session.connection())
-        steps = [table.name for table in TABLES]
-        steps += [f"{table.name}.{column.name}" for table in TABLES for column in own_links(table)]
+        steps = [table.name for table in COPIED_TABLES]
+        steps += [f"{table.name}.{column.name}" for table in COPIED_TABLES for column in own_links(table)]
         records = [{"step": step, "source": fingerprint, "last_key": None, "row_count": 0} for step in steps]
         session.execute(insert(PROGRESS_TABLE), records)
         return False
@@ -258,12 +258,12 @@ def _finish(target: Storage, contents: tuple[CopiedTable, ...], progress: Progre
     """Compare the target with the source, then drop the progress table."""
 
     def advance(session: Session) -> None:
-        for table in TABLES:
+        for table in COPIED_TABLES:
             target.backend.advance_sequences(session.connection(), table)
 
     target.run_in_transaction(advance)
     with target.session(read_only=True) as session:
-        for table, expected in zip(TABLES, contents, strict=True):
+        for table, expected in zip(COPIED_TABLES, contents, strict=True):
             digest = Digest(table)
             for rows in batches(session, table, progress=progress, step=f"compare {table.name}"):
                 for row in rows:

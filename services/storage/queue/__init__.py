@@ -17,8 +17,10 @@ from .leases import (
     reclaim_generations,
     release_generation,
 )
+from .workers import WorkerStatus, get_workers, register_worker, remove_silent_workers, unregister_worker
 
 __all__ = [
+    "WorkerStatus",
     "cancel_batch",
     "cancel_generation",
     "claim_generation",
@@ -27,13 +29,17 @@ __all__ = [
     "fail_generation",
     "get_attempts",
     "get_queue_position",
+    "get_workers",
     "has_due",
     "heartbeat_generation",
     "new_worker_id",
     "pause_queue",
     "reclaim_generations",
+    "register_worker",
     "release_generation",
+    "remove_silent_workers",
     "resume_claim",
     "resume_queue",
     "retry_generation",
+    "unregister_worker",
 ]

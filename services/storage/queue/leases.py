@@ -33,6 +33,7 @@ from ..validation import (
 )
 from .clock import correct_times
 from .endings import ATTEMPTS, LEASE_HELD, complete_at_once, fail_at_once, lease_parameters
+from .workers import remove_silent_workers
 
 CANCEL_REQUESTED = Generation.cancel_requested_at.is_not(None)
 # The error message of a generation whose last attempt was lost, such as "worker lost in attempt 3 of 3".
@@ -164,10 +165,12 @@ def reclaim_generations(session: Session, limit: int = 100) -> list[Generation]:
 
     Each becomes pending again, failed if it has no attempt left, or cancelled if a user asked for that. Generations
     that are processing without a lease are not touched. If the clock was set back, times in the future are corrected
-    first: what was due before becomes due, and a lease ends within its own length from now.
+    first: what was due before becomes due, and a lease ends within its own length from now. Workers that were silent
+    for longer than they promised are removed from the registry.
     """
     limit, backend = validate_count("limit", limit), backend_for(session)
     correct_times(session)
+    remove_silent_workers(session)
     reclaimed: list[Generation] = []
     while len(reclaimed) < limit:
         size = min(limit - len(reclaimed), ROWS_PER_STATEMENT)

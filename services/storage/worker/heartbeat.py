@@ -12,18 +12,16 @@ from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import Final
 
-from sqlalchemy.exc import SQLAlchemyError
-
 from ..engine import Storage
-from ..errors import LeaseLostError, StorageError
+from ..errors import LeaseLostError
 from ..models import Generation, Lease
 from ..queue import heartbeat_generation, release_generation
 from .job import Job
+from .registration import TRANSIENT_ERRORS, Registration
 
 HEARTBEATS_PER_LEASE: Final = 4
 HEARTBEAT_SECONDS: Final = 15.0  # at most, between two heartbeats and between two searches for expired leases
 REPORT_SECONDS: Final = 1.0  # between two heartbeats that only store progress
-TRANSIENT_ERRORS: Final = (StorageError, SQLAlchemyError, OSError)  # the database may be back soon: try again
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +37,7 @@ class HeartbeatThread(threading.Thread):
         storage: Storage,
         generation: Generation,
         lease: Lease,
+        registration: Registration,
         *,
         lease_seconds: float,
         interval: float,
@@ -47,6 +46,7 @@ class HeartbeatThread(threading.Thread):
         super().__init__(name=f"heartbeat of {lease.generation_id}", daemon=True)
         self.job = Job(generation, lease, self.report)
         self._storage = storage
+        self._registration = registration
         self._lease_seconds = lease_seconds
         self._interval = interval
         self._interrupt = interrupt
@@ -79,16 +79,17 @@ class HeartbeatThread(threading.Thread):
         """Send heartbeats until closed or past the deadline."""
         while not self._closed:
             beats_at = self._beat_at if self._reported is None else min(self._beat_at, self._report_at)
+            now = monotonic()
+            wake_at = min(self._deadline, beats_at, now + self._registration.seconds_until_due(), now + self._interval)
             with suppress(Empty):
-                self._wakeup.get(
-                    timeout=max(0.0, min(self._deadline, beats_at, monotonic() + self._interval) - monotonic())
-                )
+                self._wakeup.get(timeout=max(0.0, wake_at - now))
                 continue
             if monotonic() >= self._deadline:
                 self._end()
                 return
             if monotonic() >= beats_at:
                 self._beat()
+            self._renew_registration()
 
     def _beat(self) -> None:
         reported, self._reported = self._reported, None
@@ -117,6 +118,12 @@ class HeartbeatThread(threading.Thread):
             self._beat_at = now + self._interval
             if generation.cancel_requested_at is not None:
                 self.job.cancel()
+
+    def _renew_registration(self) -> None:
+        try:
+            self._registration.renew_if_due(self._storage)
+        except TRANSIENT_ERRORS as error:
+            log.warning("generation %s: renewing the registration failed (%s)", self.job.lease.generation_id, error)
 
     def _end(self) -> None:
         """Release the job while its handler still runs, so that others can claim it at once; then interrupt it."""

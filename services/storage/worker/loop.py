@@ -34,8 +34,9 @@ from ..queue import (
 )
 from ..retry_policy import DEFAULT_RETRY_POLICY, RetryPolicy
 from ..validation import validate_count, validate_name, validate_seconds
-from .heartbeat import HEARTBEAT_SECONDS, HEARTBEATS_PER_LEASE, TRANSIENT_ERRORS, HeartbeatThread
+from .heartbeat import HEARTBEAT_SECONDS, HEARTBEATS_PER_LEASE, HeartbeatThread
 from .job import DoNotRetry, Job, Result, WorkerInterrupted
+from .registration import TRANSIENT_ERRORS, Registration
 
 BACKOFF: Final = RetryPolicy(base_seconds=0.5, cap_seconds=30.0)
 
@@ -49,7 +50,8 @@ class Worker:
     which is retried as `retry_policy` says; DoNotRetry fails the job for good. With `model_names`, only generations of
     these models are claimed; with `prefer_warm`, generations of the last job's model are preferred, see
     claim_generation(). An idle worker polls about every `poll_seconds`. A worker that is told to stop lets the running
-    job finish within `grace_seconds` and then releases it. Raises ValueError or TypeError for a bad argument.
+    job finish within `grace_seconds` and then releases it. While it runs, get_workers() lists it, with the label
+    `device`. Raises ValueError or TypeError for a bad argument.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Worker:
         poll_seconds: float = POLL_SECONDS,
         grace_seconds: float = GRACE_SECONDS,
         retry_policy: RetryPolicy = DEFAULT_RETRY_POLICY,
+        device: str | None = None,
         storage: Storage | None = None,
     ) -> None:
         if not callable(handler):
@@ -79,6 +82,7 @@ class Worker:
         self.grace_seconds = validate_seconds("grace_seconds", grace_seconds)
         self.retry_policy = retry_policy
         self._storage = storage
+        self._registration = Registration(self, None if device is None else validate_name("device", device))
         self._warm_model: str | None = None
         self._resume_until = -math.inf
         self._stop_at: float | None = None
@@ -102,12 +106,14 @@ class Worker:
             try:
                 return self._loop(storage, math.inf if max_jobs is None else max_jobs, until_empty, interrupt)
             finally:
+                self._registration.end(storage)
                 self._stop_at = None
 
     def stop(self) -> None:
         """Stop the worker as SIGTERM does: the running job may finish within `grace_seconds`. Safe in any thread."""
         if self._stop_at is None:
             self._stop_at = monotonic() + self.grace_seconds
+        self._registration.stop()
         self._wakeup.put(None)
         if self._heartbeat is not None:
             self._heartbeat.set_deadline(self._stop_at)
@@ -141,6 +147,7 @@ class Worker:
         reclaim_at = -math.inf
         while self._stop_at is None and jobs < max_jobs:
             try:
+                self._registration.renew_if_due(storage)
                 if monotonic() >= reclaim_at:
                     storage.run_in_transaction(reclaim_generations)
                     reclaim_at = monotonic() + self.heartbeat_seconds * random.uniform(0.5, 1.0)
@@ -156,7 +163,7 @@ class Worker:
             failures = 0
             if generation is None:
                 empty_polls += 1
-                self._wait(idle.delay(empty_polls))
+                self._wait(min(idle.delay(empty_polls), self._registration.seconds_until_due()))
                 continue
             empty_polls = 0
             self._work(storage, generation, interrupt)
@@ -187,17 +194,20 @@ class Worker:
             storage,
             generation,
             generation.lease,
+            self._registration,
             lease_seconds=self.lease_seconds,
             interval=self.heartbeat_seconds,
             interrupt=interrupt,
         )
         if self._stop_at is not None:  # stop() was called after the claim
             heartbeat.set_deadline(self._stop_at)
+        self._registration.begin_job(generation)
         heartbeat.start()
         try:
             self._finish(storage, heartbeat.job, self._handle(storage, heartbeat.job))
         finally:
             heartbeat.close()
+            self._registration.end_job()
             self._heartbeat = None
         if self.prefer_warm:
             self._warm_model = generation.model_name
