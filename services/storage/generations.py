@@ -22,7 +22,7 @@ from .pagination import Page, after_position, decode_cursor, fetch_page
 from .queue.enqueue import REQUEST, build_generation, insert_all, insert_once
 from .row_loading import GENERATIONS, connection_of, find_generations, load_generations
 from .search import match_generations
-from .types import uuid7
+from .types import uuid7s
 from .validation import (
     is_storable,
     validate_count,
@@ -32,6 +32,8 @@ from .validation import (
     validate_moment,
 )
 
+# Arguments that a constraint can refuse, so that a savepoint is needed.
+REFUSABLE: Final = frozenset({"generation_id", "parent_id", "idempotency_key"})
 CLONED_FIELDS: Final = (*REQUEST, "priority", "max_attempts")
 SELECT_GENERATION: Final = select(GENERATIONS).where(GENERATIONS.c.id == bindparam("generation_id"))
 
@@ -84,7 +86,7 @@ def create_generation(
         }
     )
     if generation_id is parent_id is idempotency_key is None:
-        return insert_all(session, [generation])[0]  # no constraint can fail, so no savepoint is needed
+        return insert_all(session, [generation])[0]
     return insert_once(session, [generation])[0]
 
 
@@ -97,15 +99,16 @@ def create_generations(
     what create_generation() raises, with the position of the request in the message.
     """
     requests = list(requests)
-    # Sorted, because ids from the same fraction of a microsecond are in random order, and claims break ties by id.
-    ids = sorted(uuid7() for _ in requests)
-    generations = []
-    for position, (request, generation_id) in enumerate(zip(requests, ids, strict=True)):
+    generations, can_be_refused = [], False
+    # In ascending order, because claims break ties by id.
+    for position, (request, new_id) in enumerate(zip(requests, uuid7s(len(requests)), strict=True)):
         try:
-            generations.append(build_generation({"generation_id": generation_id, "batch_id": batch_id} | dict(request)))
+            given = {"batch_id": batch_id} | dict(request)
+            generations.append(build_generation(given, new_id=new_id))
         except (TypeError, ValueError) as error:
             raise type(error)(f"requests[{position}]: {error}") from None
-    return insert_once(session, generations)
+        can_be_refused = can_be_refused or not REFUSABLE.isdisjoint(given)
+    return insert_once(session, generations) if can_be_refused else insert_all(session, generations)
 
 
 def clone_generation(

@@ -3,13 +3,15 @@
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import cache
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from sqlalchemy import event, inspect
 
 from .declarative import Base
 from .serialization import plain
 from .types import UTCDateTime
+
+Model = TypeVar("Model", bound="Row")
 
 
 class Row(Base):
@@ -104,6 +106,25 @@ def _set_defaults(row: Row, args: Any, values: dict[str, Any]) -> None:
             state[key] = default.arg(None) if default.is_callable else default.arg
 
 
+def new_row(model: type[Model], valid: Mapping[str, Any]) -> Model:
+    """Return a row with these values, which must be valid, and its defaults, as the constructor does.
+
+    It takes a fifth of the time: no events of the ORM, which take 1 µs for each attribute.
+    """
+    new_instance, fixed, computed, copied = _template(model)
+    row: Model = new_instance()
+    values = row.__dict__
+    values.update(fixed)
+    values.update(valid)
+    for key, compute in computed:
+        if key not in valid:
+            values[key] = compute(None)
+    for key, source in copied:
+        if key not in valid:
+            values[key] = values[source]
+    return row
+
+
 @event.listens_for(Row, "before_insert", propagate=True)
 def _insert_defaults(mapper: Any, connection: Any, row: Row) -> None:
     """Insert the defaults that were read before, instead of new ones."""
@@ -136,6 +157,23 @@ def _read_default(row: Row, key: str) -> Any:
 @cache
 def _defaults(model: type[Row]) -> dict[str, Any]:
     return {attribute.key: attribute.columns[0].default for attribute in inspect(model).column_attrs}
+
+
+@cache
+def _template(model: type[Row]) -> tuple[Any, dict[str, Any], list[tuple[str, Any]], list[tuple[str, str]]]:
+    """Return what makes an empty instance, the fixed defaults, the functions for others, and the columns to copy."""
+    mapper: Any = inspect(model)
+    mapper.registry.configure()  # a process whose first row is made by new_row() has executed no query
+    fixed: dict[str, Any] = {}
+    computed, copied = [], []
+    for key, default in _defaults(model).items():
+        if default is not None and isinstance(default.arg, SameAs):
+            copied.append((key, default.arg.column))
+        elif default is not None and default.is_callable:
+            computed.append((key, default.arg))
+        else:
+            fixed[key] = None if default is None else default.arg
+    return mapper.class_manager.new_instance, fixed, computed, copied
 
 
 @cache

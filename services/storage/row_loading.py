@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any, Final, TypeVar
 
 from sqlalchemy import Connection, Row, Select, Table, inspect
-from sqlalchemy.orm import Mapper, Session
+from sqlalchemy.orm import InstanceState, Mapper, Session
 from sqlalchemy.orm.attributes import instance_state
 
 from .models import Base, Generation, Prompt
@@ -67,24 +67,32 @@ def load(session: Session, model: type[Model], rows: Iterable[Row[Any]]) -> list
     An object that the session holds already is refreshed by a query of its own: its unsaved changes were flushed.
     """
     mapper, keys, position = _attributes(model)
-    held_by, new_instance, session_id = session.identity_map, mapper.class_manager.new_instance, session.hash_key
+    held_by, new_instance = session.identity_map, mapper.class_manager.new_instance
     objects: list[Model] = []
     for row in rows:
         key = mapper.identity_key_from_primary_key((row[position],))
         held = held_by.get(key)
         if held is None:
-            # What the ORM's loader does (orm/loading.py, _instance_processor). make_transient_to_detached() and
-            # session.add() have the same result, but search 41 attributes for objects to cascade to: 25 µs.
             held = new_instance()
             held.__dict__.update(zip(keys, row, strict=False))
-            state = instance_state(held)
-            state.key = key
-            state.session_id = session_id
-            held_by.add(state)
+            attach(session, held, key)
         else:
             session.refresh(held)
         objects.append(held)
     return objects
+
+
+def attach(session: Session, row: Base, key: Any) -> InstanceState[Any]:
+    """Make an object without changes persistent in the session, under its identity key; return its state.
+
+    What the ORM's loader does (sqlalchemy/orm/loading.py, _instance_processor). make_transient_to_detached() and
+    session.add() have the same result, but look through all attributes for objects to cascade to: 25 µs.
+    """
+    state = instance_state(row)
+    state.key = key
+    state.session_id = session.hash_key
+    session.identity_map.add(state)
+    return state
 
 
 @cache

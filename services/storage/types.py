@@ -3,9 +3,9 @@
 import json
 import math
 import os
+import struct
 import sys
 import time
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -45,10 +45,17 @@ def uuid7() -> str:
     Version 7 of RFC 9562 with the sub-millisecond fraction in rand_a (section 6.2, method 3). Inserts append to the
     primary key's index, 1.7 times faster than with random ids at 200,000 rows. See ADR 6.
     """
+    return uuid7s(1)[0]
+
+
+def uuid7s(count: int) -> list[str]:
+    """Return so many UUIDs of the same moment, in ascending order; see uuid7()."""
     milliseconds, rest = divmod(time.time_ns(), 1_000_000)
     fraction = rest * 4096 // 1_000_000
-    random = int.from_bytes(os.urandom(8), "big") >> 2
-    return str(uuid.UUID(int=milliseconds << 80 | 0x7 << 76 | fraction << 64 | 0b10 << 62 | random))
+    moment = f"{milliseconds >> 16:08x}-{milliseconds & 0xFFFF:04x}-7{fraction:03x}"
+    # The variant, which is the bits 10, and 62 random bits.
+    randoms = sorted(0b10 << 62 | number >> 2 for (number,) in struct.iter_unpack(">Q", os.urandom(8 * count)))
+    return [f"{moment}-{random >> 48:04x}-{random & 0xFFFF_FFFF_FFFF:012x}" for random in randoms]
 
 
 class _TextTime(UserDefinedType[datetime]):
@@ -64,10 +71,11 @@ class _TextTime(UserDefinedType[datetime]):
         return "DATETIME"
 
     def bind_processor(self, dialect: Dialect) -> Callable[[datetime | None], str | None]:
-        return lambda value: None if value is None else value.replace(tzinfo=None).isoformat(" ", "microseconds")
+        # Without the offset, +00:00. A naive copy, by replace(tzinfo=None), takes twice as long.
+        return lambda value: None if value is None else value.isoformat(" ", "microseconds")[:26]
 
     def literal_processor(self, dialect: Dialect) -> Callable[[datetime], str]:
-        return lambda value: f"'{value.replace(tzinfo=None).isoformat(' ', 'microseconds')}'"
+        return lambda value: f"'{value.isoformat(' ', 'microseconds')[:26]}'"
 
 
 class UTCDateTime(TypeDecorator[datetime]):
@@ -215,7 +223,7 @@ def load_json_names(text: str) -> list[str] | None:
 
 def dump_json(value: Any) -> str:
     """Return `value` as JSON text in the stored format. Raises ValueError for NaN and infinities."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(", ", ": "))
+    return _ENCODER.encode(value)
 
 
 def load_json(text: str | bytes) -> Any:
@@ -252,4 +260,5 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(", ", ": "))
 _DECODER = json.JSONDecoder(parse_float=_finite_float, parse_int=_integer, parse_constant=_refuse_constant)

@@ -118,7 +118,7 @@ def merge_metadata(current: str | None, changes: Mapping[str, Any] | None) -> st
 
     Raises ValueError if `current` is not a JSON object, because merging would overwrite it.
     """
-    changes = {} if changes is None else _json_object("metadata", changes)
+    changes = {} if changes is None else _json("metadata", changes)[0]
     if not changes:
         return current
     if current is None:
@@ -128,7 +128,7 @@ def merge_metadata(current: str | None, changes: Mapping[str, Any] | None) -> st
         raise ValueError(
             "metadata of the stored row is not a readable JSON object: replace it with set_metadata() first"
         )
-    return _json_text("metadata", stored | changes)
+    return _json("metadata", stored | changes)[1]
 
 
 def clean_error_message(value: Any) -> str:
@@ -234,8 +234,8 @@ def _is_boolean(value: Any) -> bool:
     return isinstance(value, bool) or type(value).__name__ in ("bool_", "bool")  # the names of numpy's bool in 1 and 2
 
 
-def _json_object(field: str, value: Any) -> dict[str, Any]:
-    """Return a JSON object, given as a mapping or as JSON text, as a dict of JSON values."""
+def _json(field: str, value: Any) -> tuple[dict[str, Any], str]:
+    """Return a JSON object, given as a mapping or as JSON text, as a dict of JSON values and as stored text."""
     if isinstance(value, str):
         _check_characters(field, value)
         if len(value.encode()) > JSON_BYTES_LIMIT:
@@ -246,9 +246,10 @@ def _json_object(field: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise TypeError(f"{field} must be a JSON object (a dict), not {type(value).__name__}")
     copy = _json_value(field, value, JSON_DEPTH_LIMIT, [JSON_BYTES_LIMIT])
-    if len(dump_json(copy).encode()) > JSON_BYTES_LIMIT:
+    text = dump_json(copy)
+    if len(text.encode()) > JSON_BYTES_LIMIT:
         raise ValueError(f"{field} must be at most {JSON_BYTES_LIMIT // 1024} KiB of JSON")
-    return dict(copy)
+    return copy, text
 
 
 def _json_value(field: str, value: Any, depth: int, budget: list[int]) -> Any:
@@ -294,10 +295,6 @@ def _json_number(field: str, value: Any) -> Any:
     return number
 
 
-def _json_text(field: str, value: Any) -> str:
-    return dump_json(_json_object(field, value))
-
-
 def _sha256(field: str, value: Any) -> str:
     if len(digest := str(_text(64)(field, value))) < 64 or not set(digest) <= set("0123456789abcdef"):
         raise ValueError(f"{field} must be 64 hexadecimal digits in lower case")
@@ -327,8 +324,8 @@ GENERATION_RULES: Mapping[str, Rule] = {
     "created_at": validate_moment,
     "generation_time_seconds": _optional(_number(minimum=0)),
     "error_message": _optional(lambda field, value: clean_error_message(value)),
-    "metadata_json": _optional(lambda field, value: _json_text("metadata", value)),
-    "parameters": _optional(_json_object),
+    "metadata_json": _optional(lambda field, value: _json("metadata", value)[1]),
+    "parameters": _optional(lambda field, value: _json(field, value)[0]),
     "priority": _integer(-INTEGER_LIMIT),
     "scheduled_at": validate_moment,
     "attempt": _integer(0),

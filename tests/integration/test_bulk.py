@@ -1,14 +1,17 @@
 """create_generations(): in order, all or none, in a constant number of statements."""
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import event, inspect
 
 from services.storage import (
     ConflictError,
+    Generation,
     Storage,
     count_generations,
+    create_generation,
     create_generations,
     get_all_prompts,
     get_database_stats,
@@ -116,3 +119,40 @@ def test_the_returned_objects_are_persistent(db: Storage) -> None:
             assert found is not None
             assert found.to_dict() == generation.to_dict()
             assert found.get_metadata() == {"n": number}
+
+
+@pytest.mark.parametrize("given", ["required", "all"])
+def test_every_way_to_create_stores_the_same(db: Storage, given: str) -> None:
+    """The constructor and the unit of work, and both direct ways."""
+    request = a_request()
+    if given == "all":
+        request |= {
+            "model_version": "1.5",
+            "metadata": {"key": "Cm", "tempo": 1e16},
+            "scheduled_at": datetime(2031, 1, 2, 3, 4, 5, 678, tzinfo=UTC),
+            "priority": -3,
+            "max_attempts": 9,
+            "batch_id": "evening",
+            "parameters": {"seed": 2**63 - 1, "text": "ü"},
+        }
+    with get_session() as session:
+        added = Generation(**request)
+        session.add(added)
+        session.flush()
+        created = [added, create_generation(session, **request), *create_generations(session, [request, request])]
+        made = [_comparable(generation) for generation in created]
+    with get_session() as session:
+        stored = [_comparable(session.get_one(Generation, generation.id)) for generation in created]
+    assert all(one == made[0] for one in [*made, *stored]), made
+    assert len({generation.id for generation in created}) == 4
+
+
+def _comparable(generation: Generation) -> dict[str, Any]:
+    """Return what must be the same for the same request, with the types of the attributes."""
+    keys = {attribute.key for attribute in inspect(Generation).column_attrs} - {"id"}
+    values = {key: getattr(generation, key) for key in keys}
+    assert values["created_at"].tzinfo is UTC
+    assert datetime.now(UTC) - values.pop("created_at") < timedelta(minutes=1)
+    if values["scheduled_at"] < datetime.now(UTC) + timedelta(days=1):
+        del values["scheduled_at"]
+    return {key: (type(value), value) for key, value in values.items()}

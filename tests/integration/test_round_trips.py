@@ -28,6 +28,7 @@ from services.storage import (
     release_generation,
     set_favorite,
 )
+from services.storage.row_loading import is_observed
 from tests.support.factories import a_generation, a_request
 
 LONG = "x" * 60_000
@@ -247,6 +248,10 @@ class TestLists:
                 set_favorite(other, generation_id)
             assert all(listed is generation for listed in self.pages(session))
             assert not generation.is_favorite
+
+    def test_the_library_itself_listens_to_no_loads(self, db: Storage) -> None:
+        with db.session() as session:
+            assert not is_observed(session)
 
     @pytest.mark.parametrize(
         ("target", "name"),
