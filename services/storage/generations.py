@@ -1,6 +1,5 @@
 """Create, read, list, update and delete generations. Functions take the session first and never commit."""
 
-import operator
 import os
 from collections.abc import Iterable, Mapping
 from datetime import datetime
@@ -304,28 +303,23 @@ def _conditions(session: Session, filters: Mapping[str, Any]) -> list[ColumnElem
         conditions.append(Generation.created_at >= filters["created_after"])
     if "created_before" in filters:
         conditions.append(Generation.created_at < filters["created_before"])
-    conditions += [_has_metadata(session, key, wanted) for key, wanted in filters.get("metadata", {}).items()]
+    conditions += [_has_metadata(key, wanted) for key, wanted in filters.get("metadata", {}).items()]
     if "search" in filters:
         conditions.append(match_generations(session, filters["search"]))
     return conditions
 
 
-def _has_metadata(session: Session, key: str, wanted: Any) -> ColumnElement[bool]:
+def _has_metadata(key: str, wanted: Any) -> ColumnElement[bool]:
     """Return the condition that `key` of the metadata has the value `wanted`; invalid JSON has no keys."""
-    backend, document = backend_for(session), Generation.metadata_json
     if not is_storable("metadata", key) or (isinstance(wanted, str) and not is_storable("metadata", wanted)):
         return false()
-    if wanted is None:
-        return backend.json_member(document, key, "any").is_(None)
-    if isinstance(wanted, str):
-        return backend.json_member(document, key, "text") == wanted
-    if isinstance(wanted, bool):
-        return backend.json_member(document, key, "boolean") == int(wanted)
+    member = Generation.metadata_json[key]
     if not isinstance(wanted, tuple):
-        return backend.compare_json_number(document, key, operator.eq, wanted)
+        return and_(member == wanted)
     low, high = wanted
+    number = member.as_float()
     return and_(
-        backend.json_member(document, key, "number").is_not(None),
-        *([backend.compare_json_number(document, key, operator.ge, low)] if low is not None else []),
-        *([backend.compare_json_number(document, key, operator.le, high)] if high is not None else []),
+        number.is_not(None),
+        *([number >= low] if low is not None else []),
+        *([number <= high] if high is not None else []),
     )

@@ -23,6 +23,7 @@ from .constructor_arguments import GenerationFields, PromptFields
 from .declarative import Base, HasMetadata, next_version, partial_index, stored_number, whole_number
 from .defaults import MAX_ATTEMPTS
 from .errors import ConflictError, IllegalTransitionError
+from .json_values import freeze
 from .lifecycle import GenerationStatus, Lease, is_legal_move, transition_values, validate_status
 from .model_base import Row, SameAs
 from .queue_tables import Attempt, QueueState, RegisteredWorker
@@ -145,7 +146,7 @@ class Generation(StatusChecks, HasMetadata, Row):  # type: ignore[misc]  # see A
     parent_id: Mapped[str | None] = mapped_column(ForeignKey("generations.id", ondelete="SET NULL"))
     idempotency_key: Mapped[str | None] = mapped_column()
     is_favorite: Mapped[bool] = mapped_column(Boolean, default=False)
-    parameters: Mapped[dict[str, Any] | None] = mapped_column(JSONObject)
+    parameters: Mapped[Mapping[str, Any] | None] = mapped_column(JSONObject)
     version: Mapped[int] = mapped_column(default=1)
     file_sha256: Mapped[str | None]
     file_format: Mapped[str | None]
@@ -270,9 +271,10 @@ class Generation(StatusChecks, HasMetadata, Row):  # type: ignore[misc]  # see A
         return {} if stored is None else load_json_object(stored) or {}
 
     @property
-    def metadata_dict(self) -> dict[str, Any]:
-        """The metadata as get_metadata() returns it, for tools that read attributes."""
-        return self.get_metadata()
+    def metadata_dict(self) -> Mapping[str, Any]:
+        """The metadata as get_metadata() returns it, but read-only, for tools that read attributes."""
+        frozen: Mapping[str, Any] = freeze(self.get_metadata())
+        return frozen
 
     def set_metadata(self, metadata_dict: Mapping[str, Any] | None) -> None:
         """Replace the metadata. Raises ValueError or TypeError for anything but a JSON object of at most 64 KiB."""

@@ -8,10 +8,15 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import BigInteger, CheckConstraint, DateTime, Dialect, Integer, Text
+from sqlalchemy import BigInteger, CheckConstraint, DateTime, Dialect, Integer, Numeric, Text
 from sqlalchemy.types import TypeDecorator, TypeEngine, UserDefinedType
+
+from .json_members import ExactComparison, MemberAccess
+from .json_values import freeze
+from .limits import BIG_INTEGER_LIMIT
 
 # SQLite's INTEGER holds 64 bits; BIGINT would not make a primary key an alias of the rowid.
 BigInt = BigInteger().with_variant(Integer(), "sqlite")
@@ -160,6 +165,11 @@ class JSONText(TypeDecorator[str]):
 
     impl = Text
     cache_ok = True
+    comparator_factory = MemberAccess
+
+    def member_type(self) -> TypeEngine[Any]:
+        """Return the type of a member of the document in a query."""
+        return JSONValue()
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         if dialect.name == "postgresql":
@@ -186,17 +196,61 @@ class JSONText(TypeDecorator[str]):
         return None if dialect.name == "sqlite" else super().result_processor(dialect, coltype)
 
 
-class JSONObject(TypeDecorator[dict[str, Any]]):
-    """A JSON object whose Python value is a dict; assign a new dict to change it. Invalid JSON loads as None."""
+class JSONObject(TypeDecorator[Mapping[str, Any]]):
+    """A JSON object whose Python value is a read-only dict. Invalid JSON loads as None."""
+
+    impl = JSONText
+    cache_ok = True
+    comparator_factory = MemberAccess
+
+    def member_type(self) -> TypeEngine[Any]:
+        """Return the type of a member of the object in a query."""
+        return JSONValue()
+
+    def process_bind_param(self, value: Mapping[str, Any] | None, dialect: Dialect) -> str | None:
+        return None if value is None else dump_json(value)
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Mapping[str, Any] | None:
+        return None if value is None else freeze(load_json_object(value))
+
+
+class JSONValue(TypeDecorator[Any]):
+    """Any JSON value, of which SQLite returns a number as such and everything else as JSON text."""
 
     impl = JSONText
     cache_ok = True
 
-    def process_bind_param(self, value: dict[str, Any] | None, dialect: Dialect) -> str | None:
-        return None if value is None else dump_json(value)
+    def number_type(self, *, is_whole: bool = False) -> TypeEngine[Any]:
+        """Return the type of the value as a number."""
+        return JSONNumber(is_whole)
 
-    def process_result_value(self, value: Any, dialect: Dialect) -> dict[str, Any] | None:
-        return None if value is None else load_json_object(value)
+    def process_result_value(self, value: Any, dialect: Dialect) -> Any:
+        return load_json(value) if isinstance(value, str) else value
+
+
+class JSONNumber(TypeDecorator[Any]):
+    """A number in JSON: a float, or an int if it `is_whole`; SQLite returns integers of more than 63 bits as floats."""
+
+    impl = Integer
+    cache_ok = True
+    comparator_factory = ExactComparison
+
+    def __init__(self, is_whole: bool) -> None:
+        super().__init__()
+        self.is_whole = is_whole
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        return dialect.type_descriptor(Numeric() if dialect.name == "postgresql" else Integer())
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
+        # From its decimal text: JSONB stores 0.1 as the numeric 0.1, not as the nearest double.
+        return Decimal(repr(value)) if dialect.name == "postgresql" and value is not None else value
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> float | None:
+        is_exact = isinstance(value, (int, Decimal)) or (isinstance(value, float) and abs(value) < BIG_INTEGER_LIMIT)
+        if self.is_whole and is_exact and value == value // 1:
+            return int(value)
+        return None if value is None else float(value)
 
 
 class JSONNames(TypeDecorator[list[str]]):

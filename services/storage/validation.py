@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
+from .json_values import freeze
 from .lifecycle import validate_status
 from .limits import (
     BIG_INTEGER_LIMIT,
@@ -325,7 +326,7 @@ GENERATION_RULES: Mapping[str, Rule] = {
     "generation_time_seconds": _optional(_number(minimum=0)),
     "error_message": _optional(lambda field, value: clean_error_message(value)),
     "metadata_json": _optional(lambda field, value: _json("metadata", value)[1]),
-    "parameters": _optional(lambda field, value: _json(field, value)[0]),
+    "parameters": _optional(lambda field, value: freeze(_json(field, value)[0])),
     "priority": _integer(-INTEGER_LIMIT),
     "scheduled_at": validate_moment,
     "attempt": _integer(0),

@@ -16,7 +16,8 @@ ROOT = PACKAGE.parents[1]
 # A module or package may import those of earlier lines only, not those of its own line.
 LAYERS = (
     {"limits", "defaults", "errors", "serialization", "constructor_arguments", "version"},
-    {"types", "search_words", "audio_files", "durable_files"},
+    {"json_members", "json_values", "search_words", "audio_files", "durable_files"},
+    {"types"},
     {"lifecycle", "settings", "retry_policy", "search_spellings"},
     {"schema", "validation", "declarative", "search_query"},
     {"model_base", "status_checks", "retention_tables"},

@@ -1,6 +1,6 @@
 """What a backend provides, as one protocol for each kind of user: SQL modules, search, the engine, replicas."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -21,6 +21,7 @@ from sqlalchemy.exc import TimeoutError
 from sqlalchemy.orm import Session
 
 from ..errors import PoolTimeoutError, StorageError
+from ..json_members import JSONKind
 from ..models import Base
 from ..settings import EngineOptions
 
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 # With those that Alembic and copy_database() create.
 OWN_TABLES: Final = frozenset([*Base.metadata.tables, "alembic_version", "copy_progress"])
 Bind = TypeVar("Bind", Engine, Connection)
-JSONKind = Literal["text", "number", "boolean", "any"]
 Phase = Literal["connect", "statement", "commit"]  # what the driver was doing when it raised an error
 
 # A query is common when COMMON_MATCHES of the newest RECENT_PROMPTS prompts match it: scanning the prompts, newest
@@ -114,16 +114,15 @@ class SQLDialect(Protocol):
         Raises what validation.merge_metadata() raises.
         """
 
-    def json_member(self, document: Any, key: str, kind: JSONKind) -> ColumnElement[Any]:
-        """Return the value of `key` in a JSON object: text, a number, or 0 or 1; NULL if it is not of that kind.
+    def json_member(self, document: Any, key: Any, kind: JSONKind) -> ColumnElement[Any]:
+        """Return the value of `key`, an SQL expression, in a JSON object; NULL if it is not of that kind.
 
-        "any" returns the name of its type, or NULL if it is missing or null. Invalid JSON has no keys.
+        The value is text, a number, or 0 or 1. "any" returns the name of its type, "value" what JSONValue reads, and
+        both NULL if it is missing or null. Invalid JSON has no keys.
         """
 
-    def compare_json_number(
-        self, document: Any, key: str, comparison: Callable[[Any, Any], ColumnElement[bool]], value: float
-    ) -> ColumnElement[bool]:
-        """Return the condition that the number under `key` of a JSON object compares so with `value`, exactly."""
+    def compare_json_number(self, document: Any, key: Any, number: Any) -> ColumnElement[int]:
+        """Return -1, 0 or 1 as the number under `key` of a JSON object compares with a decimal text, exactly."""
 
     def unnest(self, numbers: Sequence[int]) -> FromClause:
         """Return a table with one column, `value`, and one row per number; `numbers` is sent as one bound value."""

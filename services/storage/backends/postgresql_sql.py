@@ -1,8 +1,7 @@
 """PostgreSQL's SQL for the clock, claims, upserts, JSON members and exact times."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
-from decimal import Decimal
 from typing import Any
 
 from sqlalchemy import (
@@ -32,11 +31,12 @@ from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 
 from ..claim_order import CLAIM_ORDER, distinct_priorities
 from ..conditions import PENDING, is_valid, literal_int
+from ..json_members import JSONKind
 from ..limits import JSON_BYTES_LIMIT
 from ..models import Generation, Prompt
 from ..types import JSONText, UTCDateTime
 from ..validation import merge_metadata
-from .base import JSONKind, StatementClock
+from .base import StatementClock
 
 
 class _ServerClock:
@@ -112,21 +112,21 @@ class PostgreSQLSQL:
         text = merge_metadata(None, changes) or "{}"
         return {"changes": text, "changes_size": len(text.encode())}
 
-    def json_member(self, document: Any, key: str, kind: JSONKind) -> ColumnElement[Any]:
+    def json_member(self, document: Any, key: Any, kind: JSONKind) -> ColumnElement[Any]:
         value = type_coerce(document, JSONB)[key]
         json_type = func.jsonb_typeof(value)
         if kind == "any":
             return func.nullif(json_type, "null")
+        if kind == "value":
+            return value
         result = cast(value.astext, Numeric) if kind == "number" else value.astext
         if kind == "boolean":
-            result = case((value.astext == "true", 1), else_=0)
-        return case((json_type == ("string" if kind == "text" else kind), result))
+            result = case((value.astext == literal_column("'true'"), literal_int(1)), else_=literal_int(0))
+        # Literals, so that the member in GROUP BY is the same expression.
+        return case((json_type == literal_column("'string'" if kind == "text" else f"'{kind}'"), result))
 
-    def compare_json_number(
-        self, document: Any, key: str, comparison: Callable[[Any, Any], ColumnElement[bool]], value: float
-    ) -> ColumnElement[bool]:
-        # From its decimal text: JSONB stores 0.1 as the numeric 0.1, not as the nearest double.
-        return comparison(self.json_member(document, key, "number"), literal(Decimal(repr(value)), Numeric))
+    def compare_json_number(self, document: Any, key: Any, number: Any) -> ColumnElement[int]:
+        return func.sign(self.json_member(document, key, "number") - cast(number, Numeric))
 
     def unnest(self, numbers: Sequence[int]) -> FromClause:
         return func.unnest(literal(list(numbers), ARRAY(Integer))).table_valued("value").render_derived()

@@ -2,11 +2,15 @@
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-from sqlalchemy import URL, Connection, Engine
+from sqlalchemy import URL, Connection, Engine, func, type_coerce
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session
+from sqlalchemy.sql.compiler import SQLCompiler
 
 from ..errors import DatabaseURLError
+from ..json_members import ComparedNumber, JSONMember
 from .base import Backend, BackupDialect
 
 ASYNC_DRIVERS = frozenset({"aiosqlite", "asyncpg", "psycopg_async"})
@@ -45,3 +49,21 @@ def _backend(name: str) -> Backend:
     raise DatabaseURLError(
         f"{name} databases are not supported: use sqlite:///path/to/file.db or postgresql://user@host/name"
     )
+
+
+@compiles(JSONMember)
+def _write_member(member: JSONMember, compiler: SQLCompiler, **options: Any) -> str:
+    try:
+        backend = _backend(compiler.dialect.name)
+    except DatabaseURLError:  # str() of a query, without an engine
+        return compiler.process(func.json_member(*member.clauses), **options)
+    document, key = member.clauses
+    value = backend.json_member(document, key, member.kind)
+    if member.kind == "boolean":
+        return f"({compiler.process(value == 1, **options)})"
+    return compiler.process(type_coerce(value, member.type), **options)
+
+
+@compiles(ComparedNumber)
+def _write_compared_number(number: ComparedNumber, compiler: SQLCompiler, **options: Any) -> str:
+    return compiler.process(_backend(compiler.dialect.name).compare_json_number(*number.clauses), **options)

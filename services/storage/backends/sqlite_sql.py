@@ -1,7 +1,7 @@
 """SQLite's SQL for the clock, claims, upserts, JSON members and exact times."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, Final
@@ -20,7 +20,6 @@ from sqlalchemy import (
     case,
     cast,
     func,
-    literal,
     select,
     type_coerce,
 )
@@ -28,17 +27,18 @@ from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from ..claim_order import CLAIM_ORDER, distinct_priorities
 from ..conditions import is_valid, literal_int
-from ..limits import BIG_INTEGER_LIMIT
+from ..json_members import JSONKind
 from ..models import Generation, Prompt
 from ..types import JSONText, UTCDateTime, load_json_object, utcnow
 from ..validation import merge_metadata
-from .base import JSONKind, StatementClock
+from .base import StatementClock
 
 JSON_KINDS: Final[dict[JSONKind, tuple[str, ...]]] = {
     "text": ("text",),
     "number": ("integer", "real"),
     "boolean": ("true", "false"),
     "any": ("text", "integer", "real", "true", "false", "object", "array"),
+    "value": ("text", "integer", "real", "true", "false", "object", "array"),
 }
 
 
@@ -132,21 +132,23 @@ class SQLiteSQL:
     def merge_parameters(self, stored: str | None, changes: Mapping[str, Any]) -> dict[str, Any]:
         return {"stored": stored, "merged": merge_metadata(stored, changes)}
 
-    def json_member(self, document: Any, key: str, kind: JSONKind) -> ColumnElement[Any]:
+    def json_member(self, document: Any, key: Any, kind: JSONKind) -> ColumnElement[Any]:
         readable = case((func.json_valid(document) == 1, type_coerce(document, Text)))
         members = func.json_each(readable).table_valued("key", "value", "type", "id")
-        value = select(members.c.type if kind == "any" else members.c.value)
-        value = value.where(members.c.key == key, members.c.type.in_(JSON_KINDS[kind]))
+        value: ColumnElement[Any] = members.c.type if kind == "any" else members.c.value
+        if kind == "value":
+            value = case(
+                (members.c.type == "text", func.json_quote(value)),
+                (members.c.type.in_(JSON_KINDS["boolean"]), members.c.type),
+                else_=value,
+            )
+        found = select(value).where(members.c.key == key, members.c.type.in_(JSON_KINDS[kind]))
         # As in Python, the last of several members with the same name counts.
-        return value.order_by(members.c.id.desc()).limit(1).scalar_subquery()
+        return found.order_by(members.c.id.desc()).limit(1).scalar_subquery()
 
-    def compare_json_number(
-        self, document: Any, key: str, comparison: Callable[[Any, Any], ColumnElement[bool]], value: float
-    ) -> ColumnElement[bool]:
-        if abs(value) <= BIG_INTEGER_LIMIT:
-            return comparison(self.json_member(document, key, "number"), literal(value))
+    def compare_json_number(self, document: Any, key: Any, number: Any) -> ColumnElement[int]:
         # SQLite reads integers of more than 63 bits as floats, so that some are equal.
-        return comparison(func.compare_json_number(document, key, repr(value), type_=Integer), 0)
+        return func.compare_json_number(document, key, number, type_=Integer)
 
     def unnest(self, numbers: Sequence[int]) -> FromClause:
         return func.json_each(json.dumps(list(numbers))).table_valued("value")

@@ -15,6 +15,7 @@ from ..engine import Storage, get_storage
 from ..lifecycle import GenerationStatus
 from ..limits import ROWS_PER_STATEMENT
 from ..models import Base, Generation
+from ..serialization import Report
 from ..validation import validate_flag
 from .file_deletion import Outputs
 from .pacing import Pace
@@ -24,7 +25,7 @@ FIRST_BATCH: Final = 100
 
 
 @dataclass(frozen=True)
-class MissingFile:
+class MissingFile(Report):
     """A completed generation whose file is not at its path."""
 
     generation_id: str
@@ -32,7 +33,7 @@ class MissingFile:
 
 
 @dataclass(frozen=True)
-class MovedFile:
+class MovedFile(Report):
     """A completed generation whose file is now at another path, recognized by its size and SHA-256."""
 
     generation_id: str
@@ -41,7 +42,7 @@ class MovedFile:
 
 
 @dataclass(frozen=True)
-class FileReport:
+class FileReport(Report):
     """What differs between rows and files; each row and each file is in one list only. `relinked`: of `moved`."""
 
     missing: tuple[MissingFile, ...]
