@@ -76,6 +76,19 @@ class Replicas:
                 return connection
         return None
 
+    def measure_lag(self) -> list[int | None]:
+        """Return how many bytes of the primary's log each replica has not replayed yet; None for one that is down."""
+        with self._primary.connect() as connection:
+            position = self._replication.primary_position(connection)
+        found: list[int | None] = []
+        for engine in self.engines:
+            try:
+                with engine.connect() as connection:
+                    found.append(self._replication.bytes_behind(connection, position))
+            except StorageError:
+                found.append(None)
+        return found
+
     def _position(self) -> LogPosition | None:
         """Return the position that a replica must have reached, or None if it cannot be determined."""
         sample, last_commit, now = self._sample, self._last_commit, time.monotonic()

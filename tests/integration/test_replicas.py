@@ -1,5 +1,6 @@
 """Read-only sessions on replicas: they see the process's own writes, and a failed replica causes no error."""
 
+import re
 import threading
 from collections.abc import Iterator
 
@@ -10,10 +11,12 @@ from sqlalchemy.orm import Session
 from services.storage import (
     ReadOnlyError,
     Storage,
+    check_health,
     count_generations,
     delete_generation,
     get_engine,
     get_generation,
+    get_metrics,
     get_session,
     get_storage,
     init_db,
@@ -256,6 +259,39 @@ def test_a_server_that_is_not_a_replica_of_the_primary_is_never_used(
             assert session.scalar(text("SELECT current_setting('port')::int")) == primary.port
         assert "not a replica of this primary" in caplog.text
         storage.dispose()
+
+
+def lag_of(storage: Storage) -> list[int | None]:
+    """Return the lag of each replica as the metrics say it; None for one that is down."""
+    found = get_metrics(storage=storage)
+    up = re.findall(r'^dgx_storage_replica_up\{replica="(\d+)"\} (\d)$', found, re.MULTILINE)
+    lag = dict(re.findall(r'^dgx_storage_replica_lag_bytes\{replica="(\d+)"\} (\d+)$', found, re.MULTILINE))
+    assert {number for number, answers in up if answers == "1"} == lag.keys()
+    return [int(lag[number]) if number in lag else None for number, _ in up]
+
+
+def test_the_metrics_say_how_far_each_replica_is_behind(primary: Server, standby: Server, storage: Storage) -> None:
+    nobody = Server(primary.folder.parent / "nobody")
+    watched = Storage(primary.url(), replica_urls=[standby.url(), nobody.url(), primary.url()])
+    while lag_of(watched) != [0, None, 0]:
+        pass
+    standby.query("SELECT pg_wal_replay_pause()")
+    while standby.query("SELECT pg_get_wal_replay_pause_state()") != "paused":
+        pass
+    with storage.session() as session:
+        a_generation(session)
+    behind = lag_of(watched)
+    assert behind[0] is not None
+    assert behind[0] > 0
+    watched.dispose()
+
+
+def test_a_standby_is_not_healthy_as_a_primary(standby: Server) -> None:
+    storage = Storage(standby.url())
+    health = check_health(storage=storage)
+    assert not health.ok
+    assert "standby" in health.problems[0]
+    storage.dispose()
 
 
 def test_the_primary_can_be_listed_as_a_replica(primary: Server) -> None:

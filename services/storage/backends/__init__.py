@@ -1,6 +1,7 @@
 """The supported database systems: all code that differs between them. See Backend for what each provides."""
 
-from .base import Backend, BackupDialect, Contents, LogPosition, Phase, Replication, StatementClock
+from .backup_dialect import BackupDialect, Contents
+from .base import Backend, LogPosition, Phase, Replication, StatementClock
 from .read_only import is_refused_when_reading, is_write
 from .registry import backend_for, backups_of
 

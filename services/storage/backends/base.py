@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, TypeVar
 
 from sqlalchemy import (
@@ -24,6 +23,7 @@ from ..errors import PoolTimeoutError, StorageError
 from ..json_members import JSONKind
 from ..models import Base
 from ..settings import EngineOptions
+from .backup_dialect import BackupDialect
 
 if TYPE_CHECKING:
     from ..search_query import Query
@@ -78,6 +78,9 @@ class SQLDialect(Protocol):
 
     def epoch_microseconds(self, time: Any) -> ColumnElement[int]:
         """Return a column's time as whole microseconds since 1970, or NULL if the stored value is not a time."""
+
+    def is_standby(self) -> ColumnElement[bool]:
+        """Return an SQL expression for whether the database replays the log of another one and refuses writes."""
 
     def select_due(
         self, waiting: Sequence[ColumnElement[bool]], columns: Sequence[Any], limit: int, *, locked: bool = True
@@ -230,34 +233,8 @@ class Replication(Protocol):
     def has_reached(self, connection: Connection, position: LogPosition) -> bool | None:
         """Return whether a replica shows all commits up to `position`; None if it replicates another database."""
 
-
-class Contents(NamedTuple):
-    """What a database or a backup holds: its revision, the rows of each table, and one checksum of all of them."""
-
-    revision: str | None
-    row_counts: dict[str, int]
-    checksum: str
-
-
-class BackupDialect(Protocol):
-    """How a database is written into one file and restored from it."""
-
-    suffix: str
-
-    def recognizes(self, path: Path) -> bool:
-        """Tell whether the file at `path` has the format of this dialect."""
-
-    def write(self, engine: Engine, path: Path) -> Contents:
-        """Write one consistent moment of the database into `path`, a new file, and return what that moment held."""
-
-    def read(self, path: Path) -> Contents:
-        """Return what the backup at `path` holds, after checking its structure. Raises BackupError for a bad one."""
-
-    def restore(self, engine: Engine, path: Path) -> Path | None:
-        """Replace the contents of the database with those of a backup, all or nothing, while others have it open.
-
-        Return the folder of the files that were moved aside because they were too damaged to be opened, or None.
-        """
+    def bytes_behind(self, connection: Connection, position: LogPosition) -> int | None:
+        """Return how much log a replica has not replayed up to `position`; None if it replicates another database."""
 
 
 class SpaceDialect(Protocol):
@@ -265,6 +242,9 @@ class SpaceDialect(Protocol):
 
     def measure_space(self, connection: Connection) -> tuple[int, int]:
         """Return the size of the database, and what is unused inside its file, in bytes."""
+
+    def measure_log(self, connection: Connection) -> int | None:
+        """Return the size of the write-ahead log in bytes; None if there is none or the user may not see it."""
 
     def release_pages(self, connection: Connection, count: int) -> bool:
         """Return up to `count` unused pages to the file system; return whether more can be returned."""

@@ -16,7 +16,7 @@ from sqlalchemy import Engine, inspect
 from ..errors import BackupError
 from ..models import Base
 from ..settings import child_environment
-from .base import Contents
+from .backup_dialect import Contents
 
 CHECKSUM_BYTES: Final = 16
 SERVICE: Final = "dgx_storage"

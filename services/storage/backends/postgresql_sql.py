@@ -6,6 +6,7 @@ from typing import Any
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     ColumnElement,
     FromClause,
     Integer,
@@ -63,6 +64,9 @@ class PostgreSQLSQL:
 
     def now_after(self, parameter: str) -> ColumnElement[datetime]:
         return func.clock_timestamp() + bindparam(parameter, type_=Interval())
+
+    def is_standby(self) -> ColumnElement[bool]:
+        return func.pg_is_in_recovery(type_=Boolean())
 
     def select_due(
         self, waiting: Sequence[ColumnElement[bool]], columns: Sequence[Any], limit: int, *, locked: bool = True

@@ -11,7 +11,8 @@ from sqlalchemy.sql.compiler import SQLCompiler
 
 from ..errors import DatabaseURLError
 from ..json_members import ComparedNumber, JSONMember
-from .base import Backend, BackupDialect
+from .backup_dialect import BackupDialect
+from .base import Backend
 
 ASYNC_DRIVERS = frozenset({"aiosqlite", "asyncpg", "psycopg_async"})
 

@@ -17,6 +17,11 @@ REPLICA_POSITION = text(
     "SELECT (SELECT system_identifier::text FROM pg_control_system()) = :system, "
     "pg_is_in_recovery() AND pg_last_wal_replay_lsn() >= CAST(:lsn AS pg_lsn)"
 )
+BYTES_BEHIND = text(
+    "SELECT CASE WHEN (SELECT system_identifier::text FROM pg_control_system()) <> :system THEN NULL "
+    "WHEN pg_is_in_recovery() THEN greatest(0, pg_wal_lsn_diff(CAST(:lsn AS pg_lsn), pg_last_wal_replay_lsn())) "
+    "ELSE 0 END"
+)
 
 
 class PrimaryBackend(Protocol):
@@ -52,6 +57,10 @@ class StreamingReplication:
     def has_reached(self, connection: Connection, position: LogPosition) -> bool | None:
         is_same_system, reached = connection.execute(REPLICA_POSITION, position._asdict()).one()
         return bool(reached) if is_same_system else None
+
+    def bytes_behind(self, connection: Connection, position: LogPosition) -> int | None:
+        behind = connection.execute(BYTES_BEHIND, position._asdict()).scalar()
+        return None if behind is None else int(behind)
 
 
 def has_many_hosts(url: URL) -> bool:

@@ -19,7 +19,7 @@ from sqlalchemy import Engine
 
 from ..durable_files import flush
 from ..errors import BackupError, BusyError, CorruptError, StorageError
-from .base import Contents
+from .backup_dialect import Contents
 from .sqlite_files import path_of
 
 CHECKSUM_BYTES: Final = 16

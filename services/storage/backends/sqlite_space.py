@@ -1,9 +1,12 @@
 """The size of an SQLite file: measure it, return unused pages in steps, rebuild it, empty its log."""
 
+import os
 from collections.abc import Sequence
 from typing import Final
 
 from sqlalchemy import Connection
+
+from .sqlite_files import is_memory, path_of
 
 INCREMENTAL: Final = 2  # https://sqlite.org/pragma.html#pragma_auto_vacuum
 
@@ -14,6 +17,14 @@ class SQLiteSpace:
     def measure_space(self, connection: Connection) -> tuple[int, int]:
         pages, unused, size = (_read(connection, name) for name in ("page_count", "freelist_count", "page_size"))
         return pages * size, unused * size
+
+    def measure_log(self, connection: Connection) -> int | None:
+        if is_memory(connection.engine.url):
+            return None
+        try:
+            return os.stat(f"{path_of(connection.engine.url)}-wal").st_size  # harmless: it opens nothing
+        except FileNotFoundError:
+            return 0
 
     def release_pages(self, connection: Connection, count: int) -> bool:
         if _read(connection, "auto_vacuum") != INCREMENTAL:

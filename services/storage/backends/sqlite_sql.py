@@ -19,6 +19,7 @@ from sqlalchemy import (
     bindparam,
     case,
     cast,
+    false,
     func,
     select,
     type_coerce,
@@ -94,6 +95,9 @@ class SQLiteSQL:
 
     def now_after(self, parameter: str) -> ColumnElement[datetime]:
         return bindparam(parameter, type_=_AfterNow())
+
+    def is_standby(self) -> ColumnElement[bool]:
+        return false()
 
     def select_due(
         self, waiting: Sequence[ColumnElement[bool]], columns: Sequence[Any], limit: int, *, locked: bool = True

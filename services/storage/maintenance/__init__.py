@@ -5,6 +5,8 @@ from .bulk_changes import cancel_generations, delete_generations, retry_generati
 from .check import Finding, check_database
 from .copy import copy_database
 from .find_files import FileReport, MissingFile, MovedFile, find_files
+from .health import Health, check_health
+from .metrics import get_metrics
 from .prune import PrunedGeneration, PruneReport, prune_generations
 from .space import Optimization, optimize_database
 
@@ -12,6 +14,7 @@ __all__ = [
     "Backup",
     "FileReport",
     "Finding",
+    "Health",
     "MissingFile",
     "MovedFile",
     "Optimization",
@@ -20,9 +23,11 @@ __all__ = [
     "backup_database",
     "cancel_generations",
     "check_database",
+    "check_health",
     "copy_database",
     "delete_generations",
     "find_files",
+    "get_metrics",
     "optimize_database",
     "prune_generations",
     "restore_database",
