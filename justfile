@@ -13,6 +13,12 @@ default:
 demo *args: (_venv "run")
     @.venv/bin/python -m services.storage demo "$@"
 
+# Show the queue, the history and the numbers in a browser, until Ctrl-C; without a database, those of the demo
+[group("start here")]
+[no-exit-message]
+admin *args: (_venv "run")
+    @.venv/bin/python -m services.storage admin "$@"
+
 # Render due generations of your database with the demo's synthesizer, until Ctrl-C
 [group("start here")]
 [no-exit-message]

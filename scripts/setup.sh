@@ -7,12 +7,12 @@ cd "$(dirname "$0")/.."
 what=${1:-dev}
 case "$what" in
 run)
-    extras=cli
+    extras=cli,admin
     tool=dgx-storage
     # psycopg (20 MB) only for PostgreSQL
     case "${DATABASE_URL-}" in postgres*)
         what=postgres
-        extras=cli,postgres
+        extras=cli,admin,postgres
         ;;
     esac
     ;;

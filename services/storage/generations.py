@@ -156,6 +156,7 @@ def list_generations(
     model_name: str | None = None,
     prompt: str | None = None,
     batch_id: str | None = None,
+    parent_id: str | None = None,
     favorite: bool | None = None,
     created_after: datetime | None = None,
     created_before: datetime | None = None,
@@ -184,10 +185,13 @@ def list_generations(
         "created_before": None if created_before is None else validate_moment("created_before", created_before),
         "metadata": None if metadata is None else validate_metadata_filter(metadata),
     }
-    if search is not None:  # not a key otherwise, so that cursors of earlier releases stay valid
-        filters["search"] = search
+    later = {
+        "search": search,
+        "parent_id": parent_id,
+    }  # no keys without a value: cursors of earlier releases stay valid
+    filters |= {name: value for name, value in later.items() if value is not None}
     position = decode_cursor(after, filters)
-    texts = (("model_name", model_name), ("prompt", prompt), ("batch_id", batch_id))
+    texts = (("model_name", model_name), ("prompt", prompt), ("batch_id", batch_id), ("parent_id", parent_id))
     if not all(text is None or is_storable(field, text) for field, text in texts):
         return Page([], None)
     statement = select(Generation).where(*_conditions(session, filters), *after_position(position))
@@ -297,6 +301,8 @@ def _conditions(session: Session, filters: Mapping[str, Any]) -> list[ColumnElem
         conditions.append(Generation.prompt_id == prompt_ids.scalar_subquery())
     if "batch_id" in filters:
         conditions.append(Generation.batch_id == filters["batch_id"])
+    if "parent_id" in filters:
+        conditions.append(Generation.parent_id == filters["parent_id"])
     if "favorite" in filters:
         conditions.append(and_(Generation.is_favorite) if filters["favorite"] else ~Generation.is_favorite)
     if "created_after" in filters:

@@ -51,7 +51,8 @@ def test_the_wheel_declares_its_license_extras_and_command(unzipped: Path) -> No
     metadata = (info / "METADATA").read_text()
     assert "License-Expression: MIT" in metadata
     assert (info / "licenses/LICENSE").exists()
-    assert {"cli", "dev", "postgres", "sqlite"} == set(re.findall(r"^Provides-Extra: (\w+)", metadata, re.MULTILINE))
+    extras = set(re.findall(r"^Provides-Extra: (\w+)", metadata, re.MULTILINE))
+    assert extras == {"admin", "browser", "cli", "dev", "postgres", "sqlite"}
     core = [line for line in re.findall(r"^Requires-Dist: (.+)", metadata, re.MULTILINE) if "extra ==" not in line]
     assert sorted(re.split(r"[<>=]", line)[0] for line in core) == ["alembic", "sqlalchemy"]
     assert "dgx-storage = services.storage.__main__:main" in (info / "entry_points.txt").read_text()

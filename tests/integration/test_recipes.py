@@ -16,7 +16,7 @@ from tests.support.sqlite_module import sqlite3
 ROOT = Path(__file__).resolve().parents[2]
 COPIED = ("alembic", "services", "scripts", "alembic.ini", "justfile", "pyproject.toml")
 RECIPES = (
-    "demo worker test test-unit test-integration coverage drill lint bench "
+    "demo admin worker test test-unit test-integration coverage drill lint bench "
     "db-init db-migrate db-rollback db-reset db-revision db-stats db-list db-search db-check "
     "db-backup db-restore db-docs"
 ).split()

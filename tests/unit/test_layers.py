@@ -36,6 +36,7 @@ LAYERS = (
     {"database"},
     {"__init__"},
     {"demo", "testing"},
+    {"admin"},
     {"cli"},
     {"__main__"},
 )
@@ -173,10 +174,11 @@ def test_only_the_settings_read_the_environment(path: Path) -> None:
 # Who may open files, and why none of these can be the live database of this process.
 OPENS_FILES = {
     "audio_files.py": "reads rendered files; find_files() leaves out the files of a database",
+    "admin/audio.py": "opens files through Outputs, which leaves out those of a database",
     "backends/sqlite_files.py": "creates an empty file that is not there yet",
     "backends/sqlite_backup.py": "creates the file of a backup",
     "backends/postgresql_backup.py": "PostgreSQL has no file here",
-    "maintenance/file_deletion.py": "opens folders, to delete a file without following a link",
+    "maintenance/file_deletion.py": "opens folders, and files that are not a database's, without following a link",
     "durable_files.py": "flushes a finished backup, which no connection has open, and its folder",
     "demo/processes.py": "reads standard input",
     "demo/prompts.py": "reads the prompts of --prompts",

@@ -1,6 +1,7 @@
 """Read-only reports about the queue, the models and the prompts; each is one statement (ADR 22)."""
 
 from .estimates import estimate_completion, explain_wait
+from .popular_prompts import get_popular_prompts
 from .report_types import (
     Estimate,
     FailureReason,
@@ -8,6 +9,7 @@ from .report_types import (
     PerformanceStats,
     PromptStats,
     QueueStats,
+    Remaining,
     Usage,
     Wait,
     WaitReason,
@@ -19,6 +21,7 @@ from .reports import (
     get_prompt_stats,
     get_queue_stats,
 )
+from .running import estimate_running
 from .usage import get_usage
 
 __all__ = [
@@ -28,14 +31,17 @@ __all__ = [
     "PerformanceStats",
     "PromptStats",
     "QueueStats",
+    "Remaining",
     "Usage",
     "Wait",
     "WaitReason",
     "estimate_completion",
+    "estimate_running",
     "explain_wait",
     "get_database_stats",
     "get_failure_reasons",
     "get_performance_stats",
+    "get_popular_prompts",
     "get_prompt_stats",
     "get_queue_stats",
     "get_usage",

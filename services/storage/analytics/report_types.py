@@ -16,6 +16,7 @@ class QueueStats(Report):
     `expired` counts those of them whose lease has expired. `workers` counts the live workers, which get_workers()
     lists: a killed one counts for 45 seconds more, or for its lease if that is shorter. `completed_per_hour` and
     `failed_per_hour` count the last hour.
+    `pause_reason` is what pause_queue() was given, None while the queue is not paused.
     """
 
     at: datetime
@@ -28,6 +29,7 @@ class QueueStats(Report):
     workers: int
     completed_per_hour: int
     failed_per_hour: int
+    pause_reason: str | None = None
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,21 @@ class Estimate(Report):
     p90_at: datetime
     jobs_ahead: int
     workers: int
+    samples: int
+
+
+@dataclass(frozen=True)
+class Remaining(Report):
+    """When a running generation will finish, by the times of `samples` generations of its model.
+
+    Between `p10_at` and `p90_at` with a probability of 80 %; the median is `p50_at`; all estimated at the time `at`.
+    """
+
+    generation_id: str
+    at: datetime
+    p10_at: datetime
+    p50_at: datetime
+    p90_at: datetime
     samples: int
 
 

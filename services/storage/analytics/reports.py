@@ -100,11 +100,12 @@ def get_performance_stats(
     counts = select(finished.c.model_name, finished.c.status.label("subject"), func.count(), *[null()] * 6)
     counts = counts.group_by(finished.c.model_name, finished.c.status)
     values = [
-        _percentiles(finished.c.model_name, literal(name), finished.c[name]) for name in ("time", "factor", "wait")
+        select_percentiles(finished.c.model_name, literal(name), finished.c[name])
+        for name in ("time", "factor", "wait")
     ]
     models: dict[str, dict[str, Any]] = {}
     for model, subject, count, *neighbours in session.execute(union_all(counts, *values)):
-        models.setdefault(model, {})[subject] = count if neighbours[0] is None else _interpolate(count, *neighbours)
+        models.setdefault(model, {})[subject] = count if neighbours[0] is None else interpolate(count, *neighbours)
     return [_performance(model, subjects) for model, subjects in sorted(models.items())]
 
 
@@ -115,7 +116,7 @@ def get_prompt_stats(session: Session, text: str) -> PromptStats | None:
     prompt = select(Prompt).where(backend_for(session).prompt_text_equals(text)).cte("asked")
     stored = select(Generation).join(prompt, Generation.prompt_id == prompt.c.id).cte("stored")
     completed = stored.c.status == GenerationStatus.COMPLETED
-    times = _percentiles(literal(""), literal(""), case((completed, stored.c.generation_time_seconds))).subquery()
+    times = select_percentiles(literal(""), literal(""), case((completed, stored.c.generation_time_seconds))).subquery()
     statement = select(
         *prompt.c,
         select(func.count()).select_from(stored).scalar_subquery(),
@@ -128,8 +129,8 @@ def get_prompt_stats(session: Session, text: str) -> PromptStats | None:
     if row is None:
         return None
     known, (count, *neighbours) = row[:9], row[9:]
-    median = _interpolate(count, *neighbours).p50 if count else None
-    return PromptStats(*known, _rate(known[6], known[7]), median)
+    median = interpolate(count, *neighbours).p50 if count else None
+    return PromptStats(*known, rate(known[6], known[7]), median)
 
 
 def get_failure_reasons(
@@ -197,6 +198,7 @@ def _queue_stats(backend: Backend) -> tuple[Select[Any], StatementClock]:
         count_workers(clock),
         lately.c.completed,
         lately.c.failed,
+        select(func.max(QueueState.reason)).where(QueueState.paused_at.is_not(None)).scalar_subquery(),
     )
     return select(*columns).select_from(pending.join(processing, true()).join(lately, true())), clock
 
@@ -233,7 +235,7 @@ def _clamp_for_division(seconds: Any) -> ColumnElement[float]:
     return case((seconds.between(5e-324, 1e-100), 1e-100), (seconds > 1e100, 1e100), else_=seconds)
 
 
-def _percentiles(group: Any, subject: Any, value: Any) -> Select[Any]:
+def select_percentiles(group: Any, subject: Any, value: Any) -> Select[Any]:
     """Return rows of (group, subject, count, the two neighbours of each percentile) for the values that are not NULL.
 
     Window functions instead of percentile_cont: SQLite has no percentile_cont, and Python does the interpolation, so
@@ -254,7 +256,7 @@ def _percentiles(group: Any, subject: Any, value: Any) -> Select[Any]:
     return select(*columns).select_from(both).group_by(numbered.c.grouped)
 
 
-def _interpolate(count: int, *neighbours: float) -> Percentiles:
+def interpolate(count: int, *neighbours: float) -> Percentiles:
     found = []
     for index, percent in enumerate(PERCENTS):
         low, high = neighbours[2 * index : 2 * index + 2]
@@ -273,10 +275,10 @@ def _performance(model_name: str, subjects: dict[str, Any]) -> PerformanceStats:
         completed,
         failed,
         count(GenerationStatus.CANCELLED),
-        _rate(failed, completed),
+        rate(failed, completed),
         *(subjects.get(name, nothing) for name in ("time", "factor", "wait")),
     )
 
 
-def _rate(part: int, rest: int) -> float | None:
+def rate(part: int, rest: int) -> float | None:
     return part / (part + rest) if part + rest else None

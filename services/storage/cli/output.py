@@ -4,7 +4,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,10 +18,10 @@ UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]+")
 
 
 @contextmanager
-def open_storage(database_url: str | None) -> Iterator[Storage]:
+def open_storage(database_url: str | None, **options: Any) -> Iterator[Storage]:
     """Open the database for one verb."""
     try:
-        storage = Storage(database_url)
+        storage = Storage(database_url, **options)
     except (TypeError, ValueError) as error:  # an invalid URL or environment variable
         raise click.ClickException(sanitize(str(error))) from error
     try:

@@ -64,6 +64,7 @@ def demo(
 
     DATABASE_URL is ignored: the demo uses another database only if --database-url is on the command line.
     """
+    from ..demo import DATABASE_NAME, SCRATCH_PREFIX
     from ..demo.prompts import BUILT_IN_PROMPTS, FAILING_PROMPT, read_prompts
 
     prompts: Sequence[str] = BUILT_IN_PROMPTS
@@ -77,20 +78,26 @@ def demo(
     if ctx.find_root().get_parameter_source("database_url") is click.core.ParameterSource.COMMANDLINE:
         database_url = database_url or ctx.obj
 
-    scratch = Path(tempfile.mkdtemp(prefix="dgx-music-demo-"))
-    folder = outputs.resolve() if outputs else scratch
+    if outputs is not None:
+        outputs = outputs.resolve()
+        outputs.mkdir(parents=True, exist_ok=True)
+        if database_url:  # then nothing of the demo is scratch
+            _run_demo(database_url, prompts, outputs, seconds)
+            echo_err(f"The WAV files are in {outputs}")
+            return
+    scratch = Path(tempfile.mkdtemp(prefix=SCRATCH_PREFIX))
+    folder = outputs or scratch
     keep = False
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _run_demo(database_url or f"sqlite:///{scratch / 'generations.db'}", prompts, folder, seconds)
-        keep = not discard and not (outputs and database_url)
+        _run_demo(database_url or f"sqlite:///{scratch / DATABASE_NAME}", prompts, folder, seconds)
+        keep = not discard
     finally:
         if not keep:
             shutil.rmtree(scratch, ignore_errors=True)
     if outputs or keep:
         echo_err(f"The WAV files are in {folder}")
     if keep and not database_url:
-        echo_err(f"The scratch database is {scratch / 'generations.db'}")
+        echo_err(f"The scratch database is {scratch / DATABASE_NAME}")
 
 
 @commands.command()

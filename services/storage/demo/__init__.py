@@ -1,23 +1,40 @@
 """What `just demo` runs: it submits prompts as a batch and renders them with Worker processes. Prints nothing."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from os import geteuid
 from pathlib import Path
 from re import sub
+from stat import S_ISDIR, S_ISREG
+from tempfile import gettempdir
 from uuid import uuid4
 
 from ..database import create_generations
 from ..engine import Storage
 from ..models import Generation
 from ..worker import DoNotRetry, Job, Result
-from .synthesis import CHANNELS, SAMPLE_RATE, read_style, render
+from .synthesis import CHANNELS, SAMPLE_RATE, measure_peaks, read_style, render
 
 MODEL_NAME = "stdlib-synthesis"
+SCRATCH_PREFIX = "dgx-music-demo-"  # of the temporary folder with the database and the music of one run
+DATABASE_NAME = "generations.db"
 # Leases in the demo are short, so a worker on a busy machine may miss a heartbeat and lose an attempt.
 MAX_ATTEMPTS = 10
 
 
 class RenderingCancelled(Exception):  # noqa: N818 - ends a rendering early, not an error
     """The job was cancelled or its lease was lost, so its result would be dropped."""
+
+
+def find_scratch() -> Path | None:
+    """Return the folder of this user's newest demo whose database is still there, or None."""
+    found = []
+    for folder in Path(gettempdir()).glob(f"{SCRATCH_PREFIX}*"):
+        with suppress(OSError):
+            about, database = folder.lstat(), (folder / DATABASE_NAME).lstat()
+            if S_ISDIR(about.st_mode) and about.st_uid == geteuid() and S_ISREG(database.st_mode):
+                found.append((database.st_mtime, folder))
+    return max(found)[1] if found else None
 
 
 def submit(storage: Storage, prompts: Sequence[str], outputs: Path, duration_seconds: float) -> list[Generation]:
@@ -74,7 +91,7 @@ def render_job(job: Job, folder: Path = Path(), at_step: Callable[[float], None]
         raise DoNotRetry("file_path names a file that exists: it is not replaced") from error
     except ValueError as error:
         raise DoNotRetry(str(error)) from error
-    return Result.from_file(path, metadata={"bpm": style.bpm, "key": style.key})
+    return Result.from_file(path, metadata={"bpm": style.bpm, "key": style.key, "peaks": measure_peaks(path)})
 
 
 def _slug(prompt: str) -> str:

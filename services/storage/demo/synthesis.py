@@ -132,6 +132,15 @@ def render(
         partial.unlink(missing_ok=True)
 
 
+def measure_peaks(path: Path, count: int = 64) -> list[float]:
+    """Return the loudest sample of each of `count` parts of a WAV that render() wrote, from 0 to 1, for a waveform."""
+    with wave.open(str(path), "rb") as file:
+        samples = array("h", file.readframes(file.getnframes()))
+    edges = [number * len(samples) // count for number in range(count + 1)]
+    parts = (samples[start : max(end, start + 1)] for start, end in pairwise(edges))
+    return [round(max(map(abs, part), default=0) / 32_768, 3) for part in parts]
+
+
 def _publish(partial: Path, path: Path) -> None:
     """Give a finished file its name unless another file has it; the same content is left by an earlier attempt."""
     try:

@@ -1,4 +1,4 @@
-"""The folder of rendered files: which files rows name, which ones may be deleted, and deleting them.
+"""The folder of rendered files: which files rows name, which ones may be deleted, deleting and opening them.
 
 Paths are compared as they are on disk, after following symbolic links; a file is only deleted where no link is on its
 path. The database's own files are left out, because only SQLite may open them.
@@ -10,6 +10,7 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import lru_cache
 from hashlib import blake2b
@@ -135,17 +136,40 @@ class Outputs:
 
     def delete(self, file: str) -> int:
         """Delete a file that choose() returned and return its size. Raises OSError, also if a link is on its path."""
+        with self._folder_of(file) as (folder, name):
+            found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            if not stat.S_ISREG(found.st_mode) or self._is_database(found):
+                raise FileNotFoundError(file)
+            os.unlink(name, dir_fd=folder)
+            return found.st_size
+
+    def open(self, path: str) -> int | None:
+        """Open the file that a row names for reading; None if it is not a file below the folder without any link.
+
+        Returns a file descriptor. Raises OSError if the file cannot be read.
+        """
+        file = self._deletable(path)
+        if file is None:
+            return None
+        try:
+            with self._folder_of(file) as (folder, name):
+                # Before it is opened: closing a descriptor of the database would drop this process's locks.
+                if self._is_database(os.stat(name, dir_fd=folder, follow_symlinks=False)):
+                    return None
+                return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    @contextmanager
+    def _folder_of(self, file: str) -> Iterator[tuple[int, str]]:
+        """Open the folder of a real path without following a link; yield its descriptor and the name of the file."""
         *folders, name = os.path.relpath(file, self.root).split(os.sep)
         inner = os.open(self.root, FOLDER)
         try:
             for folder in folders:
                 outer, inner = inner, os.open(folder, FOLDER | os.O_NOFOLLOW, dir_fd=inner)
                 os.close(outer)
-            found = os.stat(name, dir_fd=inner, follow_symlinks=False)
-            if not stat.S_ISREG(found.st_mode) or self._is_database(found):
-                raise FileNotFoundError(file)
-            os.unlink(name, dir_fd=inner)
-            return found.st_size
+            yield inner, name
         finally:
             os.close(inner)
 
