@@ -251,8 +251,11 @@ def translate_errors(engine: Engine) -> None:
 
     @event.listens_for(engine, "handle_error")
     def translate(context: ExceptionContext) -> BaseException | None:
+        original = context.original_exception
+        if type(original) in (TypeError, ValueError):  # a value that its column type refused, not the driver
+            return type(original)(*original.args)
         error = backend.translate(
-            context.original_exception,
+            original,
             phase=_phase(context),
             is_disconnect=context.is_disconnect,
         )

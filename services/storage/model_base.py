@@ -6,6 +6,8 @@ from functools import cache
 from typing import Any, Self, TypeVar
 
 from sqlalchemy import event, inspect
+from sqlalchemy.orm import Mapper
+from sqlalchemy.util.langhelpers import HasMemoized
 
 from .declarative import Base
 from .serialization import plain
@@ -14,10 +16,27 @@ from .types import UTCDateTime
 Model = TypeVar("Model", bound="Row")
 
 
+class RowMapper(Mapper[Any]):
+    """A mapper that takes the name of a column for that of its attribute in the mappings of a bulk INSERT or UPDATE.
+
+    SQLAlchemy ignores unknown names there, so `metadata` for `metadata_json` would be lost, whatever the session.
+    """
+
+    @HasMemoized.memoized_attribute
+    def _propkey_to_col(self) -> dict[Any, dict[str, Any]]:
+        # Used only where SQLAlchemy collects the values of an INSERT or UPDATE.
+        return {
+            table: {column.key: column for column in columns}
+            | {self.get_property_by_column(column).key: column for column in columns}
+            for table, columns in self._cols_by_table.items()
+        }
+
+
 class Row(Base):
     """A row whose attributes have their column defaults as soon as it is constructed."""
 
     __abstract__ = True
+    __mapper_cls__ = RowMapper
 
     def to_dict(self) -> dict[str, Any]:
         """Return the values of all columns by column name, as JSON types; times in ISO 8601 with an offset.

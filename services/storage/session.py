@@ -1,11 +1,12 @@
 """The session class of the library, and the conflict check for any session on its engines."""
 
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, event
+from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.exc import StaleDataError
 
@@ -50,7 +51,7 @@ class SessionBlock(AbstractContextManager[Session], Iterator[Session]):
 
 
 class StorageSession(Session):
-    """A session that raises ConflictError instead of StaleDataError, and stores `metadata` in a bulk INSERT."""
+    """A session that raises ConflictError instead of StaleDataError."""
 
     def flush(self, objects: Any = None) -> None:
         """Write pending changes. Raises ConflictError if another writer changed or deleted one of the rows first."""
@@ -66,19 +67,14 @@ class StorageSession(Session):
         except StaleDataError as error:
             raise ConflictError(orig=error) from error
 
-    def execute(self, statement: Any, params: Any = None, **options: Any) -> Any:
-        """Execute a statement and return its result."""
-        return super().execute(statement, params and _rename_metadata(statement, params), **options)
-
-    def scalars(self, statement: Any, params: Any = None, **options: Any) -> Any:
-        """Execute a statement and return the first column of its result."""
-        return super().scalars(statement, params and _rename_metadata(statement, params), **options)
-
-    def bulk_insert_mappings(
-        self, mapper: Any, mappings: Iterable[Mapping[str, Any]], *args: Any, **options: Any
-    ) -> None:
-        """Insert rows; prefer create_generations(), which also counts the prompts."""
-        super().bulk_insert_mappings(mapper, [_rename(row) for row in mappings], *args, **options)
+    def refresh(self, instance: object, *args: Any, **options: Any) -> None:
+        """Read the row of `instance` again. Raises ConflictError if another writer deleted it."""
+        try:
+            super().refresh(instance, *args, **options)
+        except InvalidRequestError as error:
+            if str(error).startswith("Could not refresh"):
+                raise ConflictError(orig=error) from error
+            raise
 
 
 @event.listens_for(StorageSession, "after_commit")
@@ -100,14 +96,3 @@ def raise_conflicts(
     name = f"{context.compiled.statement.table.name}_version" if context.isupdate else "version"
     if name in context.compiled.binds and cursor.rowcount < (len(parameters) if many else 1):
         raise ConflictError(orig=StaleDataError("the row is gone or has another version"))
-
-
-def _rename_metadata(statement: Any, params: Any) -> Any:
-    """Return the parameters of an INSERT of ORM rows by attribute: SQLAlchemy ignores the name `metadata` there."""
-    if not getattr(statement, "is_insert", False) or "entity" not in statement.entity_description:
-        return params
-    return _rename(params) if isinstance(params, Mapping) else [_rename(row) for row in params]
-
-
-def _rename(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {"metadata_json" if name == "metadata" else name: value for name, value in row.items()}

@@ -181,6 +181,8 @@ class JSONText(TypeDecorator[str]):
     def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
         if isinstance(value, Mapping):  # in a Core statement: attributes are validated and converted on assignment
             value = dump_json(value)
+        elif not (value is None or isinstance(value, (str, bytes))):  # bytes: a BLOB of a copied SQLite row
+            raise TypeError(f"metadata must be a JSON object (a dict) or its text, not {type(value).__name__}")
         if value is None or dialect.name != "postgresql":
             return value
         try:
@@ -208,6 +210,8 @@ class JSONObject(TypeDecorator[Mapping[str, Any]]):
         return JSONValue()
 
     def process_bind_param(self, value: Mapping[str, Any] | None, dialect: Dialect) -> str | None:
+        if not (value is None or isinstance(value, Mapping)):
+            raise TypeError(f"parameters must be a JSON object (a dict), not {type(value).__name__}")
         return None if value is None else dump_json(value)
 
     def process_result_value(self, value: Any, dialect: Dialect) -> Mapping[str, Any] | None:

@@ -373,33 +373,84 @@ class TestShowing:
             assert model.__name__ in repr(model())
 
 
+INSERTS: list[Any] = [
+    lambda session, row: session.execute(insert(Generation).values(**row)),
+    lambda session, row: session.execute(insert(Generation).values([row])),
+    lambda session, row: session.execute(insert(Generation), row),
+    lambda session, row: session.execute(insert(Generation), [row]),
+    lambda session, row: session.scalars(insert(Generation).returning(Generation.id), [row]).all(),
+    lambda session, row: session.execute(insert(Generation.__table__), [row]),
+    lambda session, row: session.bulk_insert_mappings(Generation, [row]),
+    lambda session, row: session.bulk_save_objects([Generation(**row)]),
+    lambda session, row: session.add(Generation(**row)),
+    lambda session, row: session.merge(Generation(**row)),
+]
+UPDATES: list[Any] = [
+    lambda session, row: session.execute(update(Generation), [row]),
+    lambda session, row: session.bulk_update_mappings(Generation, [row]),
+    lambda session, row: session.merge(Generation(**row)),
+]
+
+
+class TestTheNameMetadata:
+    """The column's name, which SQLAlchemy would ignore in mappings because the attribute is metadata_json."""
+
+    @pytest.fixture(params=["get_session", "Session"])
+    def open_session(self, request: pytest.FixtureRequest, db: Storage) -> Any:
+        return get_session if request.param == "get_session" else sessionmaker(db.engine).begin
+
+    @pytest.mark.parametrize("store", INSERTS, ids=range(len(INSERTS)))
+    def test_it_is_stored_however_a_row_is_inserted(self, db: Storage, open_session: Any, store: Any) -> None:
+        with open_session() as session:
+            store(session, a_request(id="mine", metadata={"bpm": 140}))
+        with get_session() as session:
+            generation = session.get_one(Generation, "mine")
+            assert generation.get_metadata() == {"bpm": 140}
+            # session.add() and merge() take the time of the server's clock.
+            assert generation.scheduled_at == generation.created_at or db.backend.has_own_clock
+
+    @pytest.mark.parametrize("name", ["metadata", "metadata_json"])
+    def test_it_is_stored_however_a_row_is_updated(self, open_session: Any, name: str) -> None:
+        with get_session() as session:
+            a_generation(session, generation_id="mine", metadata={"bpm": 0})
+        for bpm, store in enumerate(UPDATES, start=1):
+            with open_session() as session:
+                store(session, {"id": "mine", "version": bpm, name: {"bpm": bpm}})
+            with get_session() as session:
+                assert session.get_one(Generation, "mine").get_metadata() == {"bpm": bpm}
+        with get_session() as session:
+            session.execute(update(Generation).values(metadata_json={"bpm": 7}))
+            assert session.get_one(Generation, "mine").get_metadata() == {"bpm": 7}
+
+    def test_a_later_relationship_of_a_user_changes_nothing(self, db: Storage) -> None:
+        Generation.__mapper__._expire_memoizations()  # as adding an attribute to the mapper does
+        with get_session() as session:
+            session.execute(insert(Generation), [a_request(id="mine", metadata={"bpm": 140})])
+        with get_session() as session:
+            assert session.get_one(Generation, "mine").get_metadata() == {"bpm": 140}
+
+
 @pytest.mark.parametrize(
-    "store",
+    ("values", "error", "message"),
     [
-        lambda session, row: session.execute(insert(Generation).values(**row)),
-        lambda session, row: session.execute(insert(Generation).values([row])),
-        lambda session, row: session.execute(insert(Generation), row),
-        lambda session, row: session.execute(insert(Generation), [row]),
-        lambda session, row: session.scalars(insert(Generation).returning(Generation.id), [row]).all(),
-        lambda session, row: session.execute(insert(Generation.__table__), [row]),
-        lambda session, row: session.bulk_insert_mappings(Generation, [row]),
-        lambda session, row: session.bulk_save_objects([Generation(**row)]),
-        lambda session, row: session.add(Generation(**row)),
-        lambda session, row: session.merge(Generation(**row)),
+        ({"metadata": [1]}, TypeError, "metadata must be a JSON object .* not list"),
+        ({"metadata_json": 7}, TypeError, "metadata must be a JSON object .* not int"),
+        ({"metadata": {"a": object()}}, TypeError, "object is not JSON"),
+        ({"metadata": {"a": float("nan")}}, ValueError, "not JSON"),
+        ({"parameters": [1]}, TypeError, "parameters must be a JSON object .* not list"),
+        ({"parameters": '{"seed": 7}'}, TypeError, "parameters must be a JSON object .* not str"),
     ],
-    ids=range(10),
+    ids=range(6),
 )
-def test_metadata_is_stored_however_a_row_is_inserted(db: Storage, store: Any) -> None:
-    with get_session() as session:
-        store(session, a_request(id="mine", metadata={"bpm": 140}))
-    with get_session() as session:
-        generation = session.get_one(Generation, "mine")
-        assert generation.get_metadata() == {"bpm": 140}
-        # session.add() and merge() take the time of the server's clock.
-        assert generation.scheduled_at == generation.created_at or db.backend.has_own_clock
-        session.execute(update(Generation).values(metadata_json={"bpm": 7}))
-        session.refresh(generation)
-        assert generation.get_metadata() == {"bpm": 7}
+@pytest.mark.parametrize("is_plain", [False, True])
+def test_json_that_a_statement_cannot_store_is_our_error(
+    db: Storage, is_plain: bool, values: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with Session(db.engine) if is_plain else get_session() as session:
+        for statement in (insert(Generation).values(**a_request(), **values), update(Generation).values(**values)):
+            with pytest.raises(error, match=message) as refusal:
+                session.execute(statement, execution_options={"synchronize_session": False})
+            assert type(refusal.value) is error
 
 
 def test_the_name_metadata_in_an_update_is_stored_or_refused(db: Storage) -> None:
@@ -450,6 +501,17 @@ class TestConflicts:
             session.rollback()
         with get_session() as session:
             assert session.get_one(Generation, rows[1].id).priority == 0
+
+    def test_refreshing_a_row_that_another_session_deleted_is_a_conflict(self, db: Storage) -> None:
+        with get_session() as session:
+            mine = a_generation(session)
+            session.commit()
+            with get_session() as other:
+                delete_generation(other, mine.id)
+            with pytest.raises(ConflictError):
+                session.refresh(mine)
+            with pytest.raises(InvalidRequestError, match="not persistent"):
+                session.refresh(Generation())
 
 
 def test_a_scoped_session_works(db: Storage) -> None:
