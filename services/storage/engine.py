@@ -8,6 +8,7 @@ import time
 import weakref
 from collections.abc import Callable, Generator, Iterable
 from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
 from threading import Lock
 from typing import Any, TypeVar
 
@@ -28,6 +29,7 @@ from .errors import (
     StorageError,
     UnreachableError,
 )
+from .queue.wakeup import Wakeups
 from .replicas import Replicas
 from .retry_policy import RetryPolicy
 from .row_loading import SeveralStatementsError
@@ -66,6 +68,7 @@ class Storage:
         self._step_engine = self.engine.execution_options(isolation_level="AUTOCOMMIT", is_step=True)
         self._anchor = self.backend.open_anchor(self.url, self.options)
         self._schema_checked = False
+        self.due_wakeups, self.commit_wakeups = self._open_wakeups()
         self.replicas: Replicas | None = None
         if replicas := parse_replica_urls(replica_urls, from_environment=not database_url):
             self.replicas = Replicas(self.backend, self.engine, replicas, self.options)
@@ -80,6 +83,14 @@ class Storage:
         _open_storages.add(self)
         if self._anchor is not None:
             weakref.finalize(self, self._anchor.close)
+
+    def _open_wakeups(self) -> tuple[Wakeups, Wakeups]:
+        source = self.url, self.options
+        due = Wakeups(partial(self.backend.open_due_source, *source), longest_pause=0.1)
+        commits = Wakeups(partial(self.backend.open_commit_source, *source), longest_pause=0.02, at_least_every=1.0)
+        for wakeups in (due, commits):
+            weakref.finalize(self, wakeups.close)
+        return due, commits
 
     @property
     def is_memory(self) -> bool:
@@ -229,8 +240,12 @@ class Storage:
     def dispose(self, *, close: bool = True) -> None:
         """Close every idle connection; a memory database keeps its data until the Storage itself is deleted.
 
-        With `close=False` the pools drop the connections without closing them: after a fork they belong to the parent.
+        Ends the watches of generations. With `close=False` the pools drop the connections without closing them: after a
+        fork they belong to the parent.
         """
+        if close:
+            self.due_wakeups.close()
+            self.commit_wakeups.close()
         for engine in self.engines:
             engine.dispose(close=close)
 

@@ -39,7 +39,8 @@ class EngineOptions:
     lose the last ones. `sqlite_module` "pysqlite3" uses the SQLite of that package instead of Python's own.
     `busy_timeout` is the maximum wait for another writer. PostgreSQL: `connect_timeout` and the three options after it,
     where 0 means no timeout; `replica_max_lag` is the maximum age of what a replica returns; set `pgbouncer` if
-    connections go through PgBouncer in transaction mode.
+    connections go through PgBouncer in transaction mode. Without `wakeup`, idle workers only poll, and PostgreSQL sends
+    them no notifications.
     """
 
     echo: bool = False
@@ -56,6 +57,7 @@ class EngineOptions:
     idle_transaction_timeout: float = 300.0
     replica_max_lag: float = 10.0
     pgbouncer: bool = False
+    wakeup: bool = True
 
     def __post_init__(self) -> None:
         if self.synchronous not in ("FULL", "NORMAL"):

@@ -44,6 +44,7 @@ LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in name
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if "_alembic" not in path.parts)
 ALEMBIC = sorted((ROOT / "alembic").rglob("*.py"))
 PACING = PACKAGE / "maintenance" / "pacing.py"
+WAKEUP = PACKAGE / "queue" / "wakeup.py"
 FILE_LINES = 350
 FUNCTION_LINES = 50
 
@@ -142,10 +143,20 @@ def test_only_migrations_imports_alembic(path: Path) -> None:
     assert not [module for module in imports(path) if module.split(".")[0] == "alembic"]
 
 
-@each([path for path in outside("worker", "engine") if path != PACING])
-def test_only_the_worker_uses_threads_signals_and_sleep(path: Path) -> None:
+@each([path for path in outside("worker", "engine") if path not in (PACING, WAKEUP)])
+def test_only_the_worker_and_the_wake_ups_use_threads_signals_and_sleep(path: Path) -> None:
     assert not {module.split(".")[0] for module in imports(path)} & {"threading", "signal", "asyncio", "concurrent"}
     assert not [call for call in calls(path) if call.split(".")[-1] == "sleep"]
+
+
+def test_the_wake_ups_have_one_thread_and_one_sleep() -> None:
+    called = calls(WAKEUP)
+    assert {call for call in called if call.startswith("threading.")} == {
+        "threading.Condition",
+        "threading.Thread",
+        "threading.current_thread",
+    }
+    assert called.count("threading.Thread") == called.count("time.sleep") == 1
 
 
 def test_maintenance_has_one_sleep() -> None:

@@ -2,12 +2,14 @@
 
 from .backup_dialect import BackupDialect, Contents
 from .base import Backend, LogPosition, Phase, Replication, StatementClock
+from .changes import ChangeSource
 from .read_only import is_refused_when_reading, is_write
 from .registry import backend_for, backups_of
 
 __all__ = [
     "Backend",
     "BackupDialect",
+    "ChangeSource",
     "Contents",
     "LogPosition",
     "Phase",

@@ -24,6 +24,7 @@ from ..json_members import JSONKind
 from ..models import Base
 from ..settings import EngineOptions
 from .backup_dialect import BackupDialect
+from .changes import WakeupDialect
 
 if TYPE_CHECKING:
     from ..search_query import Query
@@ -256,7 +257,7 @@ class SpaceDialect(Protocol):
         """Write the log into the database file and empty it, unless others are reading."""
 
 
-class Backend(SQLDialect, SearchDialect, SchemaDialect, SpaceDialect, Protocol):
+class Backend(SQLDialect, SearchDialect, SchemaDialect, SpaceDialect, WakeupDialect, Protocol):
     """One database system: its SQL, its search, its engines, its migration lock and its errors."""
 
     name: str

@@ -29,6 +29,7 @@ from ..settings import EngineOptions, read_libpq_options
 from ..types import dump_json, load_json
 from .base import Bind, ConnectionPool, Phase
 from .postgresql_backup import PostgreSQLBackups
+from .postgresql_changes import PostgreSQLWakeups
 from .postgresql_errors import translate
 from .postgresql_schema import PostgreSQLSchema
 from .postgresql_search import TSVectorSearch
@@ -56,7 +57,7 @@ CONNECT_ARGUMENTS: dict[str, Any] = {
 JSON_EXPONENT = re.compile(r'"(?:[^"\\]|\\.)*"|-?[0-9][0-9.]*[eE][-+]?[0-9]+')
 
 
-class PostgreSQL(PostgreSQLSQL, PostgreSQLSchema, PostgreSQLSpace, TSVectorSearch):
+class PostgreSQL(PostgreSQLSQL, PostgreSQLSchema, PostgreSQLSpace, PostgreSQLWakeups, TSVectorSearch):
     """PostgreSQL: many concurrent writers; one server, or a primary with replicas."""
 
     name = "postgresql"
@@ -97,6 +98,7 @@ class PostgreSQL(PostgreSQLSQL, PostgreSQLSchema, PostgreSQLSpace, TSVectorSearc
             pool_recycle=options.pool_recycle or -1,
             pool_use_lifo=True,  # in quiet hours surplus connections stay unused until pool_recycle replaces them
             json_deserializer=load_json,
+            execution_options={"announces_due": options.wakeup},
             connect_args=arguments,
         )
 

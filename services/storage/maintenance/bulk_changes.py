@@ -16,6 +16,7 @@ from ..generations import list_generations
 from ..lifecycle import GenerationStatus
 from ..models import Generation
 from ..queue.control import update_to_cancelled, update_to_pending
+from ..queue.due import announce_due
 from ..validation import is_storable
 
 BATCH_ROWS: Final = 200  # 10 to 20 ms under the write lock of SQLite
@@ -44,7 +45,12 @@ def cancel_generations(**arguments: Any) -> int:
 def retry_generations(**arguments: Any) -> int:
     """Retry many failed and cancelled generations as retry_generation() does; arguments as in cancel_generations()."""
     ended = Generation.status.in_((GenerationStatus.FAILED.value, GenerationStatus.CANCELLED.value))
-    return _apply(_Action(update_to_pending, ended), **arguments)
+
+    def retry(session: Session, condition: ColumnElement[bool]) -> Update:
+        announce_due(session)
+        return update_to_pending(session, condition)
+
+    return _apply(_Action(retry, ended), **arguments)
 
 
 def delete_generations(**arguments: Any) -> int:

@@ -1,6 +1,6 @@
 """The queue: enqueue, claim, finish and control generations. SQL only: no threads, no sleeps."""
 
-from .claims import claim_generation, claim_generations, has_due, new_worker_id, resume_claim
+from .claims import claim_generation, claim_generations, new_worker_id, resume_claim
 from .control import (
     cancel_batch,
     cancel_generation,
@@ -9,6 +9,7 @@ from .control import (
     resume_queue,
     retry_generation,
 )
+from .due import has_due, seconds_until_due
 from .leases import (
     complete_generation,
     fail_generation,
@@ -41,5 +42,6 @@ __all__ = [
     "resume_claim",
     "resume_queue",
     "retry_generation",
+    "seconds_until_due",
     "unregister_worker",
 ]

@@ -10,17 +10,18 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, bindparam, case, exists, select, union_all, update
+from sqlalchemy import Select, and_, bindparam, case, select, union_all, update
 from sqlalchemy.orm import Session
 
 from ..backends import Backend, backend_for
-from ..conditions import NOT_PAUSED, PENDING, PROCESSING, literal_int
+from ..conditions import NOT_PAUSED, PROCESSING, literal_int
 from ..defaults import LEASE_SECONDS
 from ..lifecycle import GenerationStatus, transition_values
 from ..limits import INTEGER_LIMIT
 from ..models import Generation
 from ..row_loading import GENERATIONS, connection_of, load_generations
 from ..validation import validate_count, validate_name, validate_seconds
+from .due import validate_models, waiting_for
 from .leases import heartbeat_generation
 
 LOOK_AHEAD = 50  # how many rows, in claim order, are searched for the preferred model
@@ -62,7 +63,7 @@ def claim_generations(
     limit = min(validate_count("limit", limit), INTEGER_LIMIT)
     worker_id = new_worker_id() if worker_id is None else validate_name("worker_id", worker_id)
     lease_seconds = validate_seconds("lease_seconds", lease_seconds)
-    models = _validate_models(model_names)
+    models = validate_models(model_names)
     preferred = None if prefer_model is None else validate_name("prefer_model", prefer_model)
     if limit == 0 or not models:
         return []
@@ -83,35 +84,9 @@ def resume_claim(session: Session, worker_id: str, *, lease_seconds: float = LEA
     return heartbeat_generation(session, claimed.lease, lease_seconds=lease_seconds)
 
 
-def has_due(session: Session, model_names: Iterable[str] | None = None) -> bool:
-    """Return whether any generation is due. False while the queue is paused.
-
-    A generation that another transaction is claiming counts as due until that transaction commits.
-    """
-    backend = backend_for(session)
-    found = (
-        exists(backend.select_due(_waiting(model), [Generation.id], 1, locked=False))
-        for model in _validate_models(model_names)
-    )
-    return any(session.scalar(select(and_(one, NOT_PAUSED))) for one in found)
-
-
 def new_worker_id() -> str:
     """Return a new, unique worker id: host:pid:random."""
     return f"{socket.gethostname()[:128]}:{os.getpid()}:{secrets.token_hex(4)}"
-
-
-def _validate_models(model_names: Iterable[str] | None) -> tuple[str | None, ...]:
-    """Return the distinct names, sorted; (None,) means any model."""
-    if model_names is None:
-        return (None,)
-    if isinstance(model_names, str):
-        raise TypeError("model_names must be a list of names, not text: put a single name into a list")
-    return (*sorted({validate_name("model_names", name) for name in model_names}),)
-
-
-def _waiting(model: str | None) -> list[ColumnElement[bool]]:
-    return [PENDING] if model is None else [PENDING, Generation.model_name == model]
 
 
 @lru_cache(maxsize=128)  # building the statement takes longer than executing it, and a worker repeats its arguments
@@ -138,11 +113,11 @@ def _claim(
 def _choose(backend: Backend, limit: int, models: tuple[str | None, ...], preferred: str | None) -> Select[Any]:
     """Return the query for the ids of the rows to claim; it locks them where the database has row locks."""
     if len(models) == 1 and (preferred is None or models != (None,)):
-        return backend.select_due(_waiting(models[0]), [Generation.id], limit)
+        return backend.select_due(waiting_for(models[0]), [Generation.id], limit)
     # One index seek for each model; merging the first rows of every model gives the first rows of all of them.
     size = limit + LOOK_AHEAD - 1
     columns = [Generation.id, Generation.model_name, Generation.priority, Generation.scheduled_at]
-    firsts = [backend.select_due(_waiting(model), columns, size, locked=False).subquery() for model in models]
+    firsts = [backend.select_due(waiting_for(model), columns, size, locked=False).subquery() for model in models]
     merged = union_all(*(select(first) for first in firsts)).subquery()
     window = (
         select(merged)

@@ -15,6 +15,7 @@ from ..limits import ROWS_PER_STATEMENT
 from ..models import Generation, QueueState
 from ..row_loading import connection_of
 from ..validation import is_storable, validate_name
+from .due import announce_due
 
 
 def cancel_generation(session: Session, generation_id: str) -> Generation | None:
@@ -61,7 +62,10 @@ def retry_generation(session: Session, generation_id: str) -> Generation | None:
         return None
     retry = update_to_pending(session, Generation.id == generation_id)
     retried = session.scalars(retry.returning(Generation), execution_options=REFRESH).one_or_none()
-    return retried or _unchanged(session, generation_id, GenerationStatus.PENDING)
+    if retried is None:
+        return _unchanged(session, generation_id, GenerationStatus.PENDING)
+    announce_due(session)
+    return retried
 
 
 def pause_queue(session: Session, reason: str | None = None) -> None:
@@ -79,6 +83,7 @@ def pause_queue(session: Session, reason: str | None = None) -> None:
 def resume_queue(session: Session) -> None:
     """Allow claims again. Does nothing if the queue is not paused."""
     session.execute(update(QueueState).values(paused_at=None, reason=None))
+    announce_due(session)
 
 
 def get_queue_position(session: Session, generation_id: str) -> int | None:

@@ -11,7 +11,7 @@ from functools import cache, lru_cache
 from operator import itemgetter
 from typing import Any
 
-from sqlalchemy import Connection, Dialect, bindparam, event, func, insert, inspect, select, type_coerce
+from sqlalchemy import Connection, Dialect, bindparam, case, event, func, insert, inspect, select, type_coerce
 from sqlalchemy.orm import Session, object_session
 from sqlalchemy.orm.attributes import set_committed_value
 from sqlalchemy.orm.util import identity_key
@@ -24,6 +24,7 @@ from ..models import Generation, Prompt
 from ..row_loading import GENERATIONS, attach
 from ..types import UTCDateTime, utcnow
 from ..validation import GENERATION_RULES
+from .due import SOON, announce_due, is_announced
 
 # Two requests with the same idempotency key must agree in these fields.
 REQUEST = ("prompt", "model_name", "model_version", "duration_seconds", "sample_rate", "channels", "parameters")
@@ -106,7 +107,7 @@ def insert_all(session: Session, generations: list[Generation]) -> list[Generati
         row |= {f"use_{column}": value for column, value in uses[0].items()}
         if is_unscheduled:
             row |= {"new_created_at": None, "new_scheduled_at": None}
-        stored = connection.execute(_count_and_insert(backend), row).one()
+        stored = connection.execute(_count_and_insert(backend, is_announced(connection)), row).one()
         ids = {generations[0].prompt: stored.prompt_id}
         set_committed_value(generations[0], "prompt_id", stored.prompt_id)
         if is_unscheduled:
@@ -119,6 +120,8 @@ def insert_all(session: Session, generations: list[Generation]) -> list[Generati
         for generation in generations:
             generation.__dict__["prompt_id"] = ids[generation.prompt]  # the object has no history that could differ
         _insert_rows(connection, generations)
+        if any(generation.scheduled_at < utcnow() + SOON for generation in generations):
+            announce_due(session)
     _expire_prompts(session, ids.values())
     identify = inspect(Generation).identity_key_from_primary_key
     transaction: Any = session.get_nested_transaction() or session.get_transaction()
@@ -150,6 +153,7 @@ def _count_prompt(mapper: Any, connection: Connection, generation: Generation) -
     if backend.has_own_clock and _is_unscheduled(generation) and not created_at_was_given:
         # Not created_at, which the caller may have read.
         set_committed_value(generation, "scheduled_at", counted.now)
+    announce_due(connection)
     session = object_session(generation)
     prompt = session and session.identity_map.get(identity_key(Prompt, counted.id))
     if session and prompt is not None:
@@ -259,8 +263,11 @@ def _count_uses(backend: Backend) -> Any:
 
 
 @cache
-def _count_and_insert(backend: Backend) -> Any:
-    """Return the statement that counts one use of a prompt and inserts a generation of it, in one round trip."""
+def _count_and_insert(backend: Backend, announces: bool) -> Any:
+    """Return the statement that counts one use of a prompt and inserts a generation of it, in one round trip.
+
+    If it `announces`, it also wakes idle workers, unless the generation is due much later.
+    """
     use = _count_uses(backend).values({column: bindparam(f"use_{column}") for column in USE})
     counted = use.returning(Prompt.id).cte("counted")
     values: dict[str, Any] = {name: bindparam(f"new_{name}") for name in _columns()[0]}
@@ -269,7 +276,11 @@ def _count_and_insert(backend: Backend) -> Any:
     now = backend.statement_clock()(timedelta(0))
     for name in ("created_at", "scheduled_at"):
         values[name] = func.coalesce(bindparam(f"new_{name}", type_=UTCDateTime()), now)
-    return INSERT_GENERATIONS.values(values).returning(GENERATIONS.c.prompt_id, GENERATIONS.c.scheduled_at)
+    stored: list[Any] = [GENERATIONS.c.prompt_id, GENERATIONS.c.scheduled_at]
+    if announces:
+        is_soon = GENERATIONS.c.scheduled_at < backend.statement_clock()(SOON)
+        stored.append(case((is_soon, backend.announce_due())).label("announced"))
+    return INSERT_GENERATIONS.values(values).returning(*stored)
 
 
 def _uses(texts: Iterable[str]) -> list[dict[str, Any]]:

@@ -32,6 +32,7 @@ from ..validation import (
     validate_seconds,
 )
 from .clock import correct_times
+from .due import announce_due
 from .endings import ATTEMPTS, LEASE_HELD, complete_at_once, fail_at_once, lease_parameters
 from .workers import remove_silent_workers
 
@@ -157,6 +158,7 @@ def release_generation(session: Session, lease: Lease) -> Generation:
     if done is not None:
         return done
     one_more = case((Generation.max_attempts < INTEGER_LIMIT, Generation.max_attempts + 1), else_=INTEGER_LIMIT)
+    announce_due(session)
     return _transition(session, [lease.generation_id], GenerationStatus.PENDING, {"max_attempts": one_more})[0]
 
 

@@ -12,7 +12,6 @@ import threading
 from asyncio import CancelledError
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import Any, Final
 
@@ -31,12 +30,14 @@ from ..queue import (
     reclaim_generations,
     release_generation,
     resume_claim,
+    seconds_until_due,
 )
 from ..retry_policy import DEFAULT_RETRY_POLICY, RetryPolicy
 from ..validation import validate_count, validate_name, validate_seconds
 from .heartbeat import HEARTBEAT_SECONDS, HEARTBEATS_PER_LEASE, HeartbeatThread
 from .job import DoNotRetry, Job, Result, WorkerInterrupted
 from .registration import TRANSIENT_ERRORS, Registration
+from .waiting import Waiting
 
 BACKOFF: Final = RetryPolicy(base_seconds=0.5, cap_seconds=30.0)
 
@@ -49,9 +50,9 @@ class Worker:
     The handler returns a Result, or None if it does not know the size of the file. An exception fails the attempt,
     which is retried as `retry_policy` says; DoNotRetry fails the job for good. With `model_names`, only generations of
     these models are claimed; with `prefer_warm`, generations of the last job's model are preferred, see
-    claim_generation(). An idle worker polls about every `poll_seconds`. A worker that is told to stop lets the running
-    job finish within `grace_seconds` and then releases it. While it runs, get_workers() lists it, with the label
-    `device`. Raises ValueError or TypeError for a bad argument.
+    claim_generation(). An idle worker starts a submitted job at once; if it misses one, within `poll_seconds`. A worker
+    that is told to stop lets the running job finish within `grace_seconds` and then releases it. While it runs,
+    get_workers() lists it, with the label `device`. Raises ValueError or TypeError for a bad argument.
     """
 
     def __init__(
@@ -88,8 +89,7 @@ class Worker:
         self._stop_at: float | None = None
         self._heartbeat: HeartbeatThread | None = None
         self._may_interrupt = False
-        # A SimpleQueue because its put() is reentrant: a signal handler may interrupt any code and still call it.
-        self._wakeup: SimpleQueue[None] = SimpleQueue()
+        self._waiting = Waiting(self.poll_seconds)
 
     def run(self, *, max_jobs: int | None = None, until_empty: bool = False) -> int:
         """Work until told to stop, until `max_jobs` jobs are done or, with `until_empty`, until nothing is due.
@@ -108,13 +108,14 @@ class Worker:
             finally:
                 self._registration.end(storage)
                 self._stop_at = None
+                self._waiting.close()
 
     def stop(self) -> None:
         """Stop the worker as SIGTERM does: the running job may finish within `grace_seconds`. Safe in any thread."""
         if self._stop_at is None:
             self._stop_at = monotonic() + self.grace_seconds
         self._registration.stop()
-        self._wakeup.put(None)
+        self._waiting.wake()
         if self._heartbeat is not None:
             self._heartbeat.set_deadline(self._stop_at)
 
@@ -142,8 +143,8 @@ class Worker:
         self.stop()
 
     def _loop(self, storage: Storage, max_jobs: float, until_empty: bool, interrupt: Callable[[], None] | None) -> int:
-        idle = RetryPolicy(base_seconds=self.poll_seconds / 4, cap_seconds=self.poll_seconds * 1.5)
-        jobs = empty_polls = failures = 0
+        lost_race = RetryPolicy(base_seconds=self.poll_seconds / 4, cap_seconds=self.poll_seconds)
+        jobs = empty_claims = failures = 0
         reclaim_at = -math.inf
         while self._stop_at is None and jobs < max_jobs:
             try:
@@ -151,6 +152,12 @@ class Worker:
                 if monotonic() >= reclaim_at:
                     storage.run_in_transaction(reclaim_generations)
                     reclaim_at = monotonic() + self.heartbeat_seconds * random.uniform(0.5, 1.0)
+                if empty_claims and monotonic() >= self._resume_until:
+                    seconds = storage.run_step(self._look)  # cheaper than a claim, and takes no lock
+                    if seconds > 0:
+                        empty_claims = 1
+                        self._waiting.wait_for_work(storage, min(seconds, self._registration.seconds_until_due()))
+                        continue
                 generation = storage.run_step(self._claim)
                 if generation is None and until_empty and not storage.run_in_transaction(self._has_due, read_only=True):
                     break
@@ -162,11 +169,13 @@ class Worker:
                 continue
             failures = 0
             if generation is None:
-                empty_polls += 1
-                self._wait(min(idle.delay(empty_polls), self._registration.seconds_until_due()))
+                empty_claims += 1
+                if empty_claims > 1:  # one was due, but another worker was faster or has locked it
+                    self._waiting.wait(lost_race.delay(empty_claims - 1))
                 continue
-            empty_polls = 0
-            self._work(storage, generation, interrupt)
+            empty_claims = 0
+            with self._waiting.paused():
+                self._work(storage, generation, interrupt)
             jobs += 1
         return jobs
 
@@ -183,6 +192,10 @@ class Worker:
             prefer_model=self._warm_model,
             lease_seconds=self.lease_seconds,
         )
+
+    def _look(self, session: Session) -> float:
+        seconds = seconds_until_due(session, self.model_names)
+        return math.inf if seconds is None else seconds
 
     def _has_due(self, session: Session) -> bool:
         return has_due(session, self.model_names)
@@ -302,12 +315,9 @@ class Worker:
         if self._stop_at is not None:
             seconds = min(seconds, max(0.0, self._stop_at - monotonic()))
         log.warning("%s: %s failed, next try in %.1f s (%s)", self.worker_id, what, seconds, error)
-        self._wait(seconds)
-
-    def _wait(self, seconds: float) -> None:
-        """Wait for `seconds`, or until told to stop."""
-        with suppress(Empty):
-            self._wakeup.get(timeout=seconds)
+        until, stop_at = monotonic() + seconds, self._stop_at
+        while self._stop_at == stop_at and monotonic() < until:
+            self._waiting.wait(until - monotonic())
 
 
 def _describe(error: BaseException) -> str:

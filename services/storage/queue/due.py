@@ -1,0 +1,89 @@
+"""What is due, and when the next generation will be; and tell the idle workers. SQL only; never commits.
+
+See ADR 35.
+"""
+
+from collections.abc import Iterable
+from datetime import timedelta
+from functools import cache, lru_cache
+from typing import Any, Final
+
+from sqlalchemy import ColumnElement, Connection, Select, func, select, true, type_coerce, union_all
+from sqlalchemy.orm import Session
+
+from ..backends import Backend, backend_for
+from ..claim_order import distinct_priorities
+from ..conditions import NOT_PAUSED, PENDING, is_valid, literal_int
+from ..models import Generation
+from ..row_loading import connection_of
+from ..types import UTCDateTime
+from ..validation import validate_name
+
+# Idle workers are also told of what is due soon: they wait until then, and in a minute every one of them has polled.
+SOON: Final = timedelta(minutes=1)
+
+
+def seconds_until_due(session: Session, model_names: Iterable[str] | None = None) -> float | None:
+    """Return the seconds until the next pending generation is due, 0 if one is; None without one or while paused.
+
+    A generation that another transaction is claiming counts until that transaction commits.
+    """
+    models = validate_models(model_names)
+    if not models:
+        return None
+    statement = _select_next(backend_for(session), models)
+    scheduled_at, now = connection_of(session).execute(statement).one_or_none() or (None, None)
+    return None if scheduled_at is None else max(0.0, (scheduled_at - now).total_seconds())
+
+
+def has_due(session: Session, model_names: Iterable[str] | None = None) -> bool:
+    """Return whether any generation is due. False while the queue is paused."""
+    return seconds_until_due(session, model_names) == 0
+
+
+def announce_due(session: Session | Connection) -> None:
+    """Let idle workers look for work when the transaction commits, on a database that does not tell them of commits."""
+    connection = session.connection() if isinstance(session, Session) else session
+    if is_announced(connection):
+        connection.execute(_announcement(backend_for(session)))
+
+
+def is_announced(connection: Connection) -> bool:
+    """Return whether transactions of `connection` have to announce what has become due."""
+    return bool(connection.get_execution_options().get("announces_due", False))
+
+
+def validate_models(model_names: Iterable[str] | None) -> tuple[str | None, ...]:
+    """Return the distinct names, sorted; (None,) means any model. Raises TypeError for text instead of a list."""
+    if model_names is None:
+        return (None,)
+    if isinstance(model_names, str):
+        raise TypeError("model_names must be a list of names, not text: put a single name into a list")
+    return (*sorted({validate_name("model_names", name) for name in model_names}),)
+
+
+def waiting_for(model: str | None) -> list[ColumnElement[bool]]:
+    """Return the conditions of the pending generations of a model, or of any."""
+    return [PENDING] if model is None else [PENDING, Generation.model_name == model]
+
+
+@cache
+def _announcement(backend: Backend) -> Select[Any]:
+    return select(backend.announce_due())
+
+
+@lru_cache(maxsize=128)
+def _select_next(backend: Backend, models: tuple[str | None, ...]) -> Any:
+    """Return the query for the earliest `scheduled_at` of the pending generations and for now, by index seeks alone."""
+    firsts = []
+    for model in models:
+        waiting = waiting_for(model)
+        levels = distinct_priorities(waiting, true())
+        first = select(Generation.scheduled_at).where(
+            *waiting, Generation.priority == levels.c.priority, is_valid(backend.name)
+        )
+        first = first.order_by(Generation.scheduled_at, Generation.id).limit(literal_int(1)).correlate(levels)
+        firsts.append(select(first.scalar_subquery().label("scheduled_at")).select_from(levels))
+    soonest = union_all(*firsts).subquery()
+    now = type_coerce(backend.now(), UTCDateTime())
+    return select(func.min(soonest.c.scheduled_at), now).where(NOT_PAUSED)

@@ -1,0 +1,247 @@
+"""Wake-ups: a thread that calls those who wait, in this process, when the database may have changed. See ADR 35.
+
+Wake-ups only save time: whoever waits must also look by itself from time to time. Besides the worker's, this is the
+only module with a thread.
+"""
+
+import logging
+import math
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from time import monotonic
+from types import TracebackType
+from typing import Final, Self
+
+from ..backends import ChangeSource
+from ..retry_policy import RetryPolicy
+
+LOOK_SECONDS: Final = 0.5  # between two looks at the database when no event comes, in case one was lost
+REOPEN: Final = RetryPolicy(base_seconds=1.0, cap_seconds=30.0)
+
+# A change within ACTIVE_SECONDS of the last call is reported after a pause, which doubles from the first to the
+# longest: the cost for those who wait has a limit, however often others commit.
+ACTIVE_SECONDS: Final = 0.1
+FIRST_PAUSE: Final = 0.005
+
+log = logging.getLogger(__name__)
+
+
+class Subscription:
+    """Calls a function in the thread of the wake-ups after each change, until it is closed. It must not block."""
+
+    def __init__(self, wakeups: "Wakeups", call: Callable[[], None]) -> None:
+        self._wakeups = wakeups
+        self.call = call
+        self.is_open = True
+        self.is_paused = self.has_missed = False
+
+    def pause(self) -> None:
+        """Make no calls until resume()."""
+        self.is_paused = True
+
+    def resume(self) -> None:
+        """Call again, also for what has changed in the meantime."""
+        self.is_paused = False
+        if self.has_missed:
+            self.has_missed = False
+            self.call()
+        self._wakeups.nudge()
+
+    def close(self) -> None:
+        """End the subscription; with the last one, the thread ends too. Does not wait for a call that is running."""
+        self._wakeups.remove(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Wakeups:
+    """The wake-ups of one database, from the source that `open_source` returns. The thread runs while anybody waits.
+
+    The first change is reported at once, those of a busy database together, after up to `longest_pause` seconds. Calls
+    are at most `at_least_every` seconds apart, also without a change. While the source cannot be opened, there are only
+    these calls.
+    """
+
+    def __init__(
+        self, open_source: Callable[[], ChangeSource], *, longest_pause: float, at_least_every: float = math.inf
+    ) -> None:
+        self._open_source = open_source
+        self._longest_pause = longest_pause
+        self._at_least_every = at_least_every
+        self._reset()
+        _all.add(self)
+
+    def _reset(self) -> None:
+        self._state = threading.Condition()  # reentrant; guards all that follows
+        self._subscriptions: list[Subscription] = []
+        self._thread: threading.Thread | None = None
+        self._source: ChangeSource | None = None
+        self._holds = 0
+
+    def subscribe(self, call: Callable[[], None]) -> Subscription:
+        """Return an open subscription; the first call comes soon, so that no change before it is lost."""
+        subscription = Subscription(self, call)
+        with self._state:
+            self._subscriptions.append(subscription)
+            self._start()
+        return subscription
+
+    def remove(self, subscription: Subscription) -> None:
+        """End a subscription; see Subscription.close()."""
+        subscription.is_open = False
+        with self._state:
+            if subscription in self._subscriptions:
+                self._subscriptions.remove(subscription)
+            if not self._subscriptions:
+                self.nudge()
+
+    def nudge(self) -> None:
+        """Let the thread look at the subscriptions again."""
+        with self._state:
+            self._state.notify_all()
+            if self._source is not None:
+                self._source.interrupt()
+
+    def close(self) -> None:
+        """End all subscriptions, with a last call for each, and wait until the connection is closed."""
+        with self._state:
+            ended, self._subscriptions = self._subscriptions, []
+        for subscription in ended:
+            subscription.is_open = False
+        self._join()
+        for subscription in ended:
+            subscription.call()
+
+    def hold(self) -> None:
+        """End the thread before a fork: a child that inherits its connection could not use the database."""
+        with self._state:
+            self._holds += 1
+        self._join()
+
+    def release(self) -> None:
+        """Continue after hold()."""
+        with self._state:
+            self._holds -= 1
+            self._start()
+
+    def forget(self) -> None:
+        """End the subscriptions in a forked child: they belong to threads of the parent."""
+        for subscription in self._subscriptions:
+            subscription.is_open = False
+        self._reset()
+
+    def _start(self) -> None:
+        with self._state:
+            if self._thread is None and self._is_needed():
+                self._thread = threading.Thread(target=self._run, name="wake-ups", daemon=True)
+                self._thread.start()
+
+    def _join(self) -> None:
+        self.nudge()
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    def _is_needed(self) -> bool:
+        return bool(self._subscriptions) and not self._holds
+
+    def _are_all_paused(self) -> bool:
+        return all(subscription.is_paused for subscription in self._subscriptions)
+
+    def _run(self) -> None:
+        failures, failed_at = 0, -math.inf
+        while self._goes_on():
+            try:
+                self._follow()
+            except Exception as error:
+                failures = failures + 1 if monotonic() - failed_at < 2 * REOPEN.cap_seconds else 1
+                failed_at = monotonic()
+                log.info("changes of the database cannot be watched (%s), so waits are longer", type(error).__name__)
+                self._call_all()
+                with self._state:
+                    self._state.wait_for(
+                        lambda: not self._is_needed(), min(REOPEN.delay(failures), self._at_least_every)
+                    )
+
+    def _goes_on(self) -> bool:
+        """Return whether anybody is waiting; if not, the thread must end."""
+        with self._state:
+            self._state.wait_for(lambda: not self._is_needed() or not self._are_all_paused())
+            if not self._is_needed():
+                self._thread = None
+                return False
+            return True
+
+    def _follow(self) -> None:
+        """Open the source, and call the subscribers after each change while there are any."""
+        source = self._open_source()
+        try:
+            with self._state:
+                self._source = source
+            self._call_all()
+            called_at, pause = monotonic(), 0.0
+            while self._is_watching():
+                has_event = source.wait(min(LOOK_SECONDS, self._at_least_every))
+                seconds = monotonic() - called_at
+                pause = min(max(2 * pause, FIRST_PAUSE), self._longest_pause) if seconds < ACTIVE_SECONDS else 0.0
+                has_changed = self._look(source, [pause] if pause or not has_event else source.pauses)
+                if has_changed or seconds >= self._at_least_every:
+                    self._call_all()
+                    called_at = monotonic()
+        finally:
+            with self._state:
+                self._source = None
+            source.close()
+
+    def _is_watching(self) -> bool:
+        """Return whether anybody is waiting, after a wait without a look while all subscriptions are paused."""
+        with self._state:
+            self._state.wait_for(lambda: not self._is_needed() or not self._are_all_paused())
+            return self._is_needed()
+
+    def _look(self, source: ChangeSource, pauses: Sequence[float]) -> bool:
+        """Return whether the source has changed, after one of the pauses."""
+        for pause in pauses:
+            if pause:
+                time.sleep(pause)
+            if source.has_changed():
+                return True
+            if not self._subscriptions:
+                break
+        return False
+
+    def _call_all(self) -> None:
+        for subscription in list(self._subscriptions):
+            if subscription.is_paused:
+                subscription.has_missed = True
+            else:
+                subscription.call()
+
+
+def _hold_all() -> None:
+    for wakeups in list(_all):
+        wakeups.hold()
+
+
+def _release_all() -> None:
+    for wakeups in list(_all):
+        wakeups.release()
+
+
+def _forget_all() -> None:
+    for wakeups in list(_all):
+        wakeups.forget()
+
+
+_all: weakref.WeakSet[Wakeups] = weakref.WeakSet()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_hold_all, after_in_parent=_release_all, after_in_child=_forget_all)
