@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from signal import SIGKILL
 
 import pytest
 from sqlalchemy import text
@@ -90,8 +91,29 @@ def test_a_killed_restore_leaves_the_old_database_or_the_new_one(
         assert contents(db) in [state for _, state in states]
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_restore_killed_between_two_statements_changes_nothing(
+    db: Storage, database_url: str, tmp_path: Path
+) -> None:
+    fill(db, 300)
+    backup = backup_database(tmp_path / "copy.dump")
+    with db.session() as session:
+        session.execute(text("DELETE FROM generations"))
+        session.execute(text("DELETE FROM prompts"))
+    fill(db, 30, seed=2)
+    before = contents(db)
+    for part in (0.2, 0.5, 0.8, 0.999):
+        with drill_processes(1, "restore_a_part", database_url, str(backup.path), str(part)) as (process,):
+            assert process.read_line() == "ready"
+            assert process.process.wait() == -SIGKILL
+        wait_for_orphans(database_url)
+        assert contents(db) == before
+
+
 def wait_for_orphans(url: str) -> None:
-    """Wait for a pg_restore whose parent was killed: it commits or rolls back by itself."""
-    running = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'pg_restore'"
+    """Wait for a psql or pg_dump whose parent was killed: it commits or rolls back by itself."""
+    running = (
+        "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND application_name IN ('psql', 'pg_dump')"
+    )
     while not is_sqlite(url) and ask(url, running):
         time.sleep(0.02)

@@ -6,6 +6,7 @@ Each function is what one process does. It prints a line, flushed at once, for e
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -163,6 +164,21 @@ def restore_until_killed(url: str, *backups: str) -> None:
             restore_database(backup)
 
 
+def restore_a_part(url: str, backup: str, part: str) -> None:
+    """Restore a backup into PostgreSQL; be killed when psql has got some of the statements."""
+
+    def copy(source: Any, target: Any) -> None:
+        script = source.read()
+        target.write(script[: script.rindex(b";\n", 0, int(len(script) * float(part))) + 2])
+        target.flush()
+        print_line("ready")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    init_db(url)
+    shutil.copyfileobj = copy
+    restore_database(backup)
+
+
 def fork_and_kill() -> None:
     """For each line of stdin, fork a child that does `work` and is killed after a number of statements.
 
@@ -202,6 +218,7 @@ FUNCTIONS = {
         back_up_until_killed,
         count_up,
         read_then_write,
+        restore_a_part,
         restore_until_killed,
         initialize,
         take_batches,

@@ -51,14 +51,19 @@ class PostgreSQLBackups:
             return file.read(5) == b"PGDMP"
 
     def write(self, engine: Engine, path: Path) -> Contents:
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-        program = _find_program("pg_dump")
-        with engine.connect() as connection, connection.execution_options(isolation_level="REPEATABLE READ").begin():
+        target = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        with (
+            os.fdopen(target, "wb") as file,
+            engine.connect() as connection,
+            connection.execution_options(isolation_level="REPEATABLE READ").begin(),
+        ):
             for setting in SETTINGS:
                 connection.exec_driver_sql(f"SET LOCAL {setting}")
             snapshot = connection.exec_driver_sql("SELECT pg_export_snapshot()").scalar_one()
+            # Not --file: a pg_dump that outlives us would create the file again, after the next backup deleted it.
+            command = [_find_program("pg_dump"), *COMMON, "--format=custom", f"--snapshot={snapshot}"]
             with _service_file(engine) as environment:
-                _run([program, *COMMON, "--format=custom", f"--snapshot={snapshot}", f"--file={path}"], environment)
+                _run(command, environment, file)
             driver: Any = connection.connection.driver_connection
             return _summarize((table, _copied(driver, table, columns)) for table, columns in driver.execute(TABLES))
 
@@ -83,7 +88,7 @@ class PostgreSQLBackups:
         newer = sorted(present & Base.metadata.tables.keys() - archived)
         script = "".join(f"DROP TABLE {table};\n" for table in newer)
         dump = [_find_program("pg_restore"), "--clean", "--if-exists", "--no-owner", "--no-privileges", "--file=-"]
-        psql = [_find_program("psql"), f"--dbname=service={SERVICE}", "--no-psqlrc", "--quiet", "--single-transaction"]
+        psql = [_find_program("psql"), f"--dbname=service={SERVICE}", "--no-psqlrc", "--quiet"]
         with _service_file(engine) as environment:
             _pipe([*dump, str(path)], [*psql, "--set=ON_ERROR_STOP=1"], script.encode(), environment)
         engine.pool.dispose()  # other processes prepare their statements again by themselves
@@ -91,7 +96,10 @@ class PostgreSQLBackups:
 
 
 def _pipe(source: list[str], target: list[str], first: bytes, environment: dict[str, str]) -> None:
-    """Run `target` with `first` and then the output of `source` as input. Raises BackupError if one of them fails."""
+    """Run `first` and the output of `source` in psql, as one transaction. Raises BackupError if a program fails.
+
+    Not with --single-transaction: if this process was killed, psql would commit the part that it had read.
+    """
     with (
         subprocess.Popen(source, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as writer,
         subprocess.Popen(
@@ -102,16 +110,16 @@ def _pipe(source: list[str], target: list[str], first: bytes, environment: dict[
         assert reader.stdin is not None
         assert reader.stderr is not None
         with suppress(BrokenPipeError):  # the reader has ended with an error
-            reader.stdin.write(first)
+            reader.stdin.write(b"BEGIN;\n" + first)
             shutil.copyfileobj(writer.stdout, reader.stdin)
             reader.stdin.flush()
         writer.stdout.close()
-        if writer.wait() and reader.poll() is None:
-            reader.kill()  # or it would commit the part that it has
         with suppress(BrokenPipeError):
+            if writer.wait() == 0:  # else psql rolls back
+                reader.stdin.write(b"COMMIT;\n")
             reader.stdin.close()
         message = reader.stderr.read().decode(errors="replace").strip().splitlines()
-        if reader.wait():
+        if reader.wait() or writer.returncode:
             raise BackupError(f"the restore failed: {message[0] if message else 'the archive cannot be read'}")
 
 
@@ -136,8 +144,9 @@ def _service_file(engine: Engine) -> Iterator[dict[str, str]]:
         yield child_environment(PGSERVICEFILE=str(file), LC_MESSAGES="C")
 
 
-def _run(command: list[str], environment: dict[str, str]) -> None:
-    done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+def _run(command: list[str], environment: dict[str, str], output: IO[bytes]) -> None:
+    errors = subprocess.PIPE
+    done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=errors, check=False)
     if done.returncode:
         message = done.stderr.decode(errors="replace").strip().splitlines()
         raise BackupError(
