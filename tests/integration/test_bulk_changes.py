@@ -21,7 +21,7 @@ from services.storage import (
     retry_generations,
     set_favorites,
 )
-from services.storage.maintenance import bulk_changes
+from services.storage.maintenance import bulk_changes, pacing
 from tests.support.factories import a_generation, a_request
 
 STATUSES = tuple(GenerationStatus)
@@ -81,7 +81,8 @@ def test_a_processing_generation_is_asked_to_stop(db: Storage) -> None:
 
 
 def test_batches_report_their_progress_and_reach_every_row(db: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bulk_changes, "BATCH_ROWS", 7)
+    monkeypatch.setattr(pacing, "FEWEST_ROWS", 7)
+    monkeypatch.setattr(bulk_changes, "MOST_ROWS", 7)
     with get_session() as session:
         create_generations(session, [a_request() for _ in range(30)], batch_id="a")
         create_generations(session, [a_request() for _ in range(5)], batch_id="b")

@@ -23,7 +23,7 @@ from services.storage import (
     prune_generations,
 )
 from services.storage.lifecycle import FINISHED, GenerationStatus
-from services.storage.maintenance import file_deletion, prune
+from services.storage.maintenance import file_deletion, pacing, prune
 from services.storage.models import PrunedFile, UsageTotal
 from tests.support.databases import ask, is_sqlite, run_script
 from tests.support.factories import a_request
@@ -255,7 +255,9 @@ class TestFiles:
         store(91, file_path="out/a.wav" if current == "." else "a.wav")
         assert prune_generations(older_than=DAYS_90, delete_files_under=tmp_path / "out").files == 1
 
-    def test_a_row_that_is_stored_meanwhile_keeps_its_file(self, tmp_path: Path) -> None:
+    def test_a_row_that_is_stored_meanwhile_keeps_its_file(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         store_file(tmp_path / "a.wav", 92)
         store_file(tmp_path / "b.wav", 91)
 
@@ -263,12 +265,8 @@ class TestFiles:
             with get_session() as session:
                 create_generation(session, **a_request(file_path=str(tmp_path / "b.wav")))
 
-        original = prune.FIRST_BATCH
-        prune.FIRST_BATCH = 1  # type: ignore[misc]
-        try:
-            report = prune_generations(older_than=DAYS_90, delete_files_under=tmp_path, progress=clone)
-        finally:
-            prune.FIRST_BATCH = original  # type: ignore[misc]
+        monkeypatch.setattr(pacing, "FEWEST_ROWS", 1)
+        report = prune_generations(older_than=DAYS_90, delete_files_under=tmp_path, progress=clone)
         assert report.rows == 2
         assert not (tmp_path / "a.wav").exists()
 

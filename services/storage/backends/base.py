@@ -248,7 +248,7 @@ class SpaceDialect(Protocol):
         """Return the size of the write-ahead log in bytes; None if there is none or the user may not see it."""
 
     def release_pages(self, connection: Connection, count: int) -> bool:
-        """Return up to `count` unused pages to the file system; return whether more can be returned."""
+        """In a transaction that writes, return up to `count` unused pages; return whether more can be returned."""
 
     def vacuum(self, connection: Connection, tables: Sequence[str], *, full: bool) -> None:
         """Make the space of deleted rows usable; with `full` rebuild the tables. Needs AUTOCOMMIT and no timeouts."""

@@ -29,11 +29,9 @@ class SQLiteSpace:
     def release_pages(self, connection: Connection, count: int) -> bool:
         if _read(connection, "auto_vacuum") != INCREMENTAL:
             return False
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
         for _ in range(min(count, _read(connection, "freelist_count"))):
             # One page each: the driver fetches no further than that, whatever number the PRAGMA names.
             connection.exec_driver_sql("PRAGMA incremental_vacuum(1)")
-        connection.commit()
         return _read(connection, "freelist_count") > 0
 
     def vacuum(self, connection: Connection, tables: Sequence[str], *, full: bool) -> None:

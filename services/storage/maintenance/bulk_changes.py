@@ -1,11 +1,12 @@
 """Cancel, retry, delete or mark many generations: those of a list of ids, or all that meet the filters of a list.
 
-Works in short transactions, so other writers wait for one batch at most, and can be interrupted and run again.
+Works in short transactions with pauses, so that others write meanwhile, and can be interrupted and run again.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any, Final
 
 from sqlalchemy import ColumnElement, CursorResult, Delete, Update, delete, select, update
@@ -14,12 +15,14 @@ from sqlalchemy.orm import Session
 from ..engine import Storage, get_storage
 from ..generations import list_generations
 from ..lifecycle import GenerationStatus
+from ..limits import ROWS_PER_STATEMENT
 from ..models import Generation
 from ..queue.control import update_to_cancelled, update_to_pending
 from ..queue.due import announce_due
 from ..validation import is_storable
+from .pacing import Pace
 
-BATCH_ROWS: Final = 200  # 10 to 20 ms under the write lock of SQLite
+MOST_ROWS: Final = ROWS_PER_STATEMENT
 Progress = Callable[[int], None]
 
 
@@ -35,7 +38,7 @@ def cancel_generations(**arguments: Any) -> int:
     """Cancel many generations as cancel_generation() does, and return their number; finished ones stay as they are.
 
     `ids` names them, or the filters of list_generations(); without either it is all of them. With `dry_run` nothing
-    changes. Calls `progress(number so far)` after each batch of 200, which is one transaction.
+    changes. Calls `progress(number so far)` after each batch of 100 to 1,000, which is one transaction.
     """
     unfinished = Generation.status.in_((GenerationStatus.PENDING.value, GenerationStatus.PROCESSING.value))
     not_requested = Generation.cancel_requested_at.is_(None)
@@ -81,30 +84,30 @@ def _apply(
     if ids is not None and filters:
         raise ValueError(f"ids and {min(filters)} cannot be combined: name ids or filters")
     storage = storage or get_storage()
-    count = 0
-    for batch in _given(ids) if ids is not None else _listed(storage, filters):
+    pace, count = Pace(most_rows=MOST_ROWS), 0
+    for batch in _given(ids, pace) if ids is not None else _listed(storage, filters, pace):
         chosen = Generation.id.in_(batch) & action.applies
         if dry_run:
             count += storage.run_in_transaction(partial(_count, condition=chosen), read_only=True)
         else:
-            count += storage.run_in_transaction(partial(_execute, action=action, condition=chosen))
+            count += pace.run_in_transaction(storage, partial(_execute, action=action, condition=chosen))
         if progress is not None:
             progress(count)
     return count
 
 
-def _given(ids: Iterable[str]) -> Iterator[Sequence[str]]:
-    known = [generation_id for generation_id in ids if is_storable("ids", generation_id)]
-    for start in range(0, len(known), BATCH_ROWS):
-        yield known[start : start + BATCH_ROWS]
+def _given(ids: Iterable[str], pace: Pace) -> Iterator[Sequence[str]]:
+    known = (generation_id for generation_id in ids if is_storable("ids", generation_id))
+    while batch := list(islice(known, pace.rows)):
+        yield batch
 
 
-def _listed(storage: Storage, filters: dict[str, Any]) -> Iterator[Sequence[str]]:
+def _listed(storage: Storage, filters: dict[str, Any], pace: Pace) -> Iterator[Sequence[str]]:
     """Yield the ids of a list page by page; what an action changes never moves a row to a later page."""
     cursor: str | None = None
     while True:
         with storage.session(read_only=True) as session:
-            page = list_generations(session, limit=BATCH_ROWS, after=cursor, **filters)
+            page = list_generations(session, limit=pace.rows, after=cursor, **filters)
         if page.items:
             yield [generation.id for generation in page.items]
         if page.next is None:

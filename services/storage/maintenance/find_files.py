@@ -4,7 +4,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from sqlalchemy import bindparam, update
 from sqlalchemy.orm import Session
@@ -21,7 +21,6 @@ from .file_deletion import Outputs
 from .pacing import Pace
 
 GENERATIONS = Base.metadata.tables["generations"]
-FIRST_BATCH: Final = 100
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,7 @@ def _relink(storage: Storage, moved: Sequence[tuple[Any, str]]) -> int:
         .where(GENERATIONS.c.id == bindparam("row_id"), GENERATIONS.c.file_path == bindparam("old_path"))
         .values(file_path=bindparam("new_path"), file_missing_since=None, version=GENERATIONS.c.version + 1)
     )
-    pace, done = Pace(FIRST_BATCH, most_rows=ROWS_PER_STATEMENT), 0
+    pace, done = Pace(most_rows=ROWS_PER_STATEMENT), 0
     relinked = 0
     while batch := moved[done : done + pace.rows]:
         changes = [{"row_id": row.id, "old_path": row.file_path, "new_path": path} for row, path in batch]
@@ -138,14 +137,14 @@ def _relink(storage: Storage, moved: Sequence[tuple[Any, str]]) -> int:
         def store(session: Session, changes: list[dict[str, Any]] = changes) -> int:
             return sum(session.connection().execute(link, change).rowcount for change in changes)
 
-        relinked += pace.run(lambda store=store: storage.run_in_transaction(store))  # type: ignore[misc]
+        relinked += pace.run_in_transaction(storage, store)
         done += len(batch)
     return relinked
 
 
 def _mark(storage: Storage, ids: Sequence[str], *, missing: bool) -> None:
     """Set or clear file_missing_since."""
-    pace, done = Pace(FIRST_BATCH, most_rows=ROWS_PER_STATEMENT), 0
+    pace, done = Pace(most_rows=ROWS_PER_STATEMENT), 0
     while batch := ids[done : done + pace.rows]:
 
         def store(session: Session, batch: Sequence[str] = batch) -> None:
@@ -155,5 +154,5 @@ def _mark(storage: Storage, ids: Sequence[str], *, missing: bool) -> None:
             mark = mark.values(file_missing_since=since, version=Generation.version + 1)
             session.execute(mark, execution_options={"synchronize_session": False})
 
-        pace.run(lambda store=store: storage.run_in_transaction(store))  # type: ignore[misc]
+        pace.run_in_transaction(storage, store)
         done += len(batch)

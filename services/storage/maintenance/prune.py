@@ -29,7 +29,6 @@ from .space import vacuum
 
 HOUR_MICROSECONDS: Final = 3_600_000_000
 SUSPICIOUS_ROWS: Final = 1_000
-FIRST_BATCH: Final = 100
 TOTALS = Base.metadata.tables["usage_totals"]
 FILES = Base.metadata.tables["pruned_files"]
 FINISHED_AT = type_coerce(Generation.completed_at, TimeText()).label("finished_at")
@@ -129,13 +128,13 @@ class _Prune:
         """Delete everything, batch by batch; yield the number of rows so far after each."""
         if self._outputs is not None and not self._dry_run:
             self._delete_left_files(self._outputs)
-        pace, last = Pace(FIRST_BATCH, most_rows=ROWS_PER_STATEMENT), None
+        pace, last = Pace(most_rows=ROWS_PER_STATEMENT), None
         while batch := self._read(pace.rows, last):
             last = batch[-1]
             if self._dry_run:
                 self._report(batch, self._choose_files(batch))
             else:
-                self._report(*pace.run(lambda batch=batch: self._delete(batch)))  # type: ignore[misc]
+                self._report(*self._delete(batch, pace))
             yield self._rows
 
     def finish(self) -> PruneReport:
@@ -155,7 +154,7 @@ class _Prune:
         with self._storage.session(read_only=True) as session:
             return session.execute(query).all()
 
-    def _delete(self, batch: Sequence[Row[Any]]) -> tuple[list[Any], list[str | None]]:
+    def _delete(self, batch: Sequence[Row[Any]], pace: Pace) -> tuple[list[Any], list[str | None]]:
         """Delete the rows of a batch, those that still meet the conditions; return them and the file of each."""
         ids = [row.id for row in batch]
 
@@ -183,7 +182,7 @@ class _Prune:
                 _list_files(session, listed)
             return rows, files
 
-        rows, files = self._storage.run_in_transaction(delete_rows)
+        rows, files = pace.run_in_transaction(self._storage, delete_rows)
         self._gone = []
         return rows, files
 

@@ -8,7 +8,6 @@ from ..models import Base
 from ..serialization import Report
 from .pacing import Pace
 
-PAGES_AT_ONCE: Final = 256
 MOST_PAGES_AT_ONCE: Final = 2_048
 
 
@@ -47,14 +46,10 @@ def vacuum(storage: Storage, *, full: bool = False) -> None:
         translate_errors(engine)
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             storage.backend.vacuum(connection, list(Base.metadata.tables), full=full)
-    pace = Pace(PAGES_AT_ONCE, most_rows=MOST_PAGES_AT_ONCE)
-    while pace.run(lambda: _release_pages(storage, pace.rows)):
+    pace = Pace(most_rows=MOST_PAGES_AT_ONCE)
+    while pace.run_in_transaction(
+        storage, lambda session: storage.backend.release_pages(session.connection(), pace.rows)
+    ):
         pass
     with storage.engine.connect() as connection:
         storage.backend.empty_log(connection)
-
-
-def _release_pages(storage: Storage, count: int) -> bool:
-    # A new connection from the pool for each step: its return is when a large log is emptied.
-    with storage.engine.connect() as connection:
-        return storage.backend.release_pages(connection, count)
