@@ -25,8 +25,8 @@ ID = {
     "postgresql": "lpad(CAST(:first AS text), 8, '0') || '-0000-7000-8000-' || lpad(CAST(i AS text), 12, '0')",
 }
 TIME = {
-    "sqlite": "strftime('%Y-%m-%d %H:%M:%S.000000', 'now', :when, '+' || (i / 1000) || ' seconds')",
-    "postgresql": "now() + CAST(:when AS interval) + i * interval '1 ms'",
+    "sqlite": "strftime('%Y-%m-%d %H:%M:%S.000000', 'now', :when, '+' || (i * :apart) || ' seconds')",
+    "postgresql": "now() + CAST(:when AS interval) + i * CAST(:apart AS float8) * interval '1 second'",
 }
 INDEXES = {
     "sqlite": "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND tbl_name = 'generations' AND sql > ''",
@@ -98,8 +98,9 @@ def fill(
     priority: int = 0,
     status: str = "pending",
     when: str = "-1 day",
+    seconds_apart: float = 0.001,
 ) -> None:
-    """Store `count` generations created and scheduled from `when` on, one per millisecond.
+    """Store `count` generations created and scheduled from `when` on, one per millisecond or `seconds_apart`.
 
     `first` makes the ids of several calls different.
     """
@@ -123,6 +124,7 @@ def fill(
                 "priority": priority,
                 "status": status,
                 "when": when,
+                "apart": seconds_apart,
             },
         )
         for _, definition in indexes:
