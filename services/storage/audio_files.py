@@ -2,8 +2,9 @@
 
 import hashlib
 import os
-from pathlib import Path
 from typing import Final, NamedTuple
+
+from .file_reading import open_file
 
 # The first bytes of a file in each format: their offset, and the bytes (https://en.wikipedia.org/wiki/List_of_file_signatures).
 SIGNATURES: Final = (
@@ -27,8 +28,8 @@ class AudioFile(NamedTuple):
 
 
 def describe_file(path: str | os.PathLike[str]) -> AudioFile:
-    """Read a file and return what is known about it. Raises OSError if it cannot be read."""
-    with Path(path).open("rb") as file:
+    """Read a file and return what is known about it. Raises OSError if it cannot be read, or is a database in use."""
+    with open_file(path) as file:
         start = file.read(READ_BYTES)
         file.seek(0)
         digest = hashlib.file_digest(file, "sha256").hexdigest()

@@ -33,6 +33,18 @@ def test_an_unknown_format_is_none(content: bytes, tmp_path: Path) -> None:
     assert describe_file(path) == (len(content), hashlib.sha256(content).hexdigest(), None)
 
 
+@pytest.mark.parametrize("suffix", ["-wal", "-shm", "-journal"])
+def test_a_database_in_use_is_not_opened(suffix: str, tmp_path: Path) -> None:
+    database, companion = tmp_path / "generations.db", tmp_path / f"generations.db{suffix}"
+    for path in (database, companion):
+        path.touch()
+    for path in (database, companion):
+        with pytest.raises(OSError, match="only SQLite may open"):
+            describe_file(path)
+    companion.unlink()
+    assert describe_file(database).size_bytes == 0
+
+
 def test_a_missing_file_is_an_os_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         describe_file(tmp_path / "none")

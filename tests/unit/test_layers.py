@@ -16,9 +16,9 @@ ROOT = PACKAGE.parents[1]
 # A module or package may import those of earlier lines only, not those of its own line.
 LAYERS = (
     {"limits", "defaults", "errors", "serialization", "constructor_arguments", "version"},
-    {"json_members", "json_values", "search_words", "audio_files", "durable_files"},
+    {"json_members", "json_values", "search_words", "durable_files", "file_reading"},
     {"types"},
-    {"lifecycle", "settings", "retry_policy", "search_spellings"},
+    {"audio_files", "lifecycle", "settings", "retry_policy", "search_spellings"},
     {"schema", "validation", "declarative", "search_query"},
     {"model_base", "status_checks", "retention_tables"},
     {"queue_tables"},
@@ -184,7 +184,7 @@ def test_only_the_settings_read_the_environment(path: Path) -> None:
 
 # Who may open files, and why none of these can be the live database of this process.
 OPENS_FILES = {
-    "audio_files.py": "reads rendered files; find_files() leaves out the files of a database",
+    "file_reading.py": "refuses a database that is in use",
     "admin/audio.py": "opens files through Outputs, which leaves out those of a database",
     "backends/sqlite_files.py": "creates an empty file that is not there yet",
     "backends/sqlite_backup.py": "creates the file of a backup",
@@ -192,7 +192,6 @@ OPENS_FILES = {
     "maintenance/file_deletion.py": "opens folders, and files that are not a database's, without following a link",
     "durable_files.py": "flushes a finished backup, which no connection has open, and its folder",
     "demo/processes.py": "reads standard input",
-    "demo/prompts.py": "reads the prompts of --prompts",
     "demo/synthesis.py": "writes a WAV under a partial name",
 }
 OPENING = {

@@ -3,8 +3,11 @@
 import csv
 import json
 from collections.abc import Iterable
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
+
+from ..file_reading import open_file
 
 FAILING_PROMPT = "a doom metal riff so slow that it never starts, 0 BPM"
 
@@ -48,7 +51,8 @@ def read_prompts(path: Path) -> list[str]:
     the file cannot be read.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with TextIOWrapper(open_file(path), encoding="utf-8-sig") as file:
+            text = file.read()
     except UnicodeDecodeError:
         raise ValueError(f"{path.name} is not UTF-8 text") from None
     try:
