@@ -21,6 +21,11 @@ def test_a_killed_workers_job_is_finished_by_another(tmp_path: Path) -> None:
     killed = re.findall(r"^worker (\d) was killed \(kill -9\) while rendering: (.+)$", done.stderr, re.MULTILINE)
     finished = re.findall(r"^finished by worker (\d) on attempt (\d): (.+)$", done.stderr, re.MULTILINE)
     ((killed_worker, lost),) = killed
+    alive = re.findall(r"^(\d) workers are alive: (.+)$", done.stderr, re.MULTILINE)
+    assert [number for number, _ in alive] == ["3", "2"]
+    assert f"worker {killed_worker}" in alive[0][1]
+    assert f"worker {killed_worker}" not in alive[1][1]
+    assert f"waiting for the lease of worker {killed_worker} to expire, 2 seconds" in done.stderr
     # On a busy machine other workers may lose a lease as well.
     assert [worker != killed_worker for worker, attempt, prompt in finished if prompt == lost and attempt >= "2"] == [
         True

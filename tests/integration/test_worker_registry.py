@@ -247,6 +247,15 @@ class TestWorkers:
         assert promised == pytest.approx(timedelta(seconds=20), abs=timedelta(seconds=1))
         assert workers() == []
 
+    @pytest.mark.parametrize(("lease", "promise"), [(0.5, 0.5), (20, 20), (60, 45), (3_600, 45)])
+    def test_a_worker_counts_for_its_lease_or_45_seconds(self, lease: float, promise: float) -> None:
+        submit()
+        seen: list[WorkerStatus] = []
+        Worker(lambda job: seen.extend(workers()), lease_seconds=lease).run(until_empty=True)
+        assert seen[0].last_seen_at is not None
+        counts_for = (seen[0].expires_at - seen[0].last_seen_at).total_seconds()
+        assert counts_for == pytest.approx(promise, abs=0.2)
+
     def test_a_worker_with_the_id_of_a_dead_one_has_started_now(self) -> None:
         register("gpu-0")
         with get_session() as session:

@@ -27,26 +27,34 @@ from services.storage import (
     Storage,
     cancel_batch,
     cancel_generation,
+    check_health,
     claim_generations,
     complete_generation,
     delete_generation,
+    explain_wait,
     fail_generation,
     get_attempts,
     get_database_stats,
     get_queue_position,
+    get_queue_stats,
+    get_workers,
     heartbeat_generation,
     pause_queue,
     reclaim_generations,
+    register_worker,
     release_generation,
     resume_queue,
     retry_generation,
+    unregister_worker,
 )
+from services.storage.models import RegisteredWorker
 from services.storage.schema import FINISHED
-from tests.support.clock import ago, ahead
+from tests.support.clock import ago, ahead, rewrite_worker
 from tests.support.factories import a_generation
 
 AT_ONCE = RetryPolicy(base_seconds=0, cap_seconds=0)
 MODELS = ("small", "large")
+WORKERS = ("gpu-0", "gpu-1", "gpu-2")
 OUTCOMES = ("completed", "failed", "retried", "released")
 
 
@@ -68,6 +76,15 @@ class Row:
     history: dict[int, str] = field(default_factory=dict)
 
 
+@dataclass
+class Registered:
+    """The row of a worker in the registry, in the model."""
+
+    model_names: list[str] | None
+    is_stopping: bool
+    is_silent: bool = False
+
+
 class LifeCycle(RuleBasedStateMachine):
     storage: ClassVar[Storage]
     ids = Bundle("ids")
@@ -76,10 +93,12 @@ class LifeCycle(RuleBasedStateMachine):
     @initialize(target=ids)
     def begin(self) -> Any:
         self.rows: dict[str, Row] = {}
+        self.registered: dict[str, Registered] = {}
         self.paused = False
         self.clock = 0
         with self.storage.session() as session:
             session.query(Generation).delete()
+            session.query(RegisteredWorker).delete()
             resume_queue(session)
         return multiple(*(self.create_row(number % 2, MODELS[number % 2], True, None, 3) for number in range(4)))
 
@@ -127,8 +146,13 @@ class LifeCycle(RuleBasedStateMachine):
             assert delete_generation(session, generation_id)
         del self.rows[generation_id]
 
-    @rule(target=leases, limit=st.integers(1, 3), model_names=st.sampled_from([None, ["small"], ["large", "small"]]))
-    def claim(self, limit: int, model_names: list[str] | None) -> Any:
+    @rule(
+        target=leases,
+        worker_id=st.sampled_from(WORKERS),
+        limit=st.integers(1, 3),
+        model_names=st.sampled_from([None, ["small"], ["large", "small"]]),
+    )
+    def claim(self, worker_id: str, limit: int, model_names: list[str] | None) -> Any:
         waiting = [
             (generation_id, row)
             for generation_id, row in self.rows.items()
@@ -137,13 +161,13 @@ class LifeCycle(RuleBasedStateMachine):
         waiting.sort(key=lambda item: (-item[1].priority, item[1].order))
         expected = [] if self.paused else waiting[:limit]
         with self.storage.session() as session:
-            claimed = claim_generations(session, limit, "gpu-0", model_names=model_names)
+            claimed = claim_generations(session, limit, worker_id, model_names=model_names)
         assert [row.id for row in claimed] == [generation_id for generation_id, _ in expected]
         for generation, (generation_id, row) in zip(claimed, expected, strict=True):
             row.status, row.attempt = "processing", row.attempt + 1
-            row.lease = Lease(generation_id, "gpu-0", row.attempt)
+            row.lease = Lease(generation_id, worker_id, row.attempt)
             assert generation.lease == row.lease
-        return claimed[0].lease if claimed else Lease("none", "gpu-0", 1)
+        return claimed[0].lease if claimed else Lease("none", worker_id, 1)
 
     def held(self, lease: Lease) -> Row | None:
         row = self.rows.get(lease.generation_id)
@@ -218,8 +242,46 @@ class LifeCycle(RuleBasedStateMachine):
         with self.storage.session() as session:
             session.get_one(Generation, generation_id).lease_expires_at = ago(seconds=1)
 
+    @rule(
+        worker_id=st.sampled_from(WORKERS),
+        model_names=st.sampled_from([None, ["small"], ["large"], ["tiny"]]),
+        is_stopping=st.sampled_from([False, False, True]),
+    )
+    def register(self, worker_id: str, model_names: list[str] | None, is_stopping: bool) -> None:
+        self.registered[worker_id] = Registered(model_names, is_stopping)
+        with self.storage.session() as session:
+            state = "stopping" if is_stopping else "idle"
+            register_worker(session, worker_id, model_names=model_names, state=state)
+
+    @rule(worker_id=st.sampled_from(WORKERS))
+    def unregister(self, worker_id: str) -> None:
+        with self.storage.session() as session:
+            assert unregister_worker(session, worker_id) == (self.registered.pop(worker_id, None) is not None)
+
+    @rule(worker_id=st.sampled_from(WORKERS))
+    def hear_nothing_of(self, worker_id: str) -> None:
+        if worker_id not in self.registered:
+            return
+        self.registered[worker_id].is_silent = True
+        with self.storage.session() as session:
+            rewrite_worker(session, worker_id, expires_at=ago(seconds=1))
+
+    def lease_holders(self) -> dict[str, set[str]]:
+        """Return the ids of the generations under a valid lease, by worker."""
+        holders: dict[str, set[str]] = {}
+        for generation_id, row in self.rows.items():
+            if row.lease is not None and not row.expired:
+                holders.setdefault(row.lease.worker_id, set()).add(generation_id)
+        return holders
+
     @rule()
     def reclaim(self) -> None:
+        holders = self.lease_holders()
+        self.registered = {
+            worker_id: worker
+            for worker_id, worker in self.registered.items()
+            if not worker.is_silent or worker_id in holders
+        }
         expired = {generation_id for generation_id, row in self.rows.items() if row.expired}
         with self.storage.session() as session:
             assert {row.id for row in reclaim_generations(session)} == expired
@@ -330,6 +392,37 @@ class LifeCycle(RuleBasedStateMachine):
             if due:
                 last, _ = min(due, key=lambda item: (item[1].priority, -item[1].order))
                 assert get_queue_position(session, last) == len(due)
+
+    @invariant()
+    def every_report_counts_the_same_workers(self) -> None:
+        holders = self.lease_holders()
+        live = {worker_id for worker_id, worker in self.registered.items() if not worker.is_silent}
+        live |= holders.keys() - self.registered.keys()
+        with self.storage.session(read_only=True) as session:
+            workers = {worker.id: worker for worker in get_workers(session)}
+            assert workers.keys() == live
+            assert get_queue_stats(session).workers == len(live)
+            stored = {row.id for row in session.query(RegisteredWorker)}
+            assert stored == self.registered.keys()
+            claiming = []
+            for worker_id, worker in workers.items():
+                known = self.registered.get(worker_id, Registered(None, False))
+                busy = "busy" if worker_id in holders else "idle"
+                assert worker.state == ("stopping" if known.is_stopping else busy)
+                assert (worker.generation_id in holders[worker_id]) if worker_id in holders else True
+                assert worker.model_names == (None if known.model_names is None else tuple(known.model_names))
+                claiming += [] if known.is_stopping else [known.model_names or MODELS]
+            for generation_id, row in self.rows.items():
+                if row.status == "pending" and row.due and not self.paused:
+                    wait = explain_wait(session, generation_id)
+                    assert wait is not None
+                    assert (wait.reason == "no_workers") == (not claiming)
+                    nobody = bool(claiming) and not any(row.model_name in models for models in claiming)
+                    assert (wait.reason == "no_worker_for_model") == nobody
+        health = check_health(storage=self.storage)
+        due = sum(row.status == "pending" and row.due for row in self.rows.values())
+        assert (health.ok, health.workers, health.backlog, health.paused) == (True, len(live), due, self.paused)
+        assert bool(health.problems) == (due > 0 and not live and not self.paused)
 
 
 def test_the_life_cycle_is_what_its_model_says(db: Storage, scaled: Any) -> None:

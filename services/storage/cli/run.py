@@ -21,7 +21,7 @@ from .history import print_stats
 from .output import echo_err, open_storage, progress_bar, sanitize, shorten
 
 if TYPE_CHECKING:
-    from ..demo.processes import Event
+    from ..demo.processes import Event, LiveWorkers
     from ..worker import Job, Result
 
 PROGRESS_LINES = 50  # about as many lines of progress are printed when stderr is not a terminal
@@ -225,14 +225,19 @@ class _StderrHandler(logging.Handler):
         echo_err(record.getMessage() + (f": {clean_error_message(error)}" if error else ""))
 
 
-def _show(events: "Iterator[Event]", total: int) -> None:
+def _show(events: "Iterator[Event | LiveWorkers]", total: int) -> None:
     """Show the progress of the batch: a bar on a terminal, lines elsewhere."""
+    from ..demo.processes import LiveWorkers
+
     if sys.stdout.isatty() and sys.stderr.isatty():
         _show_bar(events, total)
         return
     every = -(-total // PROGRESS_LINES)
     number = 0
     for event in events:
+        if isinstance(event, LiveWorkers):
+            echo_err(_describe_workers(event))
+            continue
         number += not event.is_kill
         if not event.is_kill and (number % every == 0 or number == total or event.generation.is_failed):
             echo_err(f"{number:>{len(str(total))}}/{total} {_name_worker(event)}: {_describe(event.generation)}")
@@ -240,12 +245,17 @@ def _show(events: "Iterator[Event]", total: int) -> None:
             echo_err(line)
 
 
-def _show_bar(events: "Iterator[Event]", total: int) -> None:
+def _show_bar(events: "Iterator[Event | LiveWorkers]", total: int) -> None:
     from rich.text import Text
+
+    from ..demo.processes import LiveWorkers
 
     with progress_bar() as progress:
         bar = progress.add_task("", total=total)
         for event in events:
+            if isinstance(event, LiveWorkers):
+                progress.console.print(Text(_describe_workers(event)))
+                continue
             for line in _report(event):
                 progress.console.print(Text(line, style="red" if event.is_kill else "green"))
             if event.is_kill:
@@ -257,13 +267,23 @@ def _show_bar(events: "Iterator[Event]", total: int) -> None:
         progress.update(bar, description="done")
 
 
+def _describe_workers(workers: "LiveWorkers") -> str:
+    states = ", ".join(f"worker {number} {state}" for number, state in sorted(workers.states.items()))
+    count = len(workers.states)
+    return f"{count} worker{' is' if count == 1 else 's are'} alive: {states}"
+
+
 def _report(event: "Event") -> list[str]:
     """Return the lines to print about a kill, or about a generation that took more than one attempt."""
+    from ..demo.processes import LEASE_SECONDS
+
     prompt = shorten(event.generation.prompt)
     if event.is_kill:
+        worker = f"worker {event.worker}"
         return [
-            f"worker {event.worker} was killed (kill -9) while rendering: {prompt}",
-            "waiting for its lease to expire; then another worker reclaims and renders that prompt",
+            f"{worker} was killed (kill -9) while rendering: {prompt}",
+            f"waiting for the lease of {worker} to expire, {LEASE_SECONDS:g} seconds after its last heartbeat",
+            "then it no longer counts, and another worker renders that prompt",
         ]
     if event.generation.attempt > 1:
         return [f"finished by {_name_worker(event)} on attempt {event.generation.attempt}: {prompt}"]

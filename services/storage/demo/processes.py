@@ -6,7 +6,7 @@ closes it when the demo itself dies.
 
 import json
 import sys
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +19,11 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from ..engine import Storage
-from ..lifecycle import GenerationStatus
+from ..lifecycle import GenerationStatus, WorkerState
 from ..models import Attempt, Generation, QueueState
+from ..queue import get_workers
 from ..worker import Job, Result, Worker, WorkerInterrupted
+from ..worker.supervision import stop_at_end_of
 from . import MODEL_NAME, render_job
 from .synthesis import read_style
 
@@ -54,6 +56,13 @@ class Event:
 
 
 @dataclass(frozen=True)
+class LiveWorkers:
+    """The workers of the demo that count as alive, by number, and what each is doing."""
+
+    states: Mapping[int, WorkerState]
+
+
+@dataclass(frozen=True)
 class WorkerProcess:
     """A worker process of the demo, and the number that messages call it by."""
 
@@ -77,30 +86,38 @@ def require_shareable(storage: Storage) -> None:
         raise DemoError("the queue of this database is paused: call resume_queue() first")
 
 
-def run_batch(storage: Storage, generations: Sequence[Generation], outputs: Path) -> Generator[Event]:
+def run_batch(storage: Storage, generations: Sequence[Generation], outputs: Path) -> Generator[Event | LiveWorkers]:
     """Render a batch into `outputs` in worker processes, and yield an Event for each kill and each finished generation.
 
-    Kills the worker that renders the generation in the middle of the batch. No process is left afterwards, even after
-    an exception. Raises DemoError when every worker has exited before the batch is finished.
+    Kills the worker that renders the generation in the middle of the batch. Yields LiveWorkers when all workers are
+    alive, and when the killed one no longer counts. No process is left afterwards, even after an exception. Raises
+    DemoError when every worker has exited before the batch is finished.
     """
     batch_id, kill_id = generations[0].batch_id, _choose_kill_id(generations)
     finished: set[str] = set()
     with _start_workers(storage, min(WORKER_COUNT, len(generations) + 1), kill_id, outputs) as workers:
         numbers = {worker.worker_id: worker.number for worker in workers}
-        while len(finished) < len(generations):
-            if kill_id is not None:
+        has_news = True
+        while len(finished) < len(generations) or has_news:
+            running = {worker.number: worker.process for worker in workers if worker.process.poll() is None}
+            alive = _find_alive(storage, numbers)
+            if has_news and alive.states.keys() == running.keys():
+                yield alive
+                has_news = False
+            if kill_id is not None and not has_news:
                 killed = _kill_worker_of(storage, workers, kill_id)
                 if killed is not None:
                     yield killed
-                    kill_id = None
+                    kill_id, has_news = None, True
             for generation, worker_id in _find_finished(storage, batch_id, finished):
                 finished.add(generation.id)
                 yield Event(numbers.get(worker_id or ""), generation)
-            running = [worker.process for worker in workers if worker.process.poll() is None]
-            if not running and len(finished) < len(generations):
-                raise DemoError("every worker has exited before the batch was finished")
+            if not running:
+                if len(finished) < len(generations):
+                    raise DemoError("every worker has exited before the batch was finished")
+                return
             with suppress(TimeoutExpired):
-                running[0].wait(POLL_SECONDS)
+                next(iter(running.values())).wait(POLL_SECONDS)
 
 
 def run_worker_process() -> None:
@@ -132,8 +149,8 @@ def run_worker_process() -> None:
             poll_seconds=POLL_SECONDS,
             storage=storage,
         )
-        while not wait_until_readable([stdin], [], [], POLL_SECONDS)[0]:
-            worker.run(until_empty=True)
+        stop_at_end_of(stdin, worker)
+        worker.run()
         storage.dispose()
 
 
@@ -194,6 +211,11 @@ def _kill_worker_of(storage: Storage, workers: Sequence[WorkerProcess], generati
     worker.process.kill()
     worker.process.wait()
     return Event(worker.number, generation, is_kill=True)
+
+
+def _find_alive(storage: Storage, numbers: Mapping[str, int]) -> LiveWorkers:
+    found = storage.run_in_transaction(get_workers, read_only=True)
+    return LiveWorkers({numbers[worker.id]: worker.state for worker in found if worker.id in numbers})
 
 
 def _find_finished(storage: Storage, batch_id: str | None, known: set[str]) -> list[tuple[Generation, str | None]]:
