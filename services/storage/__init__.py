@@ -131,6 +131,7 @@ from .retry_policy import RetryPolicy
 from .schema import SCHEMA_SQL, get_schema_version
 from .search import PromptMatch, check_search_index, rebuild_search_index, search_generations, search_prompts
 from .version import __version__ as __version__
+from .watching import wait_for_generation, watch_generation
 from .worker import DoNotRetry, Job, Result, Worker
 
 __all__ = [
@@ -192,6 +193,9 @@ __all__ = [
     "Job",
     "Result",
     "DoNotRetry",
+    # Waiting
+    "wait_for_generation",
+    "watch_generation",
     # Search
     "search_prompts",
     "search_generations",

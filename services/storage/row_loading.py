@@ -61,6 +61,15 @@ def load_generations(session: Session, rows: Iterable[Row[Any]]) -> list[Generat
     return load(session, Generation, rows)
 
 
+def detached_generation(row: Row[Any]) -> Generation:
+    """Return a detached object for a row of all columns of `generations`."""
+    mapper, keys, position = _attributes(Generation)
+    generation: Generation = mapper.class_manager.new_instance()
+    generation.__dict__.update(zip(keys, row, strict=True))
+    instance_state(generation).key = mapper.identity_key_from_primary_key((row[position],))
+    return generation
+
+
 def load(session: Session, model: type[Model], rows: Iterable[Row[Any]]) -> list[Model]:
     """Return the objects for rows of all columns of the table of `model`, in their order; more columns are ignored.
 

@@ -66,12 +66,12 @@ class IdleWorker:
 
 
 @contextmanager
-def idle_worker(storage: Storage, **options: Any) -> Iterator[IdleWorker]:
+def idle_worker(storage: Storage, *, has_source: bool = True, **options: Any) -> Iterator[IdleWorker]:
     """Run a worker in a thread, from when it waits for work until the end of the block."""
     idle = IdleWorker(storage, **options)
     idle.thread.start()
     try:
-        wait_until(lambda: idle.is_idle)
+        wait_until(lambda: idle.is_idle and (not has_source or storage.due_wakeups._source is not None))
         time.sleep(0.05)  # for the call that follows the subscription, so that it is not this one that wakes the worker
         yield idle
     finally:
@@ -242,7 +242,7 @@ class TestSafetyNet:
             raise OSError("no more descriptors")
 
         monkeypatch.setattr(db.due_wakeups, "_open_source", refuse)
-        with idle_worker(db, poll_seconds=0.2) as idle:
+        with idle_worker(db, has_source=False, poll_seconds=0.2) as idle:
             create(other)
             wait_until(lambda: idle.jobs)
         wait_until(lambda: wake_up_threads() == 0)

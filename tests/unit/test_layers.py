@@ -32,10 +32,10 @@ LAYERS = (
     {"replicas", "schema_check", "session"},
     {"engine"},
     {"migrations"},
-    {"maintenance", "worker"},
+    {"maintenance", "worker", "watching"},
     {"database"},
     {"__init__"},
-    {"demo", "testing"},
+    {"demo", "testing", "aio"},
     {"admin"},
     {"cli"},
     {"__main__"},
@@ -143,7 +143,7 @@ def test_only_migrations_imports_alembic(path: Path) -> None:
     assert not [module for module in imports(path) if module.split(".")[0] == "alembic"]
 
 
-@each([path for path in outside("worker", "engine") if path not in (PACING, WAKEUP)])
+@each([path for path in outside("worker", "engine", "watching", "aio") if path not in (PACING, WAKEUP)])
 def test_only_the_worker_and_the_wake_ups_use_threads_signals_and_sleep(path: Path) -> None:
     assert not {module.split(".")[0] for module in imports(path)} & {"threading", "signal", "asyncio", "concurrent"}
     assert not [call for call in calls(path) if call.split(".")[-1] == "sleep"]
@@ -157,6 +157,18 @@ def test_the_wake_ups_have_one_thread_and_one_sleep() -> None:
         "threading.current_thread",
     }
     assert called.count("threading.Thread") == called.count("time.sleep") == 1
+
+
+def test_watches_have_a_lock_and_no_thread() -> None:
+    called = calls(PACKAGE / "watching.py")
+    assert {call for call in called if call.startswith("threading.")} == {"threading.Lock"}
+    assert not [call for call in called if call.split(".")[-1] == "sleep"]
+
+
+def test_the_functions_for_async_callers_use_the_threads_of_the_event_loop() -> None:
+    path = PACKAGE / "aio.py"
+    assert not {module.split(".")[0] for module in imports(path)} & {"threading", "signal", "concurrent"}
+    assert not [call for call in calls(path) if call.split(".")[-1] == "sleep"]
 
 
 def test_maintenance_has_one_sleep() -> None:

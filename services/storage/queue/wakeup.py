@@ -50,6 +50,10 @@ class Subscription:
             self.call()
         self._wakeups.nudge()
 
+    def request(self) -> None:
+        """Let the thread make a call soon, also without a change."""
+        self._wakeups.request()
+
     def close(self) -> None:
         """End the subscription; with the last one, the thread ends too. Does not wait for a call that is running."""
         self._wakeups.remove(self)
@@ -85,6 +89,7 @@ class Wakeups:
         self._subscriptions: list[Subscription] = []
         self._thread: threading.Thread | None = None
         self._source: ChangeSource | None = None
+        self._is_requested = False
         self._holds = 0
 
     def subscribe(self, call: Callable[[], None]) -> Subscription:
@@ -103,6 +108,12 @@ class Wakeups:
                 self._subscriptions.remove(subscription)
             if not self._subscriptions:
                 self.nudge()
+
+    def request(self) -> None:
+        """Let the thread call all subscribers soon, also without a change."""
+        with self._state:
+            self._is_requested = True
+            self.nudge()
 
     def nudge(self) -> None:
         """Let the thread look at the subscriptions again."""
@@ -194,7 +205,7 @@ class Wakeups:
                 seconds = monotonic() - called_at
                 pause = min(max(2 * pause, FIRST_PAUSE), self._longest_pause) if seconds < ACTIVE_SECONDS else 0.0
                 has_changed = self._look(source, [pause] if pause or not has_event else source.pauses)
-                if has_changed or seconds >= self._at_least_every:
+                if has_changed or seconds >= self._at_least_every or self._is_requested:
                     self._call_all()
                     called_at = monotonic()
         finally:
@@ -220,6 +231,7 @@ class Wakeups:
         return False
 
     def _call_all(self) -> None:
+        self._is_requested = False
         for subscription in list(self._subscriptions):
             if subscription.is_paused:
                 subscription.has_missed = True
