@@ -75,7 +75,7 @@ class Storage:
         self.engines = (self.engine, *(self.replicas.engines if self.replicas else ()))
         for engine in self.engines:
             translate_errors(engine)
-            event.listen(engine, "after_cursor_execute", raise_conflicts)
+            raise_conflicts(engine)
             # Python 3.13 warns about connections that the garbage collector closes.
             weakref.finalize(self, engine.dispose)
         for engine in (self._read_only_engine, *self.engines[1:]):

@@ -129,7 +129,7 @@ def get_generation(session: Session, generation_id: str) -> Generation | None:
     """Return the generation with this id, or None."""
     if not is_storable("generation_id", generation_id):
         return None
-    if identity_key(Generation, generation_id) in session.identity_map:
+    if session.identity_map and identity_key(Generation, generation_id) in session.identity_map:
         return session.get(Generation, generation_id)
     row = connection_of(session).execute(SELECT_GENERATION, {"generation_id": generation_id}).one_or_none()
     return None if row is None else load_generations(session, [row])[0]

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, event
+from sqlalchemy import Engine, event
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.exc import StaleDataError
@@ -83,16 +83,38 @@ def _note_commit(session: Session) -> None:
         session.info["committed"] = True
 
 
-def raise_conflicts(
-    connection: Connection, cursor: Any, statement: str, parameters: Any, context: Any, many: bool
-) -> None:
-    """Raise ConflictError if an UPDATE or DELETE of a flush did not find the row in the version that was read.
+def raise_conflicts(engine: Engine) -> None:
+    """Raise ConflictError if an UPDATE or DELETE of a flush does not find the row in the version that was read.
 
-    A flush would raise StaleDataError; here, users of another Session class get the error of this library too.
+    A flush would raise StaleDataError; so users of another Session class get the error of this library too.
     """
-    if context is None or not (context.isupdate or context.isdelete):
-        return
+
+    @event.listens_for(engine, "do_execute")
+    def execute(cursor: Any, statement: str, parameters: Any, context: Any) -> bool:
+        if not _is_of_flush(context):
+            return False
+        context.dialect.do_execute(cursor, statement, parameters, context)
+        _require_rows(cursor, 1)
+        return True
+
+    @event.listens_for(engine, "do_executemany")
+    def execute_many(cursor: Any, statement: str, parameters: Any, context: Any) -> bool:
+        if not _is_of_flush(context):
+            return False
+        context.dialect.do_executemany(cursor, statement, parameters, context)
+        _require_rows(cursor, len(parameters))
+        return True
+
+
+def _is_of_flush(context: Any) -> bool:
+    """Return whether a statement is an UPDATE or DELETE of the unit of work, of a row in the version that was read."""
+    if not (context.isupdate or context.isdelete):
+        return False
     # The unit of work names its parameters so; in a statement of a user they have other names, such as version_1.
     name = f"{context.compiled.statement.table.name}_version" if context.isupdate else "version"
-    if name in context.compiled.binds and cursor.rowcount < (len(parameters) if many else 1):
+    return name in context.compiled.binds
+
+
+def _require_rows(cursor: Any, count: int) -> None:
+    if cursor.rowcount < count:
         raise ConflictError(orig=StaleDataError("the row is gone or has another version"))
