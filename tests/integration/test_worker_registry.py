@@ -1,8 +1,10 @@
 """The registry of workers: who counts, for how long, and what every report says of it."""
 
+import asyncio
 import os
 import socket
 import threading
+from contextlib import nullcontext
 from datetime import timedelta
 from typing import Any
 
@@ -20,6 +22,7 @@ from services.storage import (
     copy_database,
     estimate_completion,
     explain_wait,
+    get_attempts,
     get_queue_stats,
     get_session,
     get_workers,
@@ -33,7 +36,8 @@ from services.storage import (
 )
 from services.storage.models import RegisteredWorker
 from services.storage.types import utcnow
-from services.storage.worker import heartbeat, loop, registration
+from services.storage.worker import WorkerInterrupted, heartbeat, loop, registration
+from services.storage.worker.waiting import Waiting
 from tests.support.clock import ago, expire_lease, pass_time, rewrite_worker, set_clock_back
 from tests.support.factories import a_generation
 
@@ -49,6 +53,12 @@ def workers() -> list[WorkerStatus]:
 def register(worker_id: str, **labels: Any) -> None:
     with get_session() as session:
         register_worker(session, worker_id, **labels)
+
+
+def wait_for_state(state: str) -> None:
+    """Wait until the only live worker says that it is in this state; pytest's timeout limits the wait."""
+    while workers()[0].state != state:
+        pass
 
 
 def submit(**changes: Any) -> str:
@@ -203,7 +213,7 @@ class Lockstep:
         self._barrier = threading.Barrier(count, action=self._tick)
         for module in (loop, heartbeat, registration):
             monkeypatch.setattr(module, "monotonic", lambda: self.now)
-        monkeypatch.setattr(Worker, "_wait", lambda worker, seconds: self._barrier.wait())
+        monkeypatch.setattr(Waiting, "wait", lambda waiting, seconds: self._barrier.wait())
 
     def run(self, *workers: Worker) -> None:
         self._workers = list(workers)
@@ -266,13 +276,63 @@ class TestWorkers:
         assert seen[0].started_at is not None
         assert seen[0].started_at > ago(minutes=1)
 
+    def test_a_cold_worker_that_prefers_warm_models_takes_one_that_nobody_has(self) -> None:
+        for model in ("a", "a", "b", "c", "a", "b"):
+            submit(model_name=model)
+        register("other", warm_model="b")
+        with get_session() as session:
+            claimed = claim_generation(session, "by hand")  # renders with a, as its lease says
+            assert claimed is not None
+            assert claimed.model_name == "a"
+        rendered: list[str] = []
+        Worker(lambda job: rendered.append(job.generation.model_name), prefer_warm=True).run(until_empty=True)
+        assert rendered == ["c", "a", "a", "b", "b"]
+
+    @pytest.mark.parametrize("warm", [None, "a", "b", "c"])
+    def test_without_a_model_that_nobody_has_the_order_is_that_of_the_queue(self, warm: str | None) -> None:
+        for model in ("a", "b"):
+            submit(model_name=model)
+        register("other", warm_model=warm)
+        register("ending", warm_model="a", state="stopping")
+        rendered: list[str] = []
+        Worker(lambda job: rendered.append(job.generation.model_name), prefer_warm=True, model_names=["a", "b"]).run(
+            max_jobs=1
+        )
+        assert rendered == ["b" if warm == "a" else "a"]
+
+    @pytest.mark.parametrize("told", [False, True])
+    @pytest.mark.parametrize("ending", [None, ValueError, SystemExit, asyncio.CancelledError, WorkerInterrupted])
+    def test_what_a_job_does_counts_and_what_the_worker_was_told_does_not(
+        self, ending: type[BaseException] | None, told: bool
+    ) -> None:
+        generation_id = submit()
+        seen: list[str] = []
+
+        def render(job: Job) -> None:
+            if told:
+                worker.stop()
+                wait_for_state("stopping")
+            seen.append(workers()[0].state)
+            if ending is not None:
+                raise ending
+
+        worker = Worker(render)
+        with pytest.raises(SystemExit) if ending is SystemExit else nullcontext():
+            worker.run(max_jobs=1)
+        assert seen == ["stopping" if told else "busy"]
+        assert workers() == []
+        with get_session() as session:
+            outcomes = [attempt.outcome for attempt in get_attempts(session, generation_id)]
+        is_interruption = ending is not None and not issubclass(ending, Exception)
+        expected = "completed" if ending is None else "released" if told and is_interruption else "failed"
+        assert outcomes == [expected]
+
     def test_a_stopping_worker_says_so_and_takes_nothing(self) -> None:
         first, second = submit(), submit()
 
         def render(job: Job) -> None:
             worker.stop()
-            while workers()[0].state != "stopping":
-                pass
+            wait_for_state("stopping")
             with get_session() as session:
                 wait = explain_wait(session, second)
                 assert wait is not None

@@ -1,6 +1,6 @@
 """The queue: enqueue, claim, finish and control generations. SQL only: no threads, no sleeps."""
 
-from .claims import claim_generation, claim_generations, new_worker_id, resume_claim
+from .claims import choose_model, claim_generation, claim_generations, new_worker_id, resume_claim
 from .control import (
     cancel_batch,
     cancel_generation,
@@ -24,6 +24,7 @@ __all__ = [
     "WorkerStatus",
     "cancel_batch",
     "cancel_generation",
+    "choose_model",
     "claim_generation",
     "claim_generations",
     "complete_generation",

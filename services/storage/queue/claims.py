@@ -23,6 +23,7 @@ from ..row_loading import GENERATIONS, connection_of, load_generations
 from ..validation import validate_count, validate_name, validate_seconds
 from .due import validate_models, waiting_for
 from .leases import heartbeat_generation
+from .workers import get_warm_models
 
 LOOK_AHEAD = 50  # how many rows, in claim order, are searched for the preferred model
 PATIENCE_SECONDS = 300.0  # once the head of the queue has waited this long, it is claimed whatever its model
@@ -82,6 +83,24 @@ def resume_claim(session: Session, worker_id: str, *, lease_seconds: float = LEA
     if claimed is None or claimed.lease is None:
         return None
     return heartbeat_generation(session, claimed.lease, lease_seconds=lease_seconds)
+
+
+def choose_model(session: Session, worker_id: str, *, model_names: Iterable[str] | None = None) -> str | None:
+    """Return the model that a worker without one in memory should load: to pass to its claim as `prefer_model`.
+
+    The first due generation whose model no other live worker has in memory decides, among the first 50 in claim order.
+    So workers that start together load different models, and each keeps its own. None if there is no such generation.
+    """
+    warm = get_warm_models(session, worker_id)
+    if not warm:
+        return None
+    backend = backend_for(session)
+    columns = [Generation.priority, Generation.scheduled_at, Generation.id, Generation.model_name]
+    due: list[Any] = []
+    for model in validate_models(model_names):
+        due += connection_of(session).execute(backend.select_due(waiting_for(model), columns, LOOK_AHEAD, locked=False))
+    due.sort(key=lambda row: (-row.priority, row.scheduled_at, row.id))
+    return next((row.model_name for row in due[:LOOK_AHEAD] if row.model_name not in warm), None)
 
 
 def new_worker_id() -> str:

@@ -26,6 +26,7 @@ from sqlalchemy import (
     null,
     or_,
     select,
+    union,
     union_all,
 )
 from sqlalchemy.orm import Session, aliased
@@ -132,6 +133,12 @@ def remove_silent_workers(session: Session) -> None:
     connection_of(session).execute(delete(WORKERS).where(silent, ~leased))
 
 
+def get_warm_models(session: Session, worker_id: str) -> set[str]:
+    """Return the models that live workers other than `worker_id` have in memory or are rendering with."""
+    statement, clock = _warm_models(backend_for(session))
+    return set(connection_of(session).execute(statement, clock.parameters() | {"worker_id": worker_id}).scalars())
+
+
 def count_workers(clock: StatementClock) -> Any:
     """Return the number of live workers as an SQL expression; it agrees with get_workers()."""
     registered = select(func.count()).where(*_is_live(clock)).scalar_subquery()
@@ -229,6 +236,22 @@ def _live_workers(backend: Backend) -> tuple[CompoundSelect[Any], StatementClock
         _workers_by_lease(clock),
     )
     return statement, clock
+
+
+@cache
+def _warm_models(backend: Backend) -> tuple[CompoundSelect[Any], StatementClock]:
+    clock, me = backend.statement_clock(), bindparam("worker_id", type_=Text())
+    warm = select(RegisteredWorker.warm_model).where(
+        *_is_live(clock),
+        RegisteredWorker.id != me,
+        RegisteredWorker.state != WorkerState.STOPPING.value,
+        RegisteredWorker.warm_model.is_not(None),
+    )
+    # A worker that began its job a moment ago has not written so yet.
+    rendering = select(Generation.model_name).where(
+        PROCESSING, Generation.lease_expires_at > clock(timedelta(0)), Generation.worker_id != me
+    )
+    return union(warm, rendering), clock
 
 
 def _workers_by_lease(clock: StatementClock) -> Any:

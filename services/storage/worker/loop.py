@@ -22,6 +22,7 @@ from ..engine import Storage, get_storage
 from ..errors import CommitUnknownError, LeaseLostError
 from ..models import Generation, Lease
 from ..queue import (
+    choose_model,
     claim_generation,
     complete_generation,
     fail_generation,
@@ -49,10 +50,11 @@ class Worker:
 
     The handler returns a Result, or None if it does not know the size of the file. An exception fails the attempt,
     which is retried as `retry_policy` says; DoNotRetry fails the job for good. With `model_names`, only generations of
-    these models are claimed; with `prefer_warm`, generations of the last job's model are preferred, see
-    claim_generation(). An idle worker starts a submitted job at once; if it misses one, within `poll_seconds`. A worker
-    that is told to stop lets the running job finish within `grace_seconds` and then releases it. While it runs,
-    get_workers() lists it, with the label `device`. Raises ValueError or TypeError for a bad argument.
+    these models are claimed; with `prefer_warm`, generations of the last job's model are preferred, and for the first
+    job those of a model that no other live worker has in memory, see claim_generation(). An idle worker starts a
+    submitted job at once; if it misses one, within `poll_seconds`. A worker that is told to stop lets the running job
+    finish within `grace_seconds` and then releases it. While it runs, get_workers() lists it, with the label `device`.
+    Raises ValueError or TypeError for a bad argument.
     """
 
     def __init__(
@@ -185,11 +187,14 @@ class Worker:
             claimed := resume_claim(session, self.worker_id, lease_seconds=self.lease_seconds)
         ):
             return claimed
+        model = self._warm_model
+        if self.prefer_warm and model is None:
+            model = choose_model(session, self.worker_id, model_names=self.model_names)
         return claim_generation(
             session,
             self.worker_id,
             model_names=self.model_names,
-            prefer_model=self._warm_model,
+            prefer_model=model,
             lease_seconds=self.lease_seconds,
         )
 
