@@ -25,6 +25,7 @@ from ..models import Base
 from ..settings import EngineOptions
 from .backup_dialect import BackupDialect
 from .changes import WakeupDialect
+from .schema_dialect import SchemaDialect
 
 if TYPE_CHECKING:
     from ..search_query import Query
@@ -160,56 +161,6 @@ class AnchorConnection(Protocol):
     """A connection that keeps a memory database alive until it is closed."""
 
     def close(self) -> None: ...
-
-
-class DerivedObject(NamedTuple):
-    """An object of the schema that holds no data of its own, and the statement that creates it.
-
-    Two are equal if their kinds, names and definitions are; `sql` may be written in another way.
-    """
-
-    kind: str
-    name: str
-    definition: str
-    sql: str
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, DerivedObject) and self[:3] == other[:3]
-
-    def __hash__(self) -> int:
-        return hash(self[:3])
-
-
-class Obstacle(NamedTuple):
-    """What a statement of a migration met, in words; `exists` if it has a name that the statement needed."""
-
-    name: str
-    exists: bool
-
-
-class SchemaDialect(Protocol):
-    """What migrations need to know of a database beyond SQLAlchemy's inspector."""
-
-    def own_schema(self, connection: Connection) -> str | None:
-        """Return the schema that holds, or is to hold, this library's tables; None on databases without schemas."""
-
-    def ignored_tables(self, connection: Connection) -> set[str]:
-        """Return the tables that extensions and replication tools keep in every database."""
-
-    def find_obstacle(self, error: Any) -> Obstacle | None:
-        """Return what a failed statement of a migration met, or None if it failed for another reason."""
-
-    def empty_schema(self, connection: Connection) -> AbstractContextManager[Connection]:
-        """Return a connection to an empty schema that exists until the end of the block."""
-
-    def find_derived(self, connection: Connection) -> list[DerivedObject]:
-        """Return the derived objects of the schema, each after those that it needs."""
-
-    def drop_derived(self, connection: Connection, derived: DerivedObject) -> None:
-        """Drop a derived object, unless create_derived() replaces objects of its kind."""
-
-    def create_derived(self, connection: Connection, derived: DerivedObject) -> None:
-        """Create a derived object."""
 
 
 class LogPosition(NamedTuple):

@@ -1,4 +1,4 @@
-"""What migrations ask of SQLite: what is in the file, what stands in the way, which objects can be created again."""
+"""What migrations ask of SQLite: what is in the file, what stands in the way, what differs."""
 
 import re
 import sqlite3
@@ -8,8 +8,9 @@ from typing import Any
 
 from sqlalchemy import Connection, NullPool, create_engine, event
 
-from ..models import Base
-from .base import DerivedObject, Obstacle
+from .schema_dialect import Fill, Obstacle, Repair
+from .sqlite_ddl import normalize, quote
+from .sqlite_repair import PRAGMAS, Contents, compare, read_contents, write_script
 
 # Litestream keeps its position in these tables of every database that it replicates.
 TOOL_TABLES = ("_litestream_",)
@@ -20,12 +21,7 @@ EXISTS = (
 )
 COLUMN_EXISTS = re.compile(r"duplicate column name: (.+)")
 ALTERED_TABLE = re.compile(r"ALTER TABLE (\w+)")
-TOKEN = r'"(?:[^"]|"")*"|`(?:[^`]|``)*`|\[[^\]]*\]|\'(?:[^\']|\'\')*\'|--[^\n]*|/\*.*?\*/|.'
-DERIVED = """
-    SELECT type, name, sql FROM sqlite_master
-    WHERE type IN ('index', 'trigger') AND sql IS NOT NULL OR sql LIKE 'CREATE VIRTUAL TABLE%'
-    ORDER BY CASE type WHEN 'table' THEN 1 WHEN 'index' THEN 2 ELSE 3 END, name
-"""
+OBJECTS = "SELECT type, name, tbl_name, sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY rowid"
 
 
 class SQLiteSchema:
@@ -62,48 +58,30 @@ class SQLiteSchema:
         with engine.connect() as scratch:
             yield scratch
 
-    def find_derived(self, connection: Connection) -> list[DerivedObject]:
-        rows = connection.exec_driver_sql(DERIVED).all()
-        others = [DerivedObject(kind, name, _normalize(sql), sql) for kind, name, sql in rows]
-        return [*_find_columns(connection), *others]
+    def read_schema(self, connection: Connection) -> Contents:
+        return read_contents(connection.exec_driver_sql(OBJECTS).all())
 
-    def drop_derived(self, connection: Connection, derived: DerivedObject) -> None:
-        table, _, name = derived.name.rpartition(".")
-        statement = f"ALTER TABLE {table} DROP COLUMN {name}" if table else f'DROP {derived.kind} "{name}"'
-        connection.exec_driver_sql(statement)
+    def compare_schemas(self, expected: Contents, present: Contents, fill: Fill) -> list[Repair]:
+        return compare(expected, present, fill)
 
-    def create_derived(self, connection: Connection, derived: DerivedObject) -> None:
-        connection.exec_driver_sql(derived.sql)
+    def drop_derived(self, expected: Contents, present: Contents, *, only_equal: bool) -> list[str]:
+        kind = "virtual table"
+        return [
+            f"DROP TABLE {quote(found.name)}"
+            for name, found in present.others[kind].items()
+            if name in expected.others[kind]
+            and (not only_equal or normalize(found.sql) == normalize(expected.others[kind][name].sql))
+        ]
 
+    def write_script(self, statements: list[str], schema: str | None) -> str:
+        return write_script(statements)
 
-def _find_columns(connection: Connection) -> list[DerivedObject]:
-    """Return the columns of our tables that the models lack: what the revisions compute from other columns."""
-    derived = []
-    for table in Base.metadata.sorted_tables:
-        sql = "SELECT sql FROM sqlite_master WHERE type = 'table' AND name = ?"
-        definitions = _split_columns(connection.exec_driver_sql(sql, (table.name,)).scalar() or "")
-        for row in connection.exec_driver_sql(f"PRAGMA table_xinfo({table.name})"):
-            if row.name not in table.columns:
-                definition = definitions[row.cid]
-                add = f"ALTER TABLE {table.name} ADD COLUMN {definition}"
-                derived.append(DerivedObject("column", f"{table.name}.{row.name}", _normalize(definition), add))
-    return derived
-
-
-def _split_columns(sql: str) -> list[str]:
-    """Return the definitions in a CREATE TABLE: those of the columns, in their order, then the constraints."""
-    parts, depth = [""], 0
-    for token in re.findall(TOKEN, sql[sql.find("(") + 1 :], re.DOTALL):
-        depth += {"(": 1, ")": -1}.get(token, 0)
-        if depth < 0:
-            break
-        if token == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += " " if token.startswith(("--", "/*")) else token
-    return [part.strip() for part in parts]
-
-
-def _normalize(sql: str) -> str:
-    """Return `sql` without what ALTER TABLE and other tools write in another way: spaces, quotes, lower case."""
-    return re.sub(r'[\s"`\[\]]', "", sql).lower()
+    def run_repair(self, connection: Connection, statements: tuple[str, ...]) -> None:
+        for pragma in PRAGMAS:
+            connection.exec_driver_sql(f"PRAGMA {pragma} = ON")
+        try:
+            for statement in statements:
+                connection.exec_driver_sql(statement)
+        finally:
+            for pragma in PRAGMAS:
+                connection.exec_driver_sql(f"PRAGMA {pragma} = OFF")

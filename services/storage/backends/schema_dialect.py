@@ -1,0 +1,76 @@
+"""What migrations and the check of a schema need to know of a database system beyond SQLAlchemy's inspector."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple, Protocol
+
+from sqlalchemy import Connection
+
+# Called with a table and a column, returns the SQL expression that fills the column in existing rows. Raises KeyError
+# if the column may stay NULL.
+Fill = Callable[[str, str], str]
+
+
+class Difference(NamedTuple):
+    """An object of the schema that is not as the revisions create it, in words."""
+
+    kind: str
+    name: str
+    problem: str
+    is_kept: bool = False  # something that others added to an object of ours, and that repairs keep
+
+    def __str__(self) -> str:
+        return f"the {self.kind} {self.name} {self.problem}"
+
+
+class Repair(NamedTuple):
+    """Statements that repair one or more differences; none where only a person can decide."""
+
+    differences: tuple[Difference, ...]
+    statements: tuple[str, ...]
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether it undoes what others added, so that only they may run it."""
+        return any(difference.is_kept for difference in self.differences)
+
+
+class Obstacle(NamedTuple):
+    """What a statement of a migration met, in words; `exists` if it has a name that the statement needed."""
+
+    name: str
+    exists: bool
+
+
+class SchemaDialect(Protocol):
+    """What migrations need to know of a database beyond SQLAlchemy's inspector."""
+
+    def own_schema(self, connection: Connection) -> str | None:
+        """Return the schema that holds, or is to hold, this library's tables; None on databases without schemas."""
+
+    def ignored_tables(self, connection: Connection) -> set[str]:
+        """Return the tables that extensions and replication tools keep in every database."""
+
+    def find_obstacle(self, error: Any) -> Obstacle | None:
+        """Return what a failed statement of a migration met, or None if it failed for another reason."""
+
+    def empty_schema(self, connection: Connection) -> AbstractContextManager[Connection]:
+        """Return a connection to an empty schema that exists until the end of the block."""
+
+    def read_schema(self, connection: Connection) -> Any:
+        """Return every object of the schema, for compare_schemas() and drop_derived()."""
+
+    def compare_schemas(self, expected: Any, present: Any, fill: Fill) -> list[Repair]:
+        """Return the repairs of what differs from `expected`, in the order in which to run them."""
+
+    def drop_derived(self, expected: Any, present: Any, *, only_equal: bool) -> list[str]:
+        """Return the statements that drop our objects which stay when our tables are dropped.
+
+        With `only_equal` only those that are exactly as expected.
+        """
+
+    def write_script(self, statements: list[str], schema: str | None) -> str:
+        """Return a script that runs the statements of repairs in one transaction, with the driver or a shell."""
+
+    def run_repair(self, connection: Connection, statements: tuple[str, ...]) -> None:
+        """Execute the statements of a repair in the transaction of a migration."""
