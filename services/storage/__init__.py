@@ -74,6 +74,7 @@ from .generations import (
 from .lifecycle import AttemptOutcome, GenerationStatus, WorkerState, validate_status
 from .maintenance import (
     Backup,
+    DatabaseReport,
     FileReport,
     Finding,
     Health,
@@ -233,6 +234,8 @@ __all__ = [
     "delete_generations",
     "set_favorites",
     "check_database",
+    "DatabaseReport",
+    "Finding",
     "prune_generations",
     "PruneReport",
     "PrunedGeneration",
@@ -242,7 +245,6 @@ __all__ = [
     "MovedFile",
     "optimize_database",
     "Optimization",
-    "Finding",
     "check_health",
     "Health",
     "get_metrics",

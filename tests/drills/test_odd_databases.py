@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from services.storage import ForeignDatabaseError, Storage, check_database, migrations
+from services.storage import ForeignDatabaseError, Storage, migrations
 from tests.conftest import DRILL_SCALE
 from tests.support.databases import rows_of
 from tests.support.odd_databases import CONFLICTS, KEPT, REVISIONS, Oddity, answers, make_odd_database, state
@@ -47,6 +47,6 @@ def test_an_odd_database_is_kept_whole_or_refused_by_name(empty_database_url: st
             migrations.downgrade(storage, "001")
             assert answers(url, oddities) == answered
             migrations.upgrade(storage)
-        assert not [finding for finding in check_database(storage=storage) if finding.fixed]
+        assert migrations.find_differences(storage) == []
     finally:
         storage.dispose()

@@ -47,7 +47,7 @@ def test_a_backup_holds_everything_and_restores_it_exactly(db: Storage, tmp_path
         a_generation(session, prompt="after the backup")
     assert restore_database(backup.path) == backup
     assert contents(db) == before
-    assert {finding.problem for finding in check_database()} <= {"it is processing without a lease"}
+    assert {finding.problem for finding in check_database().findings} <= {"it is processing without a lease"}
     with get_session() as session:
         assert search_prompts(session, "trap")
         a_generation(session, prompt="after the restore")

@@ -148,7 +148,7 @@ def test_the_queue_goes_on_past_an_odd_row_and_check_names_it(db: Storage, numbe
         assert claim_generation(session) is None
         assert not has_due(session)
     if values not in UNUSABLE:
-        assert "generations odd" in [finding.subject for finding in check_database(storage=db)]
+        assert "generations odd" in [finding.subject for finding in check_database(storage=db).findings]
     for name, write in WRITES.items():
         try:
             with db.session() as session:

@@ -87,7 +87,7 @@ def test_every_commit_is_replicated_and_an_earlier_moment_can_be_restored(
         # Both checkpoint the same -wal; a backup and a check go on beside them.
         backup = backup_database(tmp_path / "copy.db", storage=storage)
         assert backup.row_counts["generations"] == stored + 1
-        assert check_database(storage=storage) == []
+        assert check_database(storage=storage).findings == ()
     for name, options, expected in (
         ("all.db", (), stored + 1),
         ("earlier.db", ("-timestamp", f"{moment:%Y-%m-%dT%H:%M:%SZ}"), stored),

@@ -96,7 +96,7 @@ def answer(storage: Storage) -> list[Any]:
         usage = get_usage(session)
         found = [match.prompt.text for match in search_prompts(session, "日本語")]
     assert migrations.check(storage) == []
-    assert check_database(storage=storage) == []
+    assert check_database(storage=storage).findings == ()
     return [rows, usage, sorted(found)]
 
 
@@ -176,7 +176,7 @@ def test_a_schema_named_like_the_user_that_is_made_later_changes_nothing(url: st
     with storage.session() as session:
         create_generation(session, **a_request())
     assert migrations.check(storage) == []
-    assert check_database(storage=storage) == []
+    assert check_database(storage=storage).findings == ()
     migrations.downgrade(storage, "001")
     migrations.upgrade(storage)
     with storage.session() as session:
@@ -206,7 +206,7 @@ def test_other_tables_of_the_same_names_earlier_in_the_search_path_are_not_taken
     storage.require_schema(refresh=True)
     with storage.session() as session:
         create_generation(session, **a_request())
-    assert check_database(storage=storage) == []
+    assert check_database(storage=storage).findings == ()
     migrations.reset(storage)
     assert ask(url, "SELECT id FROM postgres.generations") == [(7,)]
     assert ask(url, "SELECT count(*) FROM public.generations") == [(0,)]

@@ -205,7 +205,7 @@ def test_comments_of_tracing_tools_change_nothing(db: Storage, place: str) -> No
             session.execute(text("DELETE FROM prompts"))
     with db.session() as session:
         assert len(search_generations(session, "trap").items) == 3
-    assert check_database(storage=db) == []
+    assert check_database(storage=db).findings == ()
 
 
 def test_a_commented_read_takes_no_write_lock(sqlite_url: str) -> None:

@@ -9,7 +9,6 @@ from sqlalchemy.exc import DBAPIError
 
 from services.storage import (
     CorruptError,
-    Finding,
     ForeignDatabaseError,
     NotInitializedError,
     SchemaDamagedError,
@@ -98,10 +97,10 @@ def test_lost_objects_are_found_and_created_again(db: Storage, database_url: str
     if "another" not in lost and is_sqlite(database_url) and lost != "the search index":
         with db.session() as session:
             a_generation(session, prompt="unheard rain")
-    findings = check_database(storage=db)
+    findings = check_database(fix=True, storage=db).findings
     assert findings
     assert all(finding.fixed for finding in findings)
-    assert check_database(storage=db) == []
+    assert check_database(storage=db).findings == ()
     assert set(schema) <= set(schema_of(database_url))
     with db.session() as session:
         a_generation(session, prompt="later rain")
@@ -124,7 +123,8 @@ def test_a_search_index_that_lacks_a_prompt_is_no_damage_to_the_file(sqlite_url:
         with pytest.raises(kind, match="dgx-storage check") as caught, storage.session() as session:
             delete_prompt(session, 1)
         assert type(caught.value) is kind
-        assert check_database(storage=storage) == [Finding("it does not match the prompts", "search index", fixed=True)]
+        (finding,) = check_database(fix=True, storage=storage).findings
+        assert (finding.subject, finding.fixed) == ("search index", True)
         with storage.session() as session:
             assert delete_prompt(session, 1)
 
@@ -137,8 +137,10 @@ def test_a_missing_search_index_is_named_with_the_command_that_creates_it(db: St
 
 def test_an_object_with_the_name_of_a_lost_one_is_named(sqlite_url: str) -> None:
     run_script(sqlite_url, "DROP TABLE prompts_fts; CREATE TABLE prompts_fts (x)")
-    with opened(sqlite_url) as storage, pytest.raises(ForeignDatabaseError, match="the table prompts_fts"):
-        check_database(storage=storage)
+    for fix in (False, True):
+        with opened(sqlite_url) as storage:
+            problems = {one.subject: one.problem for one in check_database(fix=fix, storage=storage).findings}
+        assert "a table that is not this library's has its name" in problems["virtual table prompts_fts"]
     assert ask(sqlite_url, "SELECT * FROM prompts_fts") == []
 
 
@@ -170,8 +172,8 @@ def test_drop_all_and_create_all_under_a_version_is_repaired_by_check(db: Storag
         Base.metadata.create_all(connection)
     engine.dispose()
     db.dispose()
-    assert check_database(storage=db)
-    assert check_database(storage=db) == []
+    assert check_database(fix=True, storage=db).findings
+    assert check_database(storage=db).findings == ()
     with db.session() as session:
         a_generation(session, prompt="lofi rain")
         assert [match.prompt.text for match in search_prompts(session, "rain")] == ["lofi rain"]

@@ -197,12 +197,12 @@ def test_what_other_programs_write_to_a_file_is_found_as_it_is_and_after_a_check
     assert found("lofi") == {"lofi piano", "cafe\u0301 ピアノ lofi", "slow C#m lofi"}
     assert found("c#m") == {"slow C#m lofi"}
     assert found("ピアノ") == set()
-    [finding] = check_database(storage=storage)
+    [finding] = check_database(fix=True, storage=storage).findings
     assert (finding.subject, finding.fixed) == ("search index", True)
     assert found("ピアノ") == {"cafe\u0301 ピアノ lofi", "夜の音楽、ﾋﾟｱﾉ"}
     assert found("café") == {"cafe\u0301 ピアノ lofi"}
     assert found("c#m") == {"slow C#m lofi"}
-    assert check_database(storage=storage) == []
+    assert check_database(storage=storage).findings == ()
     storage.dispose()
 
 

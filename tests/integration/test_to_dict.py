@@ -75,7 +75,8 @@ class TestReports:
                 estimate_completion(session, rows[3].id),
                 explain_wait(session, rows[3].id),
                 Result(1, {"bpm": 140}),
-                *check_database(),
+                check_database(),
+                *check_database().findings,
             ]
         for report in reports:
             assert report is not None

@@ -183,7 +183,7 @@ class TestAdd:
             assert len(list_generations(session, prompt="slow waltz").items) == 4
             assert [row.id for row in search_generations(session, "polka").items] == [other.id]
             assert other.prompt_record is not None
-        assert check_database() == []
+        assert check_database().findings == ()
 
     @pytest.mark.parametrize("first", ["prompt", "generation"])
     def test_a_prompt_and_its_generation_can_be_added_together(self, db: Storage, first: str) -> None:
@@ -203,7 +203,7 @@ class TestAdd:
     def test_what_others_insert_without_a_prompt_is_reported(self, db: Storage) -> None:
         with get_session() as session:
             session.execute(insert(Generation), [a_request(id="bulk")])
-        (finding,) = check_database()
+        (finding,) = check_database().findings
         assert finding.subject == "generations bulk"
         assert "prompt_id" in finding.problem
 

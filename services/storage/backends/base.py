@@ -1,7 +1,6 @@
 """What a backend provides, as one protocol for each kind of user: SQL modules, search, the engine, replicas."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, TypeVar
 
@@ -25,7 +24,7 @@ from ..models import Base
 from ..settings import EngineOptions
 from .backup_dialect import BackupDialect
 from .changes import WakeupDialect
-from .schema_dialect import SchemaDialect
+from .schema_dialect import FactsDialect, SchemaDialect
 
 if TYPE_CHECKING:
     from ..search_query import Query
@@ -208,7 +207,7 @@ class SpaceDialect(Protocol):
         """Write the log into the database file and empty it, unless others are reading."""
 
 
-class Backend(SQLDialect, SearchDialect, SchemaDialect, SpaceDialect, WakeupDialect, Protocol):
+class Backend(SQLDialect, SearchDialect, SchemaDialect, FactsDialect, SpaceDialect, WakeupDialect, Protocol):
     """One database system: its SQL, its search, its engines, its migration lock and its errors."""
 
     name: str

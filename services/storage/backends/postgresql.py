@@ -31,6 +31,7 @@ from .base import Bind, ConnectionPool, Phase
 from .postgresql_backup import PostgreSQLBackups
 from .postgresql_changes import PostgreSQLWakeups
 from .postgresql_errors import translate
+from .postgresql_facts import PostgreSQLFacts
 from .postgresql_schema import PostgreSQLSchema
 from .postgresql_search import TSVectorSearch
 from .postgresql_session import apply_to_connection, apply_to_transactions
@@ -57,7 +58,9 @@ CONNECT_ARGUMENTS: dict[str, Any] = {
 JSON_EXPONENT = re.compile(r'"(?:[^"\\]|\\.)*"|-?[0-9][0-9.]*[eE][-+]?[0-9]+')
 
 
-class PostgreSQL(PostgreSQLSQL, PostgreSQLSchema, PostgreSQLSpace, PostgreSQLWakeups, TSVectorSearch):
+class PostgreSQL(
+    PostgreSQLSQL, PostgreSQLSchema, PostgreSQLFacts, PostgreSQLSpace, PostgreSQLWakeups, TSVectorSearch
+):
     """PostgreSQL: many concurrent writers; one server, or a primary with replicas."""
 
     name = "postgresql"

@@ -4,10 +4,11 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, text
 
+# Expressions are printed as for people: otherwise the parentheses depend on how they were written.
 # For each object: its kind, the order of creation, the table that it belongs to, its name, a definition to compare, and
 # the names of the columns and constraints that have to be there before it. Names are quoted where they need it.
 TABLES: Final = """
-    SELECT 'table' AS kind, 1 AS place, quote_ident(c.relname) AS "table", quote_ident(c.relname) AS name,
+    SELECT 'table' AS kind, 2 AS place, quote_ident(c.relname) AS "table", quote_ident(c.relname) AS name,
            concat_ws(', ', CASE WHEN c.relkind <> 'r' THEN 'not a plain table' END,
                      CASE WHEN c.relpersistence = 'u' THEN 'UNLOGGED' END,
                      CASE WHEN c.relrowsecurity THEN 'ROW LEVEL SECURITY' END) AS definition,
@@ -22,9 +23,9 @@ FUNCTIONS: Final = """
         AND NOT EXISTS (SELECT 1 FROM pg_depend WHERE classid = 'pg_proc'::regclass AND objid = p.oid AND deptype = 'e')
 """
 SEQUENCES: Final = """
-    SELECT 'sequence', 3, '', quote_ident(c.relname),
-           format('AS %s START WITH %s INCREMENT BY %s MINVALUE %s MAXVALUE %s CACHE %s%s', format_type(s.seqtypid, NULL),
-                  s.seqstart, s.seqincrement, s.seqmin, s.seqmax, s.seqcache,
+    SELECT 'sequence', 1, '', quote_ident(c.relname),
+           format('AS %s START WITH %s INCREMENT BY %s MINVALUE %s MAXVALUE %s CACHE %s%s',
+                  format_type(s.seqtypid, NULL), s.seqstart, s.seqincrement, s.seqmin, s.seqmax, s.seqcache,
                   CASE WHEN s.seqcycle THEN ' CYCLE' ELSE ' NO CYCLE' END),
            '{}'
     FROM pg_sequence AS s JOIN pg_class AS c ON c.oid = s.seqrelid
@@ -48,12 +49,13 @@ COLUMNS: Final = """
     LEFT JOIN pg_collation AS l ON l.oid = a.attcollation AND a.attcollation <> t.typcollation
     CROSS JOIN LATERAL (VALUES
         ('column', 4, format_type(a.atttypid, a.atttypmod) || coalesce(' COLLATE ' || quote_ident(l.collname), '')
-             || CASE WHEN a.attgenerated <> '' THEN ' GENERATED ALWAYS AS (' || pg_get_expr(d.adbin, d.adrelid) || ')'
+             || CASE WHEN a.attgenerated <> '' THEN ' GENERATED ALWAYS AS ('
+                         || pg_get_expr(d.adbin, d.adrelid, true) || ')'
                          || CASE a.attgenerated WHEN 's' THEN ' STORED' ELSE '' END ELSE '' END),
         ('NOT NULL of', 5, CASE WHEN a.attnotnull THEN 'NOT NULL' END),
         ('default of', 5, CASE WHEN a.attidentity <> '' THEN
              'GENERATED ' || CASE a.attidentity WHEN 'a' THEN 'ALWAYS' ELSE 'BY DEFAULT' END || ' AS IDENTITY'
-             WHEN a.attgenerated = '' THEN 'DEFAULT ' || pg_get_expr(d.adbin, d.adrelid) END),
+             WHEN a.attgenerated = '' THEN 'DEFAULT ' || pg_get_expr(d.adbin, d.adrelid, true) END),
         ('statistics target of', 5, CASE WHEN a.attstattarget >= 0 THEN 'STATISTICS ' || a.attstattarget END)
     ) AS p (kind, place, definition)
     WHERE c.relnamespace = to_regnamespace(:schema) AND c.relkind = 'r' AND a.attnum > 0 AND NOT a.attisdropped
@@ -66,7 +68,7 @@ CONSTRAINTS: Final = """
            CASE n.contype WHEN 'p' THEN 6 WHEN 'f' THEN 9 ELSE 7 END, quote_ident(c.relname),
            CASE n.contype WHEN 'p' THEN quote_ident(c.relname) ELSE format('%I.%I', c.relname, n.conname) END,
            CASE n.contype WHEN 'p' THEN quote_ident(n.conname) || ' ' ELSE '' END
-               || regexp_replace(pg_get_constraintdef(n.oid), ' NOT VALID$', '')
+               || regexp_replace(pg_get_constraintdef(n.oid, true), ' NOT VALID$', '')
                || CASE WHEN EXISTS (SELECT 1 FROM pg_trigger WHERE tgconstraint = n.oid AND tgenabled <> 'O')
                        THEN ' (disabled)' ELSE '' END,
            ARRAY(SELECT format('%I.%I', k.relname, a.attname)
@@ -81,7 +83,7 @@ CONSTRAINTS: Final = """
 """
 INDEXES: Final = """
     SELECT 'index', 8, quote_ident(t.relname), quote_ident(i.relname),
-           CASE WHEN x.indisvalid THEN '' ELSE 'INVALID ' END || pg_get_indexdef(x.indexrelid),
+           CASE WHEN x.indisvalid THEN '' ELSE 'INVALID ' END || pg_get_indexdef(x.indexrelid, 0, true),
            ARRAY(SELECT format('%I.%I', t.relname, a.attname) FROM pg_depend AS d
                  JOIN pg_attribute AS a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
                  WHERE d.classid = 'pg_class'::regclass AND d.objid = x.indexrelid
@@ -92,12 +94,12 @@ INDEXES: Final = """
 """
 TRIGGERS: Final = """
     SELECT 'trigger', 10, quote_ident(c.relname), format('%I.%I', c.relname, g.tgname),
-           pg_get_triggerdef(g.oid) || CASE g.tgenabled WHEN 'O' THEN '' ELSE ' (disabled)' END, '{}'
+           pg_get_triggerdef(g.oid, true) || CASE g.tgenabled WHEN 'O' THEN '' ELSE ' (disabled)' END, '{}'
     FROM pg_trigger AS g JOIN pg_class AS c ON c.oid = g.tgrelid
     WHERE c.relnamespace = to_regnamespace(:schema) AND NOT g.tgisinternal
 """
 VIEWS: Final = """
-    SELECT 'view', 11, '', quote_ident(c.relname), pg_get_viewdef(c.oid), '{}'
+    SELECT 'view', 11, '', quote_ident(c.relname), pg_get_viewdef(c.oid, true), '{}'
     FROM pg_class AS c WHERE c.relnamespace = to_regnamespace(:schema) AND c.relkind IN ('v', 'm')
 """
 PARTS: Final = (TABLES, FUNCTIONS, SEQUENCES, COLUMNS, CONSTRAINTS, INDEXES, TRIGGERS, VIEWS)
@@ -123,6 +125,13 @@ class CatalogObject(NamedTuple):
     def column(self) -> str:
         """The last part of the name."""
         return self.name.removeprefix(f"{self.table}.")
+
+    @property
+    def constraint(self) -> str:
+        """The name of a constraint; "" for anything else."""
+        if self.kind == "primary key":
+            return self.definition.partition(" PRIMARY KEY")[0]
+        return self.column if self.kind in ("check", "foreign key") or self.kind.endswith("constraint") else ""
 
     @property
     def create(self) -> tuple[str, ...]:
@@ -157,10 +166,8 @@ class CatalogObject(NamedTuple):
     def drop(self) -> tuple[str, ...]:
         """The statements that drop it, or take the property from a column."""
         alter, column = f"ALTER TABLE {self.table}", f"ALTER COLUMN {self.column}"
-        if self.kind == "primary key":
-            return (f"{alter} DROP CONSTRAINT IF EXISTS {self.definition.partition(' PRIMARY KEY')[0]}",)
-        if self.kind in ("check", "foreign key") or self.kind.endswith("constraint"):
-            return (f"{alter} DROP CONSTRAINT IF EXISTS {self.column}",)
+        if self.constraint:
+            return (f"{alter} DROP CONSTRAINT IF EXISTS {self.constraint}",)
         if self.kind == "column":
             return (f"{alter} DROP COLUMN {self.column}",)
         if self.kind == "trigger":

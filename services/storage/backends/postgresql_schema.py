@@ -21,6 +21,10 @@ IN_THE_WAY = ("2BP01", "0A000", "42")
 class PostgreSQLSchema:
     """The schema dialect of PostgreSQL; see SchemaDialect."""
 
+    # The page of a row and its place in it: a page of 8 kB has at most 291 rows.
+    row_number = "((ctid::text::point)[0] * 1000 + (ctid::text::point)[1])::integer"
+    current_time = "now()"
+
     def own_schema(self, connection: Connection) -> str | None:
         schema: str | None = connection.scalar(text("SELECT current_schema()"))
         return schema

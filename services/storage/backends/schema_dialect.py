@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from sqlalchemy import Connection
+from sqlalchemy import URL, Connection
 
 # Called with a table and a column, returns the SQL expression that fills the column in existing rows. Raises KeyError
 # if the column may stay NULL.
@@ -19,8 +20,13 @@ class Difference(NamedTuple):
     problem: str
     is_kept: bool = False  # something that others added to an object of ours, and that repairs keep
 
+    @property
+    def subject(self) -> str:
+        """What it is about, such as "column generations.status"."""
+        return f"{self.kind} {self.name}"
+
     def __str__(self) -> str:
-        return f"the {self.kind} {self.name} {self.problem}"
+        return f"the {self.subject} {self.problem}"
 
 
 class Repair(NamedTuple):
@@ -42,8 +48,41 @@ class Obstacle(NamedTuple):
     exists: bool
 
 
+class EngineFacts(NamedTuple):
+    """What the database system says about itself; None for what it does not have or this user may not know."""
+
+    version: str
+    known_bugs: tuple[str, ...]
+    journal_mode: str | None
+    wal_bytes: int | None
+    checkpoint_age_seconds: float | None
+    disk_free_bytes: int | None
+
+
+class FileMode(NamedTuple):
+    """A file or folder that others may read or change, and the mode that it should have."""
+
+    path: Path
+    mode: int
+    wanted: int
+    is_folder: bool
+
+
+class FactsDialect(Protocol):
+    """What a check reports beside the schema and the rows."""
+
+    def read_facts(self, connection: Connection) -> EngineFacts:
+        """Return what the database system says about itself and the database."""
+
+    def find_open_files(self, url: URL) -> list[FileMode]:
+        """Return the files of the database that other users of the host may read, or its folder if they may write."""
+
+
 class SchemaDialect(Protocol):
     """What migrations need to know of a database beyond SQLAlchemy's inspector."""
+
+    row_number: str  # SQL for a number that no other row of the table has
+    current_time: str  # SQL for the current time as it is stored
 
     def own_schema(self, connection: Connection) -> str | None:
         """Return the schema that holds, or is to hold, this library's tables; None on databases without schemas."""

@@ -204,7 +204,6 @@ def _rebuild(wanted: Table, found: Table, present: Contents, fill: Fill, *, keep
     inherited = [one for one in [*inherited, *found.own_constraints] if _is_foreign(one, wanted)]
     body = [*columns, *(column.sql for column in foreign.values())]
     body += [constraint.sql for constraint in [*wanted.own_constraints, *inherited]]
-    options = wanted.options.upper()
 
     names, values = [], []
     for name, column in wanted.columns.items():
@@ -215,14 +214,14 @@ def _rebuild(wanted: Table, found: Table, present: Contents, fill: Fill, *, keep
         if not column.generated:
             names.append(quote(column.name))
             values.append(quote(column.name))
-    if "rowid" not in options and not _numbers_rows(wanted):
+    if "rowid" not in f"{wanted.options} {found.options}" and not _numbers_rows(wanted):
         # Without it, SQLite would number the rows again, and a full-text index of others refers to the numbers.
         alias = [alias for alias in ROW_NUMBERS if alias not in found.columns and alias not in wanted.columns][:1]
         names, values = names + alias, values + alias
     new, old = quote(f"{wanted.name}_new"), quote(found.name)
     lines = ",\n    ".join(body)
     return [
-        f"CREATE TABLE {new} (\n    {lines}\n) {options}".rstrip(),
+        f"CREATE TABLE {new} (\n    {lines}\n) {wanted.options.upper()}".rstrip(),
         f"INSERT INTO {new} ({', '.join(names)})\nSELECT {', '.join(values)} FROM {old}",
         f"DROP TABLE {old}",
         f"ALTER TABLE {new} RENAME TO {quote(wanted.name)}",

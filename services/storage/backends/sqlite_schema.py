@@ -27,6 +27,9 @@ OBJECTS = "SELECT type, name, tbl_name, sql FROM sqlite_master WHERE sql IS NOT 
 class SQLiteSchema:
     """The schema dialect of SQLite; see SchemaDialect."""
 
+    row_number = "rowid"
+    current_time = "strftime('%Y-%m-%d %H:%M:%f', 'now')"
+
     def own_schema(self, connection: Connection) -> None:
         return None
 

@@ -3,12 +3,13 @@
 Exit codes: 0 success, 1 failure, 2 wrong usage, 130 interrupted. Alembic, rich and the demo are imported when used.
 """
 
-from . import admin, backup, database, files, generations, history, monitoring, queue, retention, run
+from . import admin, backup, check, database, files, generations, history, monitoring, queue, retention, run
 from .app import commands
 
 __all__ = [
     "admin",
     "backup",
+    "check",
     "commands",
     "database",
     "files",

@@ -1,9 +1,8 @@
-"""The verbs that administer a database: init, migrate, reset, copy, check."""
+"""The verbs that administer a database: init, migrate, reset, copy."""
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import click
 
@@ -111,32 +110,6 @@ def copy(source: str, target: str) -> None:
         click.echo("\n".join(f"{name}\t{count}\t{checksum}" for name, count, checksum in rows))
     resumed = " (continued an interrupted copy)" if report.resumed else ""
     echo_err(f"Copied {report.row_count:,} rows{resumed}; both databases have the same contents.")
-
-
-@commands.command()
-@click.option(
-    "--outputs",
-    metavar="DIR",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Check also that the files exist; a relative file_path is under DIR.",
-)
-@click.pass_obj
-def check(database_url: str | None, outputs: Path | None) -> None:
-    """Check the database for errors.
-
-    Reads every row. A search index that does not match the prompts is rebuilt. Other findings are only printed, and
-    make the exit code 1.
-    """
-    from ..maintenance import check_database
-
-    with open_storage(database_url) as storage:
-        found = check_database(outputs_dir=outputs, storage=storage)
-    for finding in found:
-        click.echo(sanitize(f"{finding.subject}: {finding.problem}") + (" (fixed)" if finding.fixed else ""))
-    left = sum(not finding.fixed for finding in found)
-    if left:
-        raise click.ClickException(f"{left:,} finding{'' if left == 1 else 's'} to repair by hand")
-    echo_err("No problems found." if not found else "All problems found have been fixed.")
 
 
 @contextmanager

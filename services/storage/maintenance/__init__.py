@@ -2,9 +2,10 @@
 
 from .backup import Backup, backup_database, restore_database, verify_backup
 from .bulk_changes import cancel_generations, delete_generations, retry_generations, set_favorites
-from .check import Finding, check_database
+from .check import check_database
 from .copy import copy_database
 from .find_files import FileReport, MissingFile, MovedFile, find_files
+from .findings import DatabaseReport, Finding
 from .health import Health, check_health
 from .metrics import get_metrics
 from .prune import PrunedGeneration, PruneReport, prune_generations
@@ -12,6 +13,7 @@ from .space import Optimization, optimize_database
 
 __all__ = [
     "Backup",
+    "DatabaseReport",
     "FileReport",
     "Finding",
     "Health",

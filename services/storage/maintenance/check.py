@@ -1,98 +1,194 @@
-"""Check a database: its structure, rows, search index and queue. Repairs only the search index."""
+"""Check a database: its file, schema, search index, rows and queue; say how to repair each finding, or repair it."""
 
 import os
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
-from sqlalchemy import select
+from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
 from sqlalchemy.orm import Session
 
-from ..conditions import PROCESSING
+from ..backends.schema_dialect import EngineFacts, FileMode
 from ..engine import Storage, get_storage
-from ..errors import AccessDeniedError
-from ..lifecycle import GenerationStatus
-from ..models import Generation
+from ..errors import AccessDeniedError, ReadOnlyError, StorageError
+from ..schema import get_schema_version
 from ..search import check_search_index, rebuild_search_index
-from ..serialization import Report
-from .row_checks import scan_rows
+from .findings import DatabaseReport, Finding, Found, Severity
+from .row_findings import find_in_rows
 
-
-@dataclass(frozen=True)
-class Finding(Report):
-    """A problem, its subject (a table and key, never a stored value), and whether the check has fixed it."""
-
-    problem: str
-    subject: str
-    fixed: bool = False
+Progress = Callable[[str, int, int], None]
+FIX: Final = "dgx-storage check --fix"
+# What SQLite says of an index that does not agree with its table, which alone is damaged then.
+DAMAGED_INDEX: Final = re.compile(r"(?:missing from|wrong # of entries in|non-unique entry in) index (.+)")
+LOW_DISK_BYTES: Final = 256 * 1024 * 1024
+LARGE_WAL_BYTES: Final = 64 * 1024 * 1024  # 16 times the size at which the library empties it
+SEVERITIES: Final = ("error", "warning", "notice")
 
 
 def check_database(
-    *, outputs_dir: str | os.PathLike[str] | None = None, storage: Storage | None = None
-) -> list[Finding]:
-    """Return the problems of the database, [] if there are none. Reads every row: 20 s for 100,000 generations.
+    *,
+    fix: bool = False,
+    quick: bool = False,
+    outputs_dir: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+    storage: Storage | None = None,
+) -> DatabaseReport:
+    """Return a report on the database; its `findings` are empty if nothing is wrong. Changes nothing without `fix`.
 
-    In this order: damage to the file (SQLite only; then nothing else is checked); indexes, triggers and functions that
-    are missing or differ, which are created again (on PostgreSQL only if the user may create a schema); a search index
-    that does not match the prompts, which is rebuilt; rows that violate a constraint, refer to a missing row or have an
-    unreadable value; rows that are processing without a lease, which no worker will reclaim; generations that search
-    cannot find, because they have no prompt_id. With `outputs_dir`, the folder of relative file_paths, also completed
-    generations whose file is missing. On SQLite, writers wait while the search index is compared and rebuilt. Raises
-    ValueError if `outputs_dir` is not a folder.
+    Finds damage to the file (SQLite; then nothing else is checked), every object of the schema that is missing or
+    differs from what the revisions create, a search index that does not match the prompts, rows that violate a rule or
+    refer to a missing row, generations without a prompt_id, generations that are processing without a lease or whose
+    lease nobody reclaims, a full disk, a large log, and files that other users may read. With `outputs_dir`, the folder
+    of relative file_paths, also completed generations whose file is missing.
+
+    `fix` repairs the schema and the search index, links generations to prompts, reclaims expired leases, and takes
+    others' access to the files. It never drops what others added. `quick` leaves out what reads every row: the
+    integrity of the file, the search index and the rules. `progress(step, done, total)` is called after each batch.
+    Raises NotInitializedError, SchemaOutdatedError and the like for a database that is not at the head, and ValueError
+    if `outputs_dir` is not a folder.
     """
     storage = storage or get_storage()
-    if outputs_dir is not None and not Path(outputs_dir).is_dir():
+    folder = None if outputs_dir is None else Path(outputs_dir)
+    if folder is not None and not folder.is_dir():
         raise ValueError("outputs_dir must be an existing folder")
-    with storage.session(read_only=True) as session:
-        damage = storage.backend.check_integrity(session)
-    if damage:
-        return [Finding(problem, "database") for problem in damage]
-    findings = _repair_objects(storage)
-    findings += storage.run_in_transaction(_repair_search_index)
-    with storage.session(read_only=True) as session:
-        _, refused = scan_rows(session, lambda step, done, total: None, as_stored=True)
-        findings += [Finding(row.reason, f"{row.table} {row.key}") for row in refused]
-        findings += _find_unleased(session)
-        findings += _find_unlinked(session)
-        if outputs_dir is not None:
-            findings += _find_missing_files(session, Path(outputs_dir))
-    return findings
+    revision = _read_revision(storage)
+    with storage.backend.read_only(storage.engine).connect() as connection, Session(connection) as session:
+        facts = storage.backend.read_facts(connection)
+        damage = [] if quick else storage.backend.check_integrity(session)
+    found = [_describe_damage(storage, message) for message in damage]
+    if all(one.statements for one in found):
+        found += _check_schema(storage, fix=fix)
+        found += _check_contents(storage, folder, progress or (lambda step, done, total: None), quick=quick)
+    found += _check_host(facts, storage)
+    for one in found:
+        one.settle(fix=fix)
+    left = [one for one in found if not one.finding.fixed and one.finding.severity != "notice"]
+    return DatabaseReport(
+        not left,
+        storage.display_url,
+        storage.read_revision() if fix else revision,
+        *facts,
+        findings=_with_scripts(storage, found),
+        repair_sql=_write_script(storage, [one.statements for one in left]),
+    )
 
 
-def _repair_objects(storage: Storage) -> list[Finding]:
-    """Create indexes, triggers and functions again that are missing or differ from what the revisions create."""
+def _read_revision(storage: Storage) -> str | None:
+    """Return the revision, or None if it is lost. Raises an error if the database is at another one than the head."""
+    revision = None
+    with suppress(OperationalError, ProgrammingError):  # alembic_version lacks its column
+        revision = storage.read_revision()
+    if revision == get_schema_version():
+        return revision
+    if revision is None:
+        from .. import migrations
+
+        if storage.backend.is_present(storage.url) and migrations.is_head_without_version(storage):
+            return None
+    storage.require_schema()
+    return revision
+
+
+def _describe_damage(storage: Storage, message: str) -> Found:
+    """Return the finding for a message of the database; damage to an index alone can be repaired from its table."""
+    name = DAMAGED_INDEX.search(message)
+    if name is None:
+        return Found(Finding(message, "database", advice="restore a backup: dgx-storage restore PATH"))
+    statement = f'REINDEX "{name[1]}"'
+    return Found(Finding(message, "database"), (statement,), fix=lambda: _execute(storage, statement))
+
+
+def _execute(storage: Storage, statement: str) -> None:
+    with storage.engine.begin() as connection:
+        connection.exec_driver_sql(statement)
+
+
+def _check_schema(storage: Storage, *, fix: bool) -> Iterator[Found]:
     from .. import migrations  # Alembic doubles the import time of the package
 
     try:
-        return [Finding(words, "schema", fixed=True) for words in migrations.repair(storage)]
-    except AccessDeniedError:
-        return []  # the user may not create the schema in which the revisions create them for the comparison
+        outcomes = migrations.repair(storage) if fix else {}
+        repairs = migrations.find_drift(storage)
+    except (AccessDeniedError, ReadOnlyError):
+        problem = "it cannot be compared, because this user may not create a schema in which to run the revisions"
+        advice = "check as the owner of the database, or GRANT CREATE ON DATABASE … TO this user"
+        yield Found(Finding(problem, "schema", "notice", advice=advice))
+        return
+    for difference, error in outcomes.items():
+        if error is None:
+            yield Found(Finding(f"it {difference.problem}", difference.subject, fixed=True))
+    for repair in repairs:
+        for difference in repair.differences:
+            failure = outcomes.get(difference)
+            problem = f"it {difference.problem}" + (f"; the repair failed: {failure}" if failure else "")
+            severity: Severity = "notice" if difference.is_kept else "error"
+            yield Found(Finding(problem, difference.subject, severity), repair.statements)
 
 
-def _repair_search_index(session: Session) -> list[Finding]:
-    if check_search_index(session):
-        return []
-    rebuild_search_index(session)
-    return [Finding("it does not match the prompts", "search index", fixed=True)]
+def _check_contents(storage: Storage, outputs_dir: Path | None, progress: Progress, *, quick: bool) -> Iterator[Found]:
+    storage.forget_schema()
+    try:
+        storage.require_schema()
+    except (DBAPIError, StorageError):
+        yield Found(Finding("they are not checked before the schema is repaired", "rows", advice=FIX))
+        return
+    if not quick:
+        yield from _check_search_index(storage)
+    with storage.session(read_only=True) as session:
+        yield from list(find_in_rows(session, storage, outputs_dir, progress, quick=quick))
 
 
-def _find_unleased(session: Session) -> list[Finding]:
-    unleased = select(Generation.id).where(PROCESSING, Generation.lease_expires_at.is_(None)).order_by(Generation.id)
-    return [Finding("it is processing without a lease", f"generations {id}") for id in session.scalars(unleased)]
+def _check_search_index(storage: Storage) -> Iterator[Found]:
+    try:
+        is_current = storage.run_in_transaction(check_search_index)
+    except ReadOnlyError:
+        return  # SQLite compares it with a statement that writes
+    except (DBAPIError, StorageError):
+        is_current = False  # what it consists of is not as it should be
+    if not is_current:
+        finding = Finding("it does not match the prompts", "search index", advice=FIX)
+        yield Found(finding, fix=lambda: storage.run_in_transaction(rebuild_search_index))
 
 
-def _find_unlinked(session: Session) -> list[Finding]:
-    # A bulk insert that is not ours counts no prompt, and search finds generations through their prompts.
-    unlinked = select(Generation.id).where(Generation.prompt_id.is_(None)).order_by(Generation.id)
-    return [
-        Finding("it has no prompt_id, so search does not find it", f"generations {id}")
-        for id in session.scalars(unlinked)
-    ]
+def _check_host(facts: EngineFacts, storage: Storage) -> Iterator[Found]:
+    for mode in storage.backend.find_open_files(storage.url):
+        what = "write in the folder" if mode.is_folder else "open the file"
+        problem = f"other users of this host may {what}: its mode is {mode.mode:04o}"
+        finding = Finding(problem, str(mode.path), "warning", advice=f"chmod {mode.wanted:o} {mode.path}")
+        yield Found(finding, fix=None if mode.is_folder else _change_mode(mode))
+    if facts.disk_free_bytes is not None and facts.disk_free_bytes < LOW_DISK_BYTES:
+        problem = f"only {facts.disk_free_bytes / 1e6:,.0f} MB of disk are free"
+        yield Found(Finding(problem, "disk", "warning", advice="free some space, or dgx-storage prune"))
+    if facts.wal_bytes is not None and facts.wal_bytes > LARGE_WAL_BYTES:
+        problem = (
+            f"it has grown to {facts.wal_bytes / 1e6:,.0f} MB: a reader or another program keeps it from shrinking"
+        )
+        yield Found(
+            Finding(problem, "write-ahead log", "warning", advice="end long readers, then dgx-storage optimize")
+        )
 
 
-def _find_missing_files(session: Session, outputs_dir: Path) -> list[Finding]:
-    completed = Generation.status == GenerationStatus.COMPLETED.value
-    files = select(Generation.id, Generation.file_path).where(completed).order_by(Generation.id)
-    rows = session.execute(files.execution_options(yield_per=1_000))
-    # Not Path.is_file(), which raises OSError if the name is too long.
-    missing = [id for id, file_path in rows if not os.path.isfile(os.path.join(outputs_dir, file_path))]
-    return [Finding("its file is missing", f"generations {id}") for id in missing]
+def _change_mode(mode: FileMode) -> Callable[[], None]:
+    return lambda: mode.path.chmod(mode.wanted)
+
+
+def _with_scripts(storage: Storage, found: list[Found]) -> tuple[Finding, ...]:
+    """Return the findings, most important first, each with the script that repairs it."""
+    ordered = sorted(found, key=lambda one: SEVERITIES.index(one.finding.severity))
+    return tuple(
+        one.finding if one.finding.fixed else replace(one.finding, repair_sql=_write_script(storage, [one.statements]))
+        for one in ordered
+    )
+
+
+def _write_script(storage: Storage, repairs: Iterable[Sequence[str]]) -> str:
+    """Return one script for repairs, each of them once: a rebuild of a table repairs all that differs in it."""
+    statements = [statement for repair in dict.fromkeys(map(tuple, repairs)) for statement in repair]
+    if not statements:
+        return ""
+    with storage.engine.connect() as connection:
+        schema = storage.backend.own_schema(connection)
+    return storage.backend.write_script(statements, schema)

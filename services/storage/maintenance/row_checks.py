@@ -67,34 +67,47 @@ class CopiedTable(Report):
 
 
 def scan_rows(
-    reader: Session, progress: Progress, *, tables: Sequence[Table] = TABLES, as_stored: bool = False
+    reader: Session, progress: Progress, *, tables: Sequence[Table] = TABLES
 ) -> tuple[tuple[CopiedTable, ...], list[RefusedRow]]:
     """Return the contents of each table, and the rows that a database with this schema would refuse.
 
-    A copy converts readable times in another form, so these are refused only `as_stored`.
+    Times in another form that can be read are not refused: a copy converts them.
     """
     contents, refused = [], []
     for table in tables:
-        rules = {
-            f"it violates {check.name}": _violates(check)
-            for check in checks_of(table, backend_for(reader).name)
-            if as_stored or not str(check.name).endswith("_form")
-        }
-        rules |= {f"{column.name} refers to a missing row": _orphaned(column) for column in _links(table)}
-        # Invalid times and JSON load as None, so a flag tells them from NULL.
-        present = {
-            f"{column.name} is present": column.is_not(None) for column in plain_table(table).c if column.nullable
-        }
-        flags = [rule.label(reason) for reason, rule in (rules | present).items()]
         digest = Digest(table)
-        for rows in batches(reader, table, extra=flags, progress=progress, step=f"check {table.name}"):
-            for row in rows:
-                digest.add(row)
-                reason = _refusal_reason(table, row) or next((reason for reason in rules if row[reason]), None)
-                if reason:
-                    refused.append(RefusedRow(table.name, ", ".join(map(str, key_of(table, row))), reason))
+        for row, reason in _check_rows(reader, table, progress, as_stored=False):
+            digest.add(row)
+            if reason:
+                refused.append(RefusedRow(table.name, ", ".join(map(str, key_of(table, row))), reason))
         contents.append(digest.result())
     return tuple(contents), refused
+
+
+def find_refused_rows(reader: Session, progress: Progress) -> Iterator[RefusedRow]:
+    """Yield the rows that violate a rule of the schema, or that the other database system could not store."""
+    for table in TABLES:
+        for row, reason in _check_rows(reader, table, progress, as_stored=True):
+            if reason:
+                yield RefusedRow(table.name, ", ".join(map(str, key_of(table, row))), reason)
+
+
+def _check_rows(
+    reader: Session, table: Table, progress: Progress, *, as_stored: bool
+) -> Iterator[tuple[RowMapping, str | None]]:
+    """Yield each row of a table, and why a database with this schema would refuse it, or None."""
+    rules = {
+        f"it violates {check.name}": _violates(check)
+        for check in checks_of(table, backend_for(reader).name)
+        if as_stored or not str(check.name).endswith("_form")
+    }
+    rules |= {f"{column.name} refers to a missing row": _orphaned(column) for column in _links(table)}
+    # Invalid times and JSON load as None, so a flag tells them from NULL.
+    present = {f"{column.name} is present": column.is_not(None) for column in plain_table(table).c if column.nullable}
+    flags = [rule.label(reason) for reason, rule in (rules | present).items()]
+    for rows in batches(reader, table, extra=flags, progress=progress, step=f"check {table.name}"):
+        for row in rows:
+            yield row, _refusal_reason(table, row) or next((reason for reason in rules if row[reason]), None)
 
 
 def batches(

@@ -6,7 +6,7 @@ transaction under one lock: many processes may start at once, and a killed proce
 
 from .comparison import check, options, reflection
 from .connections import connect, exclusive
-from .derived import find_differences, repair
+from .drift import find_differences, find_drift, is_head_without_version, repair
 from .recognition import BASELINE_COLUMNS, is_empty
 from .scripts import script_location
 from .upgrade import BASELINE, adopt, downgrade, reset, upgrade
@@ -20,7 +20,9 @@ __all__ = [
     "downgrade",
     "exclusive",
     "find_differences",
+    "find_drift",
     "is_empty",
+    "is_head_without_version",
     "options",
     "reflection",
     "repair",

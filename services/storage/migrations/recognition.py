@@ -26,7 +26,10 @@ ELSEWHERE: Final = "point DATABASE_URL at another database. Nothing was changed.
 def read_revision(connection: Connection) -> str | None:
     """Return the revision of the database, or None if it has none. Raises ForeignDatabaseError if there are several."""
     schema = backend_for(connection).own_schema(connection)
-    if not sa.inspect(connection).has_table(VERSION_TABLE, schema=schema):
+    inspector = sa.inspect(connection)
+    if not inspector.has_table(VERSION_TABLE, schema=schema):
+        return None
+    if all(column["name"] != "version_num" for column in inspector.get_columns(VERSION_TABLE, schema=schema)):
         return None
     table = sa.table(VERSION_TABLE, sa.column("version_num"), schema=schema)
     revisions = connection.scalars(sa.select(table.c.version_num).order_by(table.c.version_num)).all()

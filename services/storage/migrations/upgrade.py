@@ -13,7 +13,7 @@ from ..models import TABLES
 from ..schema import REVISIONS, get_schema_version
 from .comparison import options, reflection
 from .connections import exclusive
-from .derived import expected_objects, recreate
+from .drift import expected_schema, recreate
 from .recognition import VERSION_TABLE, find_missing, is_empty, read_revision
 from .scripts import load_scripts, run
 
@@ -64,17 +64,17 @@ def reset(storage: Storage) -> None:
         backend, schema = storage.backend, storage.backend.own_schema(connection)
         present = set(sa.inspect(connection).get_table_names(schema=schema))
         is_head = VERSION_TABLE in present and read_revision(connection) == get_schema_version()
-        ours = {one.name: one for one in expected_objects(connection)}
-        derived = [one for one in backend.find_derived(connection) if one.kind in ("table", "function")]
+        # of an older database, only what is exactly ours: the name may be somebody else's
+        leftovers = backend.drop_derived(
+            expected_schema(connection), backend.read_schema(connection), only_equal=not is_head
+        )
         links = _foreign_keys_of_others(connection)
         for link in links:
             connection.execute(sa.schema.DropConstraint(link))
         for table in (*reversed(TABLES), sa.Table(VERSION_TABLE, sa.MetaData())):
             if table.name in present:
                 table.drop(connection)
-        for one in derived:  # of an older database, only what is exactly ours: the name may be somebody else's
-            if one.name in ours and (is_head or one == ours[one.name]):
-                backend.drop_derived(connection, one)
+        backend.run_repair(connection, tuple(leftovers))
         run(command.upgrade, connection, "head")
         for link in links:
             connection.execute(sa.schema.AddConstraint(link))

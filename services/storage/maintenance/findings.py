@@ -1,0 +1,72 @@
+"""What check_database() returns: the findings, and what the database system says about the database."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from sqlalchemy.exc import DBAPIError
+
+from ..errors import StorageError
+from ..serialization import Report
+
+Severity = Literal["error", "warning", "notice"]
+
+
+@dataclass(frozen=True)
+class Finding(Report):
+    """A problem, its subject (an object of the schema, or a table and key; never a stored value), and its repair.
+
+    An error is something that fails or is wrong, a warning something that needs a look, a notice something that repairs
+    keep. `repair_sql` is the SQL that repairs it, `advice` what to do where SQL cannot or should not.
+    """
+
+    problem: str
+    subject: str
+    severity: Severity = "error"
+    fixed: bool = False
+    repair_sql: str = ""
+    advice: str = ""
+
+
+@dataclass(frozen=True)
+class DatabaseReport(Report):
+    """The findings of a check, most important first, and what is known about the database.
+
+    `is_sound` says that nothing is left to repair; notices do not count.
+
+    A value is None where the database system has no such thing or this user may not know it. `checkpoint_age_seconds`
+    is the time since the log was last written into the database, `repair_sql` a script for all findings that SQL can
+    repair, in the right order and in one transaction.
+    """
+
+    is_sound: bool
+    database: str
+    revision: str | None
+    version: str
+    known_bugs: tuple[str, ...]
+    journal_mode: str | None
+    wal_bytes: int | None
+    checkpoint_age_seconds: float | None
+    disk_free_bytes: int | None
+    findings: tuple[Finding, ...]
+    repair_sql: str
+
+
+@dataclass
+class Found:
+    """A finding under way: `statements` repair it in a script, `fix` repairs it at once."""
+
+    finding: Finding
+    statements: Sequence[str] = ()
+    fix: Callable[[], object] | None = None
+
+    def settle(self, *, fix: bool) -> None:
+        """Repair it if `fix` asks for that and it can be repaired at once."""
+        if not fix or self.fix is None or self.finding.fixed:
+            return
+        try:
+            self.fix()
+        except (StorageError, DBAPIError, OSError) as error:
+            self.finding = replace(self.finding, problem=f"{self.finding.problem}; the repair failed: {error}")
+        else:
+            self.finding = replace(self.finding, fixed=True)

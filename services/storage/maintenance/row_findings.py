@@ -1,0 +1,112 @@
+"""Find rows that break rules, that search cannot find, that no worker finishes, or whose file is missing."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from ..backends import backend_for
+from ..conditions import PROCESSING
+from ..engine import Storage
+from ..lifecycle import GenerationStatus
+from ..models import TABLES, Generation
+from ..queue import reclaim_generations
+from .findings import Finding, Found
+from .row_checks import Progress, find_refused_rows
+
+STUCK_SECONDS: Final = 60.0  # after the end of the lease: a running worker reclaims it within seconds
+ROWS_AT_ONCE: Final = 500
+
+# They link every generation to the prompt of its text, and add prompts that are missing. By the text, because a prompt
+# that is added may get the id that another generation still names.
+ADD_PROMPTS: Final = """\
+INSERT INTO prompts (text, used_count, first_used_at, last_used_at)
+SELECT prompt, count(*), min(created_at), max(created_at) FROM generations
+WHERE NOT EXISTS (SELECT 1 FROM prompts WHERE prompts.text = generations.prompt) GROUP BY prompt"""
+LINK_PROMPTS: Final = """\
+UPDATE generations SET prompt_id = prompts.id, version = version + 1 FROM prompts
+WHERE prompts.text = generations.prompt AND (prompt_id IS NULL OR prompt_id <> prompts.id)"""
+
+
+def find_in_rows(
+    session: Session, storage: Storage, outputs_dir: Path | None, progress: Progress, *, quick: bool
+) -> Iterator[Found]:
+    """Yield the findings in the rows; `quick` reads only those that an index leads to."""
+    if not quick:
+        yield from _find_refused(session, storage, progress)
+    processing = select(Generation.id).where(PROCESSING).order_by(Generation.id)
+    for id in session.scalars(processing.where(Generation.lease_expires_at.is_(None))):
+        advice = f"complete or fail it, or update_generation_status(session, {id!r}, 'pending')"
+        yield Found(Finding("it is processing without a lease", f"generations {id}", "warning", advice=advice))
+    expired = Generation.lease_expires_at < select(backend_for(session).now(-STUCK_SECONDS)).scalar_subquery()
+    for id, worker in session.execute(processing.where(expired).add_columns(Generation.worker_id)):
+        problem = f"its lease has expired, its worker {worker} is gone, and no other has reclaimed it"
+        finding = Finding(problem, f"generations {id}", "warning", advice="start a worker: dgx-storage worker")
+        yield Found(finding, fix=lambda: _reclaim(storage))
+    unlinked = select(Generation.id).where(Generation.prompt_id.is_(None)).order_by(Generation.id)
+    for id in session.scalars(unlinked):
+        yield _unlinked(storage, "it has no prompt_id, so search does not find it", id)
+    if outputs_dir is not None:
+        yield from _find_missing_files(session, outputs_dir)
+
+
+def _find_refused(session: Session, storage: Storage, progress: Progress) -> Iterator[Found]:
+    links = {
+        (table.name, f"{column.name} refers to a missing row"): column
+        for table in TABLES
+        for column in table.columns
+        if column.foreign_keys
+    }
+    for row in find_refused_rows(session, progress):
+        column = links.get((row.table, row.reason))
+        if column is None:
+            finding = Finding(row.reason, f"{row.table} {row.key}", "warning", advice="correct or delete the row")
+            yield Found(finding)
+        elif column is Generation.__table__.c.prompt_id:
+            yield _unlinked(storage, row.reason, row.key)
+        else:
+            yield Found(Finding(row.reason, f"{row.table} {row.key}"), (_detach(column),))
+
+
+def _detach(column: Any) -> str:
+    """Return the statement that does with rows whose parent is missing what its deletion should have done."""
+    (key,) = column.foreign_keys
+    parent, table = key.column, column.table.name
+    where = (
+        f"WHERE {column.name} IS NOT NULL AND NOT EXISTS (SELECT 1 FROM {parent.table.name} AS parent "
+        f"WHERE parent.{parent.name} = {table}.{column.name})"
+    )
+    change = f"UPDATE {table} SET {column.name} = NULL" if key.ondelete == "SET NULL" else f"DELETE FROM {table}"
+    return f"{change} {where}"
+
+
+def _unlinked(storage: Storage, problem: str, id: str) -> Found:
+    return Found(
+        Finding(problem, f"generations {id}", "warning"),
+        (ADD_PROMPTS, LINK_PROMPTS),
+        fix=lambda: _link_prompts(storage),
+    )
+
+
+def _link_prompts(storage: Storage) -> None:
+    with storage.session() as session:
+        for statement in (ADD_PROMPTS, LINK_PROMPTS):
+            session.connection().exec_driver_sql(statement)
+
+
+def _reclaim(storage: Storage) -> None:
+    while storage.run_in_transaction(lambda session: len(reclaim_generations(session, ROWS_AT_ONCE))) == ROWS_AT_ONCE:
+        pass
+
+
+def _find_missing_files(session: Session, outputs_dir: Path) -> Iterator[Found]:
+    completed = Generation.status == GenerationStatus.COMPLETED.value
+    files = select(Generation.id, Generation.file_path).where(completed).order_by(Generation.id)
+    for id, file_path in session.execute(files.execution_options(yield_per=1_000)):
+        # Not Path.is_file(), which raises OSError if the name is too long.
+        if not os.path.isfile(os.path.join(outputs_dir, file_path)):
+            advice = f"dgx-storage files {outputs_dir} --relink, or dgx-storage delete {id}"
+            yield Found(Finding("its file is missing", f"generations {id}", "warning", advice=advice))

@@ -1,0 +1,103 @@
+"""Every object of the schema, dropped or changed in turn, is named, and the SQL that is printed repairs it."""
+
+import shutil
+from pathlib import Path
+from uuid import uuid4
+
+from services.storage import (
+    Storage,
+    check_database,
+    claim_generation,
+    complete_generation,
+    fail_generation,
+    pause_queue,
+)
+from tests.conftest import administer, database_at
+from tests.support.databases import ask, run_script, tables_of
+from tests.support.factories import a_generation
+from tests.support.schema_changes import Change, changes_of_postgresql, changes_of_sqlite
+from tests.support.sessions import opened, path_of
+
+ROWS = """
+INSERT INTO usage_totals (hour, model_name, event, count) VALUES (1, 'm', 'created', 2);
+INSERT INTO pruned_files (path) VALUES ('a.wav'), ('b.wav')
+"""
+
+
+def fill_every_table(url: str) -> dict[str, int]:
+    """Add rows to each table; return how many rows each has."""
+    with opened(url) as storage:
+        fill(storage)
+    run_script(url, ROWS)
+    counts = row_counts(url)
+    assert all(counts.values()), counts
+    return counts
+
+
+def fill(storage: Storage) -> None:
+    with storage.session() as session:
+        first = a_generation(session, prompt="lofi rain")
+        a_generation(session, prompt="jazz", parent_id=first.id, idempotency_key="once")
+        a_generation(session, prompt="trap")
+    for end in ("completed", "failed"):
+        with storage.session() as session:
+            claimed = claim_generation(session, "worker")
+            assert claimed is not None
+            if end == "completed":
+                complete_generation(session, claimed.id, 1.0, 1, lease=claimed.lease)
+            else:
+                fail_generation(session, claimed.id, "no", lease=claimed.lease, retry=False)
+    with storage.session() as session:
+        pause_queue(session, "a reason")
+
+
+def row_counts(url: str) -> dict[str, int]:
+    return {table: ask(url, f"SELECT count(*) FROM {table}")[0][0] for table in tables_of(url)}
+
+
+def must_be_named_and_repaired(url: str, change: Change, counts: dict[str, int]) -> None:
+    run_script(url, change.script)
+    with opened(url) as storage:
+        report = check_database(storage=storage)
+        named = {finding.subject: finding for finding in report.findings}
+        assert change.subject in named, (change.name, list(named))
+        # What others added is kept, and its SQL is printed with the finding only.
+        run_script(url, report.repair_sql or named[change.subject].repair_sql)
+        expected = counts if not change.lost_table else counts | {change.lost_table: 0}
+        assert row_counts(url) == expected, change.name
+        left = {finding.subject: finding.problem for finding in check_database(storage=storage).findings}
+        assert not [subject for subject in left if is_of_schema(subject)], left
+        assert not left or is_lossy(change), left
+
+
+def is_of_schema(subject: str) -> bool:
+    return not subject.startswith(("generations ", "prompts ", "attempts ", "usage_totals "))
+
+
+def is_lossy(change: Change) -> bool:
+    """Return whether rows may break rules afterwards, because what they held or referred to is gone."""
+    return change.name.startswith("drop") and change.subject.startswith(("column ", "table "))
+
+
+def test_every_change_of_an_sqlite_schema(sqlite_url: str, tmp_path: Path) -> None:
+    counts = fill_every_table(sqlite_url)
+    for number, change in enumerate(changes_of_sqlite(sqlite_url)):
+        path = tmp_path / f"{number}.db"
+        shutil.copy(path_of(sqlite_url), path)
+        must_be_named_and_repaired(f"sqlite:///{path}", change, counts)
+        path.unlink()
+
+
+def test_every_change_of_a_postgresql_schema(postgresql_server: str, postgresql_template: str) -> None:
+    name = f"drift_{uuid4().hex}"
+    administer(postgresql_server, f"CREATE DATABASE {name} TEMPLATE {postgresql_template}")
+    original = database_at(postgresql_server, name)
+    counts = fill_every_table(original)
+    copied = False
+    for change in list(changes_of_postgresql(original)):
+        if not copied:
+            administer(postgresql_server, f"CREATE DATABASE {name}_copy TEMPLATE {name}")
+        must_be_named_and_repaired(database_at(postgresql_server, f"{name}_copy"), change, counts)
+        copied = not is_lossy(change)
+        if not copied:
+            administer(postgresql_server, f"DROP DATABASE {name}_copy WITH (FORCE)")
