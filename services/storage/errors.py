@@ -29,7 +29,7 @@ class SchemaTooNewError(StorageError):
 
 
 class SchemaDamagedError(StorageError):
-    """An index, trigger or function of the schema is missing or differs: run `dgx-storage check`, which creates it."""
+    """Something of the schema is missing or differs: `dgx-storage check` names it, and `check --fix` repairs it."""
 
 
 class ForeignDatabaseError(StorageError):

@@ -11,6 +11,7 @@ from services.storage import (
     complete_generation,
     fail_generation,
     pause_queue,
+    register_worker,
 )
 from tests.conftest import administer, database_at
 from tests.support.databases import ask, run_script, tables_of
@@ -49,6 +50,7 @@ def fill(storage: Storage) -> None:
                 fail_generation(session, claimed.id, "no", lease=claimed.lease, retry=False)
     with storage.session() as session:
         pause_queue(session, "a reason")
+        register_worker(session, "worker")
 
 
 def row_counts(url: str) -> dict[str, int]:
@@ -71,7 +73,7 @@ def must_be_named_and_repaired(url: str, change: Change, counts: dict[str, int])
 
 
 def is_of_schema(subject: str) -> bool:
-    return not subject.startswith(("generations ", "prompts ", "attempts ", "usage_totals "))
+    return not subject.startswith(("generations ", "prompts ", "attempts ", "usage_totals ", "workers "))
 
 
 def is_lossy(change: Change) -> bool:

@@ -58,9 +58,7 @@ CONNECT_ARGUMENTS: dict[str, Any] = {
 JSON_EXPONENT = re.compile(r'"(?:[^"\\]|\\.)*"|-?[0-9][0-9.]*[eE][-+]?[0-9]+')
 
 
-class PostgreSQL(
-    PostgreSQLSQL, PostgreSQLSchema, PostgreSQLFacts, PostgreSQLSpace, PostgreSQLWakeups, TSVectorSearch
-):
+class PostgreSQL(PostgreSQLSQL, PostgreSQLSchema, PostgreSQLFacts, PostgreSQLSpace, PostgreSQLWakeups, TSVectorSearch):
     """PostgreSQL: many concurrent writers; one server, or a primary with replicas."""
 
     name = "postgresql"

@@ -49,8 +49,8 @@ def translate(error: BaseException) -> StorageError | None:
     if code == "SQLITE_CORRUPT" and type(error).__module__.startswith("pysqlite3"):
         # It may be SQLITE_CORRUPT_VTAB.
         return CorruptError(
-            "The file or its search index is damaged: run `dgx-storage check`, which repairs the index. If the file is "
-            "damaged, restore a backup.",
+            "The file or its search index is damaged: run `dgx-storage check --fix`, which repairs the index. If the "
+            "file is damaged, restore a backup.",
             orig=error,
         )
     for prefix, kind in ERRORS:

@@ -12,8 +12,9 @@ from ..backends import backend_for
 from ..conditions import PROCESSING
 from ..engine import Storage
 from ..lifecycle import GenerationStatus
-from ..models import TABLES, Generation
+from ..models import TABLES, Generation, RegisteredWorker
 from ..queue import reclaim_generations
+from ..queue.workers import remove_silent_workers
 from .findings import Finding, Found
 from .row_checks import Progress, find_refused_rows
 
@@ -46,6 +47,12 @@ def find_in_rows(
         problem = f"its lease has expired, its worker {worker} is gone, and no other has reclaimed it"
         finding = Finding(problem, f"generations {id}", "warning", advice="start a worker: dgx-storage worker")
         yield Found(finding, fix=lambda: _reclaim(storage))
+    dead = select(RegisteredWorker.id).where(
+        RegisteredWorker.expires_at <= select(backend_for(session).now()).scalar_subquery()
+    )
+    for id in session.scalars(dead.order_by(RegisteredWorker.id)):
+        finding = Finding("it has stopped without saying so", f"workers {id}", "notice", advice="start it again")
+        yield Found(finding, fix=lambda: storage.run_in_transaction(remove_silent_workers))
     unlinked = select(Generation.id).where(Generation.prompt_id.is_(None)).order_by(Generation.id)
     for id in session.scalars(unlinked):
         yield _unlinked(storage, "it has no prompt_id, so search does not find it", id)
