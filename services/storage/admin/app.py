@@ -118,7 +118,7 @@ class Site:
         return PlainTextResponse("There is no such file.", 404) if file is None else AudioResponse(file)
 
     def _view(self, request: Request) -> View:
-        return View(request, can_play=self.outputs is not None, always_hides=self.hide_prompts)
+        return View(request, self.storage, can_play=self.outputs is not None, always_hides=self.hide_prompts)
 
     def _render(self, request: Request, name: str, read: Read) -> Response:
         view = self._view(request)

@@ -17,8 +17,9 @@ from ..analytics import (
     get_usage,
 )
 from ..generations import list_generations
-from ..schema import get_schema_version
-from ..search import search_generations
+from ..limits import QUERY_TERMS_LIMIT
+from ..maintenance import check_health
+from ..search import search_prompts
 from ..search_words import split_words
 from ..types import utcnow
 from .charts import draw_usage
@@ -28,7 +29,6 @@ PERIODS: Final = {1: "24 hours", 7: "7 days", 30: "30 days"}
 DEFAULT_DAYS: Final = 7
 PROMPTS_SHOWN: Final = 10
 FAILURES_SHOWN: Final = 8
-WORDS_SEARCHED: Final = 6
 # Reading every generation of 30 days takes longer than a page may, so the figures are remembered for a while.
 FRESH: Final = timedelta(seconds=30)
 
@@ -64,7 +64,7 @@ class Numbers:
             "figures": figures,
             "now": now,
             "chart_drawn": draw_usage(figures.usage, "%H:00" if days == 1 else "%-d %b"),
-            "schema": get_schema_version(),
+            "health": check_health(storage=view.storage),
             "is_searchable": _is_newest_found(session),
         }
 
@@ -82,12 +82,11 @@ def _read_figures(session: Session, days: int, now: datetime) -> Figures:
 
 
 def _is_newest_found(session: Session) -> bool | None:
-    """Return whether the search finds the newest generation by its prompt; None if there is nothing to find."""
+    """Return whether the search finds the words of the newest generation; None if there are none."""
     newest = list_generations(session, limit=1).items
     if not newest:
         return None
-    words = split_words(newest[0].prompt)[:WORDS_SEARCHED]
+    words = split_words(newest[0].prompt)[:QUERY_TERMS_LIMIT]
     if not words:
         return None
-    found = search_generations(session, " ".join(f'"{word}"' for word in words), limit=1).items
-    return bool(found) and found[0].id == newest[0].id
+    return bool(search_prompts(session, " ".join(f'"{word}"' for word in words), 1, order_by="newest"))

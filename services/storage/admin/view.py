@@ -7,6 +7,7 @@ from urllib.parse import urlencode
 from markupsafe import Markup
 from starlette.requests import Request
 
+from ..engine import Storage
 from ..models import Generation
 from ..search_query import Query
 from .charts import draw_waveform
@@ -26,10 +27,11 @@ class Missing(Exception):  # noqa: N818 - an answer, not an error
 class View:
     """One request."""
 
-    def __init__(self, request: Request, *, can_play: bool, always_hides: bool) -> None:
+    def __init__(self, request: Request, storage: Storage, *, can_play: bool, always_hides: bool) -> None:
         self.base = request.scope.get("root_path", "").rstrip("/")
         self.path = request.scope["path"].removeprefix(self.base) or "/"
         self.asked = request.query_params
+        self.storage = storage
         self.can_play = can_play
         self.always_hides = always_hides
         self.hides = always_hides or self.asked.get("prompts") == "hidden"

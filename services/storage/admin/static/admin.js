@@ -39,6 +39,7 @@ if (button) {
 // One player at a time; its waveform shows how far it is, and a click on it goes there.
 for (const audio of all("audio")) {
   const wave = audio.parentElement.querySelector(".wave");
+  audio.addEventListener("error", () => audio.replaceWith("The file cannot be played."));
   audio.addEventListener("play", () => all("audio").forEach((other) => other === audio || other.pause()));
   if (!wave) continue;
   audio.addEventListener("timeupdate", () => wave.style.setProperty("--played", audio.currentTime / audio.duration || 0));
