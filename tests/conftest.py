@@ -131,6 +131,15 @@ def empty_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterat
 
 
 @pytest.fixture
+def postgresql_url(postgresql_server: str, postgresql_template: str) -> Iterator[str]:
+    """Return the URL of a migrated, empty PostgreSQL database."""
+    name = f"test_{uuid4().hex}"
+    administer(postgresql_server, f"CREATE DATABASE {name} TEMPLATE {postgresql_template}")
+    yield database_at(postgresql_server, name)
+    administer(postgresql_server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
 def fresh_url(empty_database_url: str, request: pytest.FixtureRequest) -> str:
     """Return the URL of the migrated template (read it only) on the same database system as `empty_database_url`."""
     if empty_database_url.startswith("sqlite"):

@@ -54,6 +54,22 @@ class BackupError(StorageError):
     """The backup was refused: check the path, and that the file is a sound backup of this library."""
 
 
+class TransferError(StorageError, ValueError):
+    """The export or import was refused: correct the file, at the line that the message names."""
+
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        line: int | None = None,
+        field: str | None = None,
+        orig: BaseException | None = None,
+    ) -> None:
+        super().__init__(message, orig=orig)
+        self.line = line
+        self.field = field
+
+
 class PruneError(StorageError):
     """The prune was refused, because it would delete suspiciously much: look at a dry run, then pass force."""
 

@@ -6,29 +6,25 @@ from datetime import datetime
 from functools import cache
 from typing import Any, Final
 
-from sqlalchemy import BigInteger, ColumnElement, Select, and_, bindparam, delete, false, func, select, true, update
+from sqlalchemy import BigInteger, ColumnElement, Select, bindparam, delete, func, select, true, update
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.util import identity_key
 
-from .backends import backend_for
 from .claim_order import CLAIM_ORDER
 from .conditions import PENDING, REFRESH, newest_first, of_status
 from .defaults import MAX_ATTEMPTS, PAGE_SIZE
+from .filters import filter_conditions, validate_filters
 from .lifecycle import GenerationStatus, validate_status
 from .limits import INTEGER_LIMIT, SHORTEST_ID_PREFIX
-from .models import Generation, Prompt
+from .models import Generation
 from .pagination import Page, after_position, decode_cursor, fetch_page
 from .queue.enqueue import REQUEST, build_generation, insert_all, insert_once
 from .row_loading import GENERATIONS, connection_of, find_generations, load_generations
-from .search import match_generations
 from .types import uuid7s
 from .validation import (
     is_storable,
     validate_count,
-    validate_flag,
     validate_generation_field,
-    validate_metadata_filter,
-    validate_moment,
 )
 
 # Arguments that a constraint can refuse, so that a savepoint is needed.
@@ -175,26 +171,20 @@ def list_generations(
     field for an invalid condition. See ADR 20.
     """
     limit = min(validate_count("limit", limit, minimum=1), INTEGER_LIMIT)
-    filters = {
-        "status": None if status is None else validate_status(status),
-        "model_name": model_name,
-        "prompt": prompt,
-        "batch_id": batch_id,
-        "favorite": None if favorite is None else validate_flag("favorite", favorite),
-        "created_after": None if created_after is None else validate_moment("created_after", created_after),
-        "created_before": None if created_before is None else validate_moment("created_before", created_before),
-        "metadata": None if metadata is None else validate_metadata_filter(metadata),
-    }
-    later = {
-        "search": search,
-        "parent_id": parent_id,
-    }  # no keys without a value: cursors of earlier releases stay valid
-    filters |= {name: value for name, value in later.items() if value is not None}
+    filters = validate_filters(
+        status=status,
+        model_name=model_name,
+        prompt=prompt,
+        batch_id=batch_id,
+        favorite=favorite,
+        created_after=created_after,
+        created_before=created_before,
+        metadata=metadata,
+        search=search,
+        parent_id=parent_id,
+    )
     position = decode_cursor(after, filters)
-    texts = (("model_name", model_name), ("prompt", prompt), ("batch_id", batch_id), ("parent_id", parent_id))
-    if not all(text is None or is_storable(field, text) for field, text in texts):
-        return Page([], None)
-    statement = select(Generation).where(*_conditions(session, filters), *after_position(position))
+    statement = select(Generation).where(*filter_conditions(session, filters), *after_position(position))
     return fetch_page(session, statement.order_by(*newest_first()), query=filters, limit=limit)
 
 
@@ -287,45 +277,3 @@ def _status_listing(status: str | None) -> tuple[ColumnElement[bool], tuple[Any,
     if status == GenerationStatus.PENDING:
         return PENDING, CLAIM_ORDER
     return of_status(status), newest_first()
-
-
-def _conditions(session: Session, filters: Mapping[str, Any]) -> list[ColumnElement[bool]]:
-    filters = {name: value for name, value in filters.items() if value is not None}
-    conditions: list[ColumnElement[bool]] = []
-    if "status" in filters:
-        conditions.append(of_status(filters["status"]))
-    if "model_name" in filters:
-        conditions.append(Generation.model_name == filters["model_name"])
-    if "prompt" in filters:
-        prompt_ids = select(Prompt.id).where(backend_for(session).prompt_text_equals(filters["prompt"]))
-        conditions.append(Generation.prompt_id == prompt_ids.scalar_subquery())
-    if "batch_id" in filters:
-        conditions.append(Generation.batch_id == filters["batch_id"])
-    if "parent_id" in filters:
-        conditions.append(Generation.parent_id == filters["parent_id"])
-    if "favorite" in filters:
-        conditions.append(and_(Generation.is_favorite) if filters["favorite"] else ~Generation.is_favorite)
-    if "created_after" in filters:
-        conditions.append(Generation.created_at >= filters["created_after"])
-    if "created_before" in filters:
-        conditions.append(Generation.created_at < filters["created_before"])
-    conditions += [_has_metadata(key, wanted) for key, wanted in filters.get("metadata", {}).items()]
-    if "search" in filters:
-        conditions.append(match_generations(session, filters["search"]))
-    return conditions
-
-
-def _has_metadata(key: str, wanted: Any) -> ColumnElement[bool]:
-    """Return the condition that `key` of the metadata has the value `wanted`; invalid JSON has no keys."""
-    if not is_storable("metadata", key) or (isinstance(wanted, str) and not is_storable("metadata", wanted)):
-        return false()
-    member = Generation.metadata_json[key]
-    if not isinstance(wanted, tuple):
-        return and_(member == wanted)
-    low, high = wanted
-    number = member.as_float()
-    return and_(
-        number.is_not(None),
-        *([number >= low] if low is not None else []),
-        *([number <= high] if high is not None else []),
-    )

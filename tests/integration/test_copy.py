@@ -4,7 +4,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
 from sqlalchemy import insert, text
@@ -23,18 +22,8 @@ from services.storage import (
     track_prompt_usage,
 )
 from services.storage.maintenance.row_checks import BATCH_ROWS
-from tests.conftest import administer, database_at
 from tests.support.copies import contents, fill
 from tests.support.factories import a_generation, a_request
-
-
-@pytest.fixture
-def postgresql_url(postgresql_server: str, postgresql_template: str) -> Iterator[str]:
-    """Return the URL of a migrated, empty PostgreSQL database."""
-    name = f"test_{uuid4().hex}"
-    administer(postgresql_server, f"CREATE DATABASE {name} TEMPLATE {postgresql_template}")
-    yield database_at(postgresql_server, name)
-    administer(postgresql_server, f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture

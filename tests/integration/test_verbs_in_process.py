@@ -32,6 +32,8 @@ MISTAKES = (
     "backup {database} --force",
     "backup {database}",
     "copy {url} {url}",
+    "export {database} --force",
+    "import {database}",
     "demo --prompts {database}",
     "submit lofi --model m --seconds 1 --file {database}",
 )

@@ -17,14 +17,17 @@ from sqlalchemy import Engine, event
 from services.storage import (
     ConflictError,
     RetryableError,
+    Storage,
     StorageError,
     backup_database,
     complete_generation,
     create_generation,
+    export_database,
     get_generation,
     get_pending_generations,
     get_prompt_by_text,
     get_session,
+    import_database,
     init_db,
     migrations,
     reset_database,
@@ -155,6 +158,21 @@ def back_up_until_killed(url: str, folder: str) -> None:
         backup_database(folder)
 
 
+def import_one_file(url: str, file: str) -> None:
+    """Import a file at the same time as others."""
+    init_db(url)
+    wait_for_start()
+    import_database(file)
+
+
+def export_until_killed(url: str, file: str) -> None:
+    """Write exports over each other until killed."""
+    init_db(url)
+    print_line("ready")
+    while True:
+        export_database(file, overwrite=True)
+
+
 def restore_until_killed(url: str, *backups: str) -> None:
     """Restore backups in turn until killed."""
     init_db(url)
@@ -190,7 +208,7 @@ def fork_and_kill() -> None:
         child = os.fork()
         if child == 0:
             kill_after(request["statements"])
-            {"upgrade": init_db, "reset": reset}[request["work"]](request["url"])
+            {"upgrade": init_db, "reset": reset, "import": import_file}[request["work"]](request["url"])
             os._exit(0)
         print_line(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
@@ -198,6 +216,11 @@ def fork_and_kill() -> None:
 def reset(url: str) -> None:
     os.environ["DATABASE_URL"] = url
     reset_database()
+
+
+def import_file(url: str) -> None:
+    """Import the file that the environment names."""
+    import_database(os.environ["EXPORT"], storage=Storage(url))
 
 
 def kill_after(statements: int) -> None:
@@ -217,9 +240,11 @@ FUNCTIONS = {
     for function in (
         back_up_until_killed,
         count_up,
+        export_until_killed,
         read_then_write,
         restore_a_part,
         restore_until_killed,
+        import_one_file,
         initialize,
         take_batches,
         sleep_after_marking,

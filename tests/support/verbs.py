@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from socket import socket
 
-from services.storage import Storage, backup_database, create_generations
+from services.storage import Storage, backup_database, create_generations, export_database
 from services.storage.audio_files import describe_file
 from services.storage.demo import MODEL_NAME
 from services.storage.lifecycle import FINISHED, GenerationStatus
@@ -21,9 +21,11 @@ ARGUMENTS = {
     "copy": "{url} sqlite:///{folder}/copy.db",
     "delete": "--status cancelled --yes",
     "demo": "--database-url {url} --prompts {prompts} --outputs {folder}/demo --seconds 0.05",
+    "export": "{folder}/new.jsonl",
     "favorite": "{generation_id}",
     "files": "{folder} --relink",
     "health": "",
+    "import": "{export}",
     "init": "",
     "list": "--json",
     "metrics": "",
@@ -46,7 +48,7 @@ ARGUMENTS = {
     "workers": "",
 }
 READERS = frozenset(
-    {"check", "files", "health", "list", "metrics", "search", "show", "stats", "verify", "why", "workers"}
+    {"check", "export", "files", "health", "list", "metrics", "search", "show", "stats", "verify", "why", "workers"}
 )
 REPLACERS = frozenset({"reset", "restore"})
 FINDERS = frozenset({"check", "health"})  # exit code 1 if they find something
@@ -54,7 +56,7 @@ FINDERS = frozenset({"check", "health"})  # exit code 1 if they find something
 
 @dataclass(frozen=True)
 class Scene:
-    """The database, a backup of it, a file with prompts and a generation, all below `folder`, and a free port."""
+    """The database, a backup and an export of it, a file with prompts and a generation, below `folder`; a free port."""
 
     folder: Path
     generation_id: str
@@ -73,6 +75,10 @@ class Scene:
         return self.folder / "scene.db"
 
     @property
+    def export(self) -> Path:
+        return self.folder / "scene.jsonl"
+
+    @property
     def prompts(self) -> Path:
         return self.folder / "prompts.txt"
 
@@ -80,7 +86,7 @@ class Scene:
         """Return the arguments of a verb, or of a line that begins with one."""
         name, _, rest = verb.partition(" ")
         words = (rest or ARGUMENTS[name]).split()
-        names = ("folder", "generation_id", "port", "database", "url", "backup", "prompts")
+        names = ("folder", "generation_id", "port", "database", "url", "backup", "export", "prompts")
         values = {name: getattr(self, name) for name in names}
         return [name, *(word.format(**values) for word in words)]
 
@@ -105,6 +111,7 @@ def make_scene(database: Path) -> Scene:
     (folder / "completed.wav").rename(folder / "moved.wav")
     (folder / "prompts.txt").write_text("lofi piano\n")
     backup_database(folder / "scene.db", storage=storage)
+    export_database(folder / "scene.jsonl", storage=storage)
     storage.dispose()
     with socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -99,6 +99,9 @@ class SQLDialect(Protocol):
     def insert(self, table: Any) -> Any:
         """Return the dialect's INSERT for `table`, which supports ON CONFLICT."""
 
+    def byte_order(self, text: Any) -> ColumnElement[str]:
+        """Return an expression that sorts a column of text by its UTF-8 bytes."""
+
     def prompt_conflict_target(self) -> list[Any]:
         """Return the index elements of the unique index on the text of prompts, for ON CONFLICT."""
 

@@ -18,6 +18,7 @@ from sqlalchemy import (
     bindparam,
     case,
     cast,
+    collate,
     extract,
     func,
     literal,
@@ -89,6 +90,9 @@ class PostgreSQLSQL:
 
     def insert(self, table: Any) -> Any:
         return postgresql_insert(table)
+
+    def byte_order(self, text: Any) -> ColumnElement[str]:
+        return collate(text, "C")
 
     def prompt_conflict_target(self) -> list[Any]:
         return [text("md5(text)")]

@@ -114,6 +114,9 @@ class SQLiteSQL:
     def insert(self, table: Any) -> Any:
         return sqlite_insert(table)
 
+    def byte_order(self, text: Any) -> ColumnElement[str]:
+        return text  # type: ignore[no-any-return]  # the order of SQLite
+
     def prompt_conflict_target(self) -> list[Any]:
         return [Prompt.text]
 

@@ -1,8 +1,7 @@
 """The verbs that administer a database: init, migrate, reset, copy."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import click
 
@@ -11,7 +10,7 @@ from ..engine import Storage, get_storage
 from ..errors import CopyError, StorageError
 from .app import commands
 from .options import confirm, yes_option
-from .output import echo_err, open_storage, progress_bar, sanitize
+from .output import echo_err, open_storage, sanitize, shown_progress
 
 
 @commands.command()
@@ -97,7 +96,7 @@ def copy(source: str, target: str) -> None:
     from ..maintenance import copy_database
 
     try:
-        with _shown_progress() as progress:
+        with shown_progress() as progress:
             report = copy_database(source, target, progress=progress)
     except CopyError as error:
         for row in error.refused:
@@ -110,17 +109,6 @@ def copy(source: str, target: str) -> None:
         click.echo("\n".join(f"{name}\t{count}\t{checksum}" for name, count, checksum in rows))
     resumed = " (continued an interrupted copy)" if report.resumed else ""
     echo_err(f"Copied {report.row_count:,} rows{resumed}; both databases have the same contents.")
-
-
-@contextmanager
-def _shown_progress() -> Iterator[Callable[[str, int, int], None]]:
-    """Yield the progress callback of a copy: it updates a bar on a terminal, and prints a line per step elsewhere."""
-    if not (sys.stdout.isatty() and sys.stderr.isatty()):
-        yield lambda step, done, total: echo_err(f"{step}: {total:,} rows") if 0 < total == done else None
-        return
-    with progress_bar() as progress:
-        bar = progress.add_task("", total=None)
-        yield lambda step, done, total: progress.update(bar, completed=done, total=total, description=step)
 
 
 def _print_copied(rows: Sequence[tuple[str, int, str]]) -> None:

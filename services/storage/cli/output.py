@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -64,3 +64,14 @@ def progress_bar() -> "Progress":
     )
     columns = (BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn(), what)
     return Progress(*columns, console=Console(stderr=True), expand=True)
+
+
+@contextmanager
+def shown_progress() -> Iterator[Callable[[str, int, int], None]]:
+    """Yield a progress callback: it updates a bar on a terminal, and prints a line for each step elsewhere."""
+    if not (sys.stdout.isatty() and sys.stderr.isatty()):
+        yield lambda step, done, total: echo_err(f"{step}: {total:,} rows") if 0 < total == done else None
+        return
+    with progress_bar() as progress:
+        bar = progress.add_task("", total=None)
+        yield lambda step, done, total: progress.update(bar, completed=done, total=total, description=step)

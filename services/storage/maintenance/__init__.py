@@ -4,9 +4,11 @@ from .backup import Backup, backup_database, restore_database, verify_backup
 from .bulk_changes import cancel_generations, delete_generations, retry_generations, set_favorites
 from .check import check_database
 from .copy import copy_database
+from .export import ExportReport, export_database
 from .find_files import FileReport, MissingFile, MovedFile, find_files
 from .findings import DatabaseReport, Finding
 from .health import Health, check_health
+from .import_rows import ImportReport, import_database
 from .metrics import get_metrics
 from .prune import PrunedGeneration, PruneReport, prune_generations
 from .space import Optimization, optimize_database
@@ -14,9 +16,11 @@ from .space import Optimization, optimize_database
 __all__ = [
     "Backup",
     "DatabaseReport",
+    "ExportReport",
     "FileReport",
     "Finding",
     "Health",
+    "ImportReport",
     "MissingFile",
     "MovedFile",
     "Optimization",
@@ -28,8 +32,10 @@ __all__ = [
     "check_health",
     "copy_database",
     "delete_generations",
+    "export_database",
     "find_files",
     "get_metrics",
+    "import_database",
     "optimize_database",
     "prune_generations",
     "restore_database",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from ..backends import BackupDialect, Contents, backups_of
-from ..durable_files import publish
+from ..durable_files import delete_partials, partial_path, publish
 from ..engine import Storage, get_storage
 from ..errors import BackupError, NotInitializedError, SchemaTooNewError, UnreachableError
 from ..schema import REVISIONS
@@ -62,10 +62,10 @@ def backup_database(
     folder, name = _split(Path(path), backups.suffix, keep)
     target = folder / name
     _require_free(storage, backups, target, overwrite)
-    partial = folder / f".{name}.{os.getpid()}.partial"
+    partial = partial_path(target)
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _delete_partials(folder)
+        delete_partials(folder)
         try:
             contents = backups.write(storage.engine, partial)
             if backups.read(partial) != contents:
@@ -158,18 +158,6 @@ def _require_free(storage: Storage, backups: BackupDialect, target: Path, overwr
 def _is_live(storage: Storage, path: Path) -> bool:
     live = Path(str(storage.url.database))
     return live.exists() and path.exists() and os.path.samefile(live, path)
-
-
-def _delete_partials(folder: Path) -> None:
-    """Delete what backups left behind that were killed: their process is gone."""
-    for partial in folder.glob(".*.partial"):
-        process = partial.name.split(".")[-2]
-        try:
-            os.kill(int(process), 0)
-        except ProcessLookupError:
-            partial.unlink(missing_ok=True)
-        except (OSError, ValueError):
-            continue
 
 
 def _exists(target: Path) -> BackupError:

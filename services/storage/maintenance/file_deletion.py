@@ -38,7 +38,7 @@ class Outputs:
         self._given = os.path.abspath(folder)
         self._here = os.getcwd()
         self._real_folder = lru_cache(maxsize=FOLDERS_REMEMBERED)(os.path.realpath)
-        self._database = set(_database_files(storage))
+        self._database = set(database_files(storage))
         self._names = [array("Q") for _ in range(256)]  # hashes of the paths that rows name, by their first byte
         self._pruned: Counter[int] = Counter()
         self._since: Any = None
@@ -224,7 +224,7 @@ def _hash(path: str) -> int:
     return int.from_bytes(blake2b(os.fsencode(path), digest_size=8).digest(), "big")
 
 
-def _database_files(storage: Storage) -> Iterator[tuple[int, int]]:
+def database_files(storage: Storage) -> Iterator[tuple[int, int]]:
     """Yield the device and inode of the database file and of the files that SQLite keeps beside it."""
     for suffix in ("", "-wal", "-shm", "-journal"):
         try:

@@ -199,31 +199,33 @@ def _orphaned(column: Column[Any]) -> ColumnElement[bool]:
     return referring.is_not(None) & ~exists().where(parent.c[key.name] == referring)
 
 
-def _refusal_reason(table: Table, row: RowMapping) -> str | None:
-    """Return why a value does not fit its column on one of the databases, or None if all values fit."""
-    for column in plain_table(table).columns:
-        value, kind = row[column.name], column.type
-        if value is None:
-            if not column.nullable or row[f"{column.name} is present"]:
-                return f"{column.name} is {'unreadable' if column.nullable else 'missing or unreadable'}"
-        elif isinstance(kind, JSONText):
-            if not isinstance(value, str) or not _is_portable_json(value):
-                return f"{column.name} is JSON that PostgreSQL cannot store"
-        elif isinstance(kind, Text):
-            if not isinstance(value, str) or not is_storable(column.name, value):
-                return f"{column.name} is not text that both databases can store"
-        elif isinstance(kind, Integer):
-            limit = BIG_INTEGER_LIMIT if isinstance(kind, BigInteger) else INTEGER_LIMIT
-            if type(value) is not int or not -limit - 1 <= value <= limit:
-                return f"{column.name} is not a whole number within the range of the column"
-        elif isinstance(kind, Double) and not isinstance(value, (int, float)):
-            return f"{column.name} is not a number"
-    return None
+def find_problem(column: Column[Any], value: Any) -> str | None:
+    """Return why a value, JSON as text, does not fit its column on one of the databases, or None if it fits."""
+    kind, problem = column.type, None
+    if isinstance(kind, JSONText):
+        if not isinstance(value, str) or not is_portable_json(value):
+            problem = "is JSON that PostgreSQL cannot store"
+    elif isinstance(kind, Text):
+        if not isinstance(value, str) or not is_storable(column.name, value):
+            problem = "is not text that both databases can store"
+    elif isinstance(kind, Integer):
+        limit = BIG_INTEGER_LIMIT if isinstance(kind, BigInteger) else INTEGER_LIMIT
+        if type(value) is not int or not -limit - 1 <= value <= limit:
+            problem = "is not a whole number within the range of the column"
+    elif isinstance(kind, Double):
+        if type(value) not in (int, float):
+            problem = "is not a number"
+    elif isinstance(kind, Boolean):
+        if type(value) is not bool:
+            problem = "is neither true nor false"
+    elif isinstance(kind, UTCDateTime) and not isinstance(value, datetime):
+        problem = "is not a time"
+    return problem and f"{column.name} {problem}"
 
 
-def _is_portable_json(text: str) -> bool:
+def is_portable_json(text: str) -> bool:
     """Return whether JSONB accepts a text: it refuses NaN, infinities, and strings with NUL or lone surrogates."""
-    value = _load(text)
+    value = load_document(text)
     if isinstance(value, str):  # also text that is not JSON, which is stored as a JSON string
         return is_storable("", value)
     try:
@@ -231,6 +233,31 @@ def _is_portable_json(text: str) -> bool:
     except (ValueError, RecursionError):
         return False
     return is_storable("", strings) and ("\\u0000" not in strings or all(map(_has_no_nul, _strings(value))))
+
+
+def load_document(text: str) -> Any:
+    """Return the value of JSON text; text that is not JSON as itself, because JSONB stores it as a JSON string."""
+    try:
+        return json.loads(text, parse_float=portable_float)
+    except (TypeError, ValueError, RecursionError):
+        return text
+
+
+def portable_float(value: Any) -> float:
+    """Return a float as both databases store it: JSONB and SQLite have no -0.0."""
+    return float(value) or 0.0
+
+
+def _refusal_reason(table: Table, row: RowMapping) -> str | None:
+    """Return why a value does not fit its column on one of the databases, or None if all values fit."""
+    for column in plain_table(table).columns:
+        value = row[column.name]
+        if value is None:
+            if not column.nullable or row[f"{column.name} is present"]:
+                return f"{column.name} is {'unreadable' if column.nullable else 'missing or unreadable'}"
+        elif problem := find_problem(column, value):
+            return problem
+    return None
 
 
 def _has_no_nul(text: str) -> bool:
@@ -253,22 +280,10 @@ def _comparable(value: Any, kind: Any) -> Any:
     if value is None:
         return None
     if isinstance(kind, JSONText):
-        return _load(value)
+        return load_document(value)
     if isinstance(kind, UTCDateTime):
         return value.isoformat() if isinstance(value, datetime) else value
-    return _float(value) if isinstance(value, float) else value
-
-
-def _load(text: str) -> Any:
-    """Return the value of JSON text; text that is not JSON as itself, because JSONB stores it as a JSON string."""
-    try:
-        return json.loads(text, parse_float=_float)
-    except (TypeError, ValueError, RecursionError):
-        return text
-
-
-def _float(value: Any) -> float:
-    return float(value) or 0.0  # JSONB has no -0.0
+    return portable_float(value) if isinstance(value, float) else value
 
 
 def _without_defaults(table: Table) -> Table:
