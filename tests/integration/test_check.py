@@ -141,6 +141,21 @@ def test_generations_without_a_prompt_are_linked(db: Storage, database_url: str)
         assert [match.prompt.text for match in search_prompts(session, "jazz")] == ["jazz"]
 
 
+def test_a_sequence_that_is_behind_its_table_is_found_and_advanced(db: Storage, database_url: str) -> None:
+    if is_sqlite(database_url):
+        return  # SQLite takes the highest key plus one
+    with db.session() as session:
+        a_generation(session, prompt="jazz")
+    run_script(database_url, "SELECT setval('prompts_id_seq', 1, false)")
+    report = check_database()
+    assert [one.subject for one in report.findings] == ["sequence prompts_id_seq"]
+    assert "setval('prompts_id_seq'" in report.repair_sql
+    assert check_database(fix=True).is_sound
+    assert check_database().findings == ()
+    with db.session() as session:
+        a_generation(session, prompt="another")
+
+
 def test_a_quick_check_reads_no_rows(db: Storage, database_url: str) -> None:
     with db.session() as session:
         a_generation(session)

@@ -4,7 +4,8 @@ from sqlalchemy import URL, Connection, text
 from sqlalchemy.exc import DBAPIError
 
 from ..errors import StorageError
-from .schema_dialect import EngineFacts, FileMode
+from .postgresql_catalog import read_objects
+from .schema_dialect import EngineFacts, FileMode, LowSequence
 
 CHECKPOINT = text("SELECT extract(epoch FROM clock_timestamp() - checkpoint_time) FROM pg_control_checkpoint()")
 
@@ -24,3 +25,12 @@ class PostgreSQLFacts:
 
     def find_open_files(self, url: URL) -> list[FileMode]:
         return []
+
+    def find_low_sequences(self, connection: Connection) -> list[LowSequence]:
+        found = []
+        for owned in (one for one in read_objects(connection) if one.kind == "owner of"):
+            key = owned.definition.removeprefix(f"{owned.table}.")
+            next_key = f"(SELECT CASE WHEN is_called THEN last_value + 1 ELSE last_value END FROM {owned.name})"
+            if connection.exec_driver_sql(f"SELECT max({key}) >= {next_key} FROM {owned.table}").scalar():
+                found.append(LowSequence(owned.name, owned.create[-1]))
+        return found

@@ -68,11 +68,21 @@ class FileMode(NamedTuple):
     is_folder: bool
 
 
+class LowSequence(NamedTuple):
+    """A sequence whose next key is in the table already, and the statement that advances it."""
+
+    name: str
+    statement: str
+
+
 class FactsDialect(Protocol):
     """What a check reports beside the schema and the rows."""
 
     def read_facts(self, connection: Connection) -> EngineFacts:
         """Return what the database system says about itself and the database."""
+
+    def find_low_sequences(self, connection: Connection) -> list[LowSequence]:
+        """Return the sequences that would give a key a second time, as after a restore of rows alone."""
 
     def find_open_files(self, url: URL) -> list[FileMode]:
         """Return the files of the database that other users of the host may read, or its folder if they may write."""

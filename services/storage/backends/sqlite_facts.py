@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import URL, Connection
 
-from .schema_dialect import EngineFacts, FileMode
+from .schema_dialect import EngineFacts, FileMode, LowSequence
 from .sqlite_files import is_memory, path_of
 from .sqlite_wal import has_wal_reset_bug
 
@@ -47,6 +47,9 @@ class SQLiteFacts:
         if mode is not None and mode & 0o022 and not mode & stat.S_ISVTX:
             found.append(FileMode(path.parent, mode, 0o700, is_folder=True))
         return found
+
+    def find_low_sequences(self, connection: Connection) -> list[LowSequence]:
+        return []  # it generates the highest key plus one
 
 
 def _size(path: Path) -> int:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -98,7 +99,7 @@ def _describe_damage(storage: Storage, message: str) -> Found:
     if name is None:
         return Found(Finding(message, "database", advice="restore a backup: dgx-storage restore PATH"))
     statement = f'REINDEX "{name[1]}"'
-    return Found(Finding(message, "database"), (statement,), fix=lambda: _execute(storage, statement))
+    return Found(Finding(message, "database"), (statement,), fix=partial(_execute, storage, statement))
 
 
 def _execute(storage: Storage, statement: str) -> None:
@@ -138,6 +139,9 @@ def _check_contents(storage: Storage, outputs_dir: Path | None, progress: Progre
     if not quick:
         yield from _check_search_index(storage)
     with storage.session(read_only=True) as session:
+        for low in storage.backend.find_low_sequences(session.connection()):
+            finding = Finding("its next key is in the table already, so inserts fail", f"sequence {low.name}")
+            yield Found(finding, (low.statement,), fix=partial(_execute, storage, low.statement))
         yield from list(find_in_rows(session, storage, outputs_dir, progress, quick=quick))
 
 
