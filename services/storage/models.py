@@ -236,6 +236,8 @@ class Generation(StatusChecks, HasMetadata, Row):  # type: ignore[misc]  # see A
 
     @validates("prompt_record")
     def _refuse_prompt_record(self, field: str, value: Any) -> None:
+        if value is None and not inspect(self).has_identity:
+            return  # an empty form; the flush finds the record anyway
         raise ValueError("prompt_record cannot be assigned: assign prompt, the text; the flush finds its record")
 
     @validates("status")

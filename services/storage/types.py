@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import BigInteger, CheckConstraint, DateTime, Dialect, Integer, Numeric, Text
+from sqlalchemy import JSON, BigInteger, CheckConstraint, DateTime, Dialect, Integer, Numeric, Text
 from sqlalchemy.types import TypeDecorator, TypeEngine, UserDefinedType
 
 from .json_members import ExactComparison, MemberAccess
@@ -88,6 +88,7 @@ class UTCDateTime(TypeDecorator[datetime]):
 
     impl = DateTime(timezone=True)
     cache_ok = True
+    python_type = datetime  # for tools that ask: a TypeDecorator does not know it
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         if dialect.name == "sqlite":
@@ -165,6 +166,7 @@ class JSONText(TypeDecorator[str]):
 
     impl = Text
     cache_ok = True
+    python_type = str
     comparator_factory = MemberAccess
 
     def member_type(self) -> TypeEngine[Any]:
@@ -199,11 +201,18 @@ class JSONText(TypeDecorator[str]):
 
 
 class JSONObject(TypeDecorator[Mapping[str, Any]]):
-    """A JSON object whose Python value is a read-only dict. Invalid JSON loads as None."""
+    """A JSON object whose Python value is a read-only dict. Invalid JSON loads as None.
 
-    impl = JSONText
+    `impl` is what tools that make forms and schemas look at; what is stored is JSONText.
+    """
+
+    impl = JSON
     cache_ok = True
+    python_type = dict
     comparator_factory = MemberAccess
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        return JSONText()
 
     def member_type(self) -> TypeEngine[Any]:
         """Return the type of a member of the object in a query."""
