@@ -193,8 +193,10 @@ def test_the_worker_renders_pending_generations_to_their_file_paths(sqlite_url: 
     add(sqlite_url, "of a real model", model="musicgen-small")
     done = process("--database-url", sqlite_url, "worker", "--until-empty", "--outputs", "my music", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "")
-    assert len(done.stderr.splitlines()) == 8  # start, three jobs claimed and finished, end
-    assert "(cannot render a tempo of 0 BPM: name one above 0)" in done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 9  # start, three jobs claimed and ended, the reason of a failure, end
+    assert "attempt 1 failed for good: cannot render a tempo of 0 BPM: name one above 0" in done.stderr
+    assert "lofi" not in done.stderr, "logs contain no prompts"
     assert "\x1b" not in done.stderr
     assert done.stderr.endswith("stopped after 3 jobs\n")
     expected = {"completed_generations": 2, "failed_generations": 1, "pending_generations": 1}

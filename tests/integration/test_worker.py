@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import json
 import logging
+import re
 import signal
 import subprocess
 import sys
@@ -563,3 +564,47 @@ class TestCrashes:
         assert process.close() == 0
         assert stored(generation_id).to_dict() == result
         assert outcomes(generation_id) == ["lost", "completed"]
+
+
+class TestLog:
+    """What the logger services.storage.worker says at INFO about each job; never the prompt."""
+
+    SECRET = "a prompt that must not be logged"
+
+    @pytest.fixture
+    def messages(self, db: Storage, caplog: pytest.LogCaptureFixture) -> Callable[..., list[str]]:
+        def run(handler: Any, *, count: int = 1, **options: Any) -> list[str]:
+            (generation_id,) = submit(prompt=self.SECRET, max_attempts=2)
+            with caplog.at_level(logging.INFO, logger="services.storage.worker"):
+                Worker(handler, **options).run(max_jobs=count)
+            assert self.SECRET not in caplog.text
+            return [
+                record.message.replace(generation_id, "ID") for record in caplog.records if record.levelname == "INFO"
+            ]
+
+        return run
+
+    def test_a_job_is_claimed_and_finished_in_seconds(self, messages: Callable[..., list[str]]) -> None:
+        assert messages(lambda job: Result(1, generation_time=18.54)) == [
+            "generation ID: claimed, attempt 1 of 2, model musicgen-small",
+            "generation ID: finished in 18.5 s",
+        ]
+
+    def test_a_failed_attempt_says_when_the_next_is_due_and_the_last_one_that_none_is_left(
+        self, messages: Callable[..., list[str]]
+    ) -> None:
+        def fail(job: Job) -> None:
+            raise RuntimeError("out of memory")
+
+        said = messages(fail, count=2, retry_policy=AT_ONCE)
+        assert said[0::2] == [f"generation ID: claimed, attempt {n} of 2, model musicgen-small" for n in (1, 2)]
+        assert re.fullmatch(r"generation ID: pending again, due at \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", said[1])
+        assert said[3] == "generation ID: failed, no attempt is left after 2"
+
+    def test_a_cancelled_job_is_said_to_be_cancelled(self, messages: Callable[..., list[str]]) -> None:
+        def cancel(job: Job) -> Result:
+            with get_session() as session:
+                cancel_generation(session, job.lease.generation_id)
+            return Result(1)
+
+        assert messages(cancel)[-1] == "generation ID: cancelled"

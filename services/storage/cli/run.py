@@ -9,7 +9,6 @@ from contextlib import closing, contextmanager
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from time import monotonic
 from typing import TYPE_CHECKING
 
 import click
@@ -134,7 +133,7 @@ def worker(
     names = models or (None if handler else (MODEL_NAME,))
     with open_storage(database_url) as storage, _logging_to_stderr():
         try:
-            worker = Worker(_reporting(run_job), model_names=names, storage=storage)
+            worker = Worker(run_job, model_names=names, storage=storage)
         except ValueError as error:
             raise click.BadParameter(sanitize(str(error)), param_hint="--model") from error
         storage.require_schema()
@@ -157,26 +156,6 @@ def _load_handler(name: str) -> "Callable[[Job], Result | None]":
     if not callable(found):
         raise click.BadParameter(f"{sanitize(name)} is not a function", param_hint="MODULE:FUNCTION")
     handler: Callable[[Job], Result | None] = found
-    return handler
-
-
-def _reporting(run_job: "Callable[[Job], Result | None]") -> "Callable[[Job], Result | None]":
-    """Return the handler with a message when a job is claimed, finished or failed."""
-
-    def handler(job: "Job") -> "Result | None":
-        generation = job.generation
-        subject = f"{generation.id}, attempt {generation.attempt}: {shorten(generation.prompt)}"
-        echo_err(f"claimed {subject}")
-        began = monotonic()
-        try:
-            result = run_job(job)
-        except Exception as error:
-            echo_err(f"failed {subject} ({error})")
-            raise
-        done = "cancelled" if job.cancelled else f"finished in {monotonic() - began:.1f} s"
-        echo_err(f"{done} {subject}")
-        return result
-
     return handler
 
 
@@ -211,8 +190,9 @@ def _run_demo(database_url: str, prompts: Sequence[str], outputs: Path, seconds:
 def _logging_to_stderr() -> Iterator[None]:
     """Print the worker's log messages to stderr, one line each, without tracebacks."""
     log = logging.getLogger("services.storage.worker")
-    handler = _StderrHandler(logging.WARNING)
+    handler = _StderrHandler(logging.INFO)
     log.addHandler(handler)
+    log.setLevel(logging.INFO)
     try:
         yield
     finally:

@@ -37,6 +37,7 @@ from ..retry_policy import DEFAULT_RETRY_POLICY, RetryPolicy
 from ..validation import validate_count, validate_name, validate_seconds
 from .heartbeat import HEARTBEAT_SECONDS, HEARTBEATS_PER_LEASE, HeartbeatThread
 from .job import DoNotRetry, Job, Result, WorkerInterrupted
+from .messages import describe_claim, describe_outcome
 from .registration import TRANSIENT_ERRORS, Registration
 from .waiting import Waiting
 
@@ -219,6 +220,7 @@ class Worker:
         )
         if self._stop_at is not None:  # stop() was called after the claim
             heartbeat.set_deadline(self._stop_at)
+        log.info(describe_claim(generation))
         self._registration.begin_job(generation)
         heartbeat.start()
         try:
@@ -240,6 +242,7 @@ class Worker:
             finally:
                 self._may_interrupt = False
         except DoNotRetry as error:
+            log.warning("generation %s: attempt %d failed for good", lease.generation_id, lease.attempt, exc_info=error)
             return self._failing(lease, _describe(error), retry=False)
         except Exception as error:
             log.warning("generation %s: attempt %d failed", lease.generation_id, lease.attempt, exc_info=error)
@@ -295,7 +298,7 @@ class Worker:
         while True:
             is_last_try = self._stop_at is not None and monotonic() >= self._stop_at
             try:
-                storage.run_step(store)
+                log.info(describe_outcome(storage.run_step(store)))
                 return
             except LeaseLostError:
                 job.cancel()
