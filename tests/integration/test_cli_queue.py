@@ -1,11 +1,12 @@
 """The verbs that change generations and the queue, through the real program."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from services.storage import Storage, claim_generation, register_worker
-from tests.support.command_line import on_a_terminal, run
+from tests.support.command_line import on_a_terminal, process, run
 
 
 def submitted(url: str, *prompts: str) -> list[str]:
@@ -176,3 +177,19 @@ def test_the_live_workers_are_listed(sqlite_url: str) -> None:
     assert code == 0
     assert "cuda:0" in screen
     assert "\x1b[31m" not in screen
+
+
+def test_the_label_of_a_worker_is_listed_while_it_works(sqlite_url: str, tmp_path: Path) -> None:
+    submitted(sqlite_url, "trap beat")
+    (tmp_path / "handlers.py").write_text(
+        "from services.storage import Storage, get_workers\n"
+        "def render(job):\n"
+        f"    with Storage({sqlite_url!r}).session() as session:\n"
+        "        print(*(worker.device for worker in get_workers(session)))\n"
+    )
+    arguments = ["--database-url", sqlite_url, "worker", "handlers:render", "--until-empty"]
+    done = process(*arguments, "--device", "cuda:0", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "cuda:0\n"), done.stderr
+    refused = process(*arguments, "--device", " ", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "device must not be blank" in refused.stderr

@@ -104,6 +104,7 @@ def demo(
 @click.option("--max-jobs", metavar="N", type=click.IntRange(min=1), help="Exit after N jobs.")
 @click.option("--until-empty", is_flag=True, help="Exit when nothing is due.")
 @click.option("--model", "models", metavar="NAME", multiple=True, help="Only this model; may be repeated.")
+@click.option("--device", metavar="LABEL", help="What `workers` shows as its device, such as cuda:0.")
 @click.option(
     "--outputs",
     metavar="DIR",
@@ -118,6 +119,7 @@ def worker(
     max_jobs: int | None,
     until_empty: bool,
     models: tuple[str, ...],
+    device: str | None,
     outputs: Path,
 ) -> None:
     """Claim generations and run a handler for each.
@@ -133,9 +135,9 @@ def worker(
     names = models or (None if handler else (MODEL_NAME,))
     with open_storage(database_url) as storage, _logging_to_stderr():
         try:
-            worker = Worker(run_job, model_names=names, storage=storage)
-        except ValueError as error:
-            raise click.BadParameter(sanitize(str(error)), param_hint="--model") from error
+            worker = Worker(run_job, model_names=names, device=device, storage=storage)
+        except ValueError as error:  # it names the parameter
+            raise click.UsageError(sanitize(str(error))) from error
         storage.require_schema()
         which = "every model" if names is None else f"model {', '.join(names)}"
         echo_err(f"Worker {worker.worker_id} started, {which}, database {storage.display_url}")
