@@ -28,12 +28,12 @@ GENERATION = (
 ).split()
 
 
-def build(storage: Storage, size: int, prompts: str | None = None) -> float:
+def build(storage: Storage, size: int, prompts: str | None = None, *, start: datetime = START) -> float:
     """Fill an empty database with `size` prompts and as many generations; return the seconds it took.
 
     One prompt in 10,000 contains the word waterphone, every prompt the word take; 30 % of the generations repeat an
-    earlier prompt. `prompts` names a file of real prompts: .csv with a column caption or .json of objects with
-    overall_prompt.
+    earlier prompt. The first row is as old as `start`. `prompts` names a file of real prompts: .csv with a column
+    caption or .json of objects with overall_prompt.
     """
     started = time.perf_counter()
     migrations.upgrade(storage)
@@ -45,8 +45,8 @@ def build(storage: Storage, size: int, prompts: str | None = None) -> float:
     if storage.backend.name == "sqlite":
         cursor.execute("BEGIN IMMEDIATE")
     for table, columns, rows in (
-        ("prompts", PROMPT, _prompts(generator, texts)),
-        ("generations", GENERATION, _generations(generator, texts)),
+        ("prompts", PROMPT, _prompts(generator, texts, start)),
+        ("generations", GENERATION, _generations(generator, texts, start)),
     ):
         if storage.backend.name == "sqlite":
             places = ", ".join("?" * len(columns))
@@ -109,9 +109,9 @@ def raw(engine: Engine, statement: str) -> Callable[[], Any]:
     return fetch
 
 
-def time_of(number: int) -> str:
+def time_of(number: int, start: datetime = START) -> str:
     """Return created_at of row `number` in SQLite's stored form; there is one row every 18 seconds."""
-    return (START + timedelta(seconds=18 * number)).replace(tzinfo=None).isoformat(" ", "microseconds")
+    return (start + timedelta(seconds=18 * number)).replace(tzinfo=None).isoformat(" ", "microseconds")
 
 
 def _text(generator: random.Random, phrases: list[str], number: int) -> str:
@@ -120,18 +120,18 @@ def _text(generator: random.Random, phrases: list[str], number: int) -> str:
     return f"{phrase}, {other} at {generator.randint(60, 180)} BPM{rare}, take {number}"
 
 
-def _prompts(generator: random.Random, texts: list[str]) -> Iterator[tuple[Any, ...]]:
+def _prompts(generator: random.Random, texts: list[str], start: datetime) -> Iterator[tuple[Any, ...]]:
     for number, text in enumerate(texts, 1):
-        at = time_of(number)
+        at = time_of(number, start)
         yield number, text, min(int(generator.paretovariate(1)), 100_000), at, at
 
 
-def _generations(generator: random.Random, texts: list[str]) -> Iterator[tuple[Any, ...]]:
+def _generations(generator: random.Random, texts: list[str], start: datetime) -> Iterator[tuple[Any, ...]]:
     statuses, weights = zip(*STATUSES, strict=True)
     for number in range(1, len(texts) + 1):
         prompt = number if generator.random() < 0.7 else generator.randint(1, number)
         status = generator.choices(statuses, weights)[0]
-        at, finished = time_of(number), status != "pending"
+        at, finished = time_of(number, start), status != "pending"
         yield (
             f"01a00000-0000-7000-8000-{number:012d}",
             texts[prompt - 1],
@@ -143,7 +143,7 @@ def _generations(generator: random.Random, texts: list[str]) -> Iterator[tuple[A
             f"outputs/{number}.wav",
             status,
             at,
-            time_of(number + 1) if finished else None,
+            time_of(number + 1, start) if finished else None,
             generator.lognormvariate(2.9, 0.3) if status == "completed" else None,
             json.dumps({"bpm": generator.randint(60, 180)}),
             0,
