@@ -1,12 +1,13 @@
-"""An idle worker in a process of its own: from a submission to its claim, and its share of a core while it waits."""
+"""An idle worker in a process of its own: from submission to claim, its share of a core, and what creates cost."""
 
+import os
 import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from statistics import quantiles
+from statistics import median, quantiles
 
 from services.storage import Job, Storage, Worker, create_generation, set_favorite
 
@@ -15,7 +16,9 @@ from .timing import Report
 
 SIZE = 60  # submissions, and seconds of idleness
 COMMITS_PER_SECOND = 50
-# Title, database, and whether the worker is told of changes, has to look for them, or only polls.
+CREATES = 200
+ROUNDS = 15
+# Title, database, and whether the worker is told of changes, looks for them, or only polls.
 SETTINGS = (
     ("sqlite FULL", "sqlite", "told"),
     ("sqlite FULL, without inotify", "sqlite", "looking"),
@@ -24,11 +27,16 @@ SETTINGS = (
     ("postgresql, only polling", "postgresql", "polling"),
 )
 
+WorkerProcess = subprocess.Popen[str]
+
 
 def run(report: Report, *, size: int) -> None:
     for title, kind, mode in SETTINGS:
         with scratch(kind) as place:
             measure(report, title, place, mode, size)
+    for kind in ("sqlite", "postgresql"):
+        with scratch(kind) as place:
+            compare_creates(report, kind, place)
 
 
 def measure(report: Report, title: str, place: Scratch, mode: str, size: int) -> None:
@@ -36,25 +44,17 @@ def measure(report: Report, title: str, place: Scratch, mode: str, size: int) ->
     storage = Storage(url, synchronous="FULL")
     with idle_worker(url, mode) as worker:
         delays = [1_000 * delay(storage, worker) for _ in range(size)]
-        cuts = quantiles(delays, n=100)
-        for name, value in (("p50", cuts[49]), ("p95", cuts[94]), ("p99", cuts[98]), ("longest", max(delays))):
+        cuts = quantiles(delays, n=100, method="inclusive")
+        for name, value in (("p50", cuts[49]), ("p95", cuts[94]), ("p99", cuts[98])):
             report(f"{title}: submission to claim, {name}", value, "ms")
-        if mode == "told" or kind_of(storage) == "sqlite":
-            report(f"{title}: share of a core, idle", idle_share(worker, size, lambda: time.sleep(0.02)), "%")
-            report(
-                f"{title}: share of a core, {COMMITS_PER_SECOND} commits a second by others",
-                idle_share(worker, size, other_commit(storage)),
-                "%",
-            )
+        report(f"{title}: share of a core, idle", share(worker, size, lambda: time.sleep(0.1)), "%")
+        commits = f"{COMMITS_PER_SECOND} commits a second by others"
+        report(f"{title}: share of a core, {commits}", share(worker, size, other_commit(storage)), "%")
     storage.dispose()
 
 
-def kind_of(storage: Storage) -> str:
-    return storage.backend.name
-
-
 @contextmanager
-def idle_worker(url: str, mode: str) -> Iterator["subprocess.Popen[str]"]:
+def idle_worker(url: str, mode: str) -> Iterator[WorkerProcess]:
     command = [sys.executable, "-m", "benchmarks.worker", url, mode]
     worker = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert worker.stdout is not None
@@ -66,20 +66,23 @@ def idle_worker(url: str, mode: str) -> Iterator["subprocess.Popen[str]"]:
     worker.stdout.close()
 
 
-def delay(storage: Storage, worker: "subprocess.Popen[str]") -> float:
+def delay(storage: Storage, worker: WorkerProcess) -> float:
     """Submit at a random moment; return the seconds from before the submission to the beginning of the handler."""
-    time.sleep(random.uniform(0.5, 1.5))
+    time.sleep(random.uniform(0.3, 1.3))
     submitted = time.monotonic()  # the clock is the same in all processes
-    with storage.session() as session:
-        create_generation(session, "waltz", "musicgen-small", 16.0, 32_000, 2, "outputs/waltz.wav")
+    submit(storage)
     assert worker.stdout is not None
     return float(worker.stdout.readline()) - submitted
 
 
-def other_commit(storage: Storage):  # type: ignore[no-untyped-def]
-    """Return a function that commits something that is no work."""
+def submit(storage: Storage, model_name: str = "musicgen-small") -> str:
     with storage.session() as session:
-        generation_id = create_generation(session, "waltz", "none", 16.0, 32_000, 2, "outputs/waltz.wav").id
+        return create_generation(session, "waltz", model_name, 16.0, 32_000, 2, "outputs/waltz.wav").id
+
+
+def other_commit(storage: Storage) -> Callable[[], None]:
+    """Return a function that waits, and then commits something that is no work."""
+    generation_id = submit(storage, "of another worker")
 
     def commit() -> None:
         time.sleep(1 / COMMITS_PER_SECOND)
@@ -89,7 +92,8 @@ def other_commit(storage: Storage):  # type: ignore[no-untyped-def]
     return commit
 
 
-def idle_share(worker: "subprocess.Popen[str]", seconds: float, meanwhile) -> float:  # type: ignore[no-untyped-def]
+def share(worker: WorkerProcess, seconds: float, meanwhile: Callable[[], None]) -> float:
+    """Return the share of a core, in percent, that the worker uses while `meanwhile` is repeated."""
     began, before = time.monotonic(), cpu_seconds(worker.pid)
     while time.monotonic() < began + seconds:
         meanwhile()
@@ -97,27 +101,47 @@ def idle_share(worker: "subprocess.Popen[str]", seconds: float, meanwhile) -> fl
 
 
 def cpu_seconds(pid: int) -> float:
-    """Return the CPU time of all threads of a process, in nanosecond resolution."""
-    total = 0
-    import os
-
+    """Return the CPU time of a process, of all its threads that still run, in nanosecond resolution."""
+    used = 0
     for task in os.listdir(f"/proc/{pid}/task"):
-        with open(f"/proc/{pid}/task/{task}/schedstat", encoding="ascii") as stat:
-            total += int(stat.read().split()[0])
-    return total / 1e9
+        with open(f"/proc/{pid}/task/{task}/schedstat", encoding="ascii") as statistics:
+            used += int(statistics.read().split()[0])
+    return used / 1e9
+
+
+def compare_creates(report: Report, kind: str, place: Scratch) -> None:
+    """Report what a create costs while a worker of another model is idle, with wake-ups and without, in turns."""
+    url = place.url("FULL")
+    storages = {wakeup: Storage(url, wakeup=wakeup) for wakeup in (False, True)}
+    costs: dict[bool, list[float]] = {False: [], True: []}
+    with idle_worker(url, "told"):
+        for number in range(ROUNDS):
+            for wakeup in (False, True) if number % 2 else (True, False):
+                submit(storages[wakeup], "of another worker")  # connects
+                began = time.perf_counter()
+                for _ in range(CREATES):
+                    submit(storages[wakeup], "of another worker")
+                costs[wakeup].append(1e6 * (time.perf_counter() - began) / CREATES)
+    without, with_wakeups = median(costs[False]), median(costs[True])
+    report(f"{kind}: create, without wake-ups", without, "us")
+    report(f"{kind}: create, with wake-ups", with_wakeups, "us")
+    report("  / without", with_wakeups / without, "x")
+    for storage in storages.values():
+        storage.dispose()
 
 
 def work(url: str, mode: str) -> None:
     if mode == "looking":
         from services.storage.backends import sqlite_changes
 
-        sqlite_changes.IN_MODIFY = 0  # an empty mask, which inotify refuses
+        sqlite_changes.IN_MODIFY = 0  # type: ignore[misc]  # an empty mask, which inotify refuses
 
     def handle(job: Job) -> None:
         print(time.monotonic(), flush=True)
 
+    storage = Storage(url, wakeup=mode != "polling")
     print("ready", flush=True)
-    Worker(handle, model_names=["musicgen-small"], storage=Storage(url, wakeup=mode != "polling")).run()
+    Worker(handle, model_names=["musicgen-small"], storage=storage).run()
 
 
 if __name__ == "__main__":

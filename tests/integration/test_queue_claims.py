@@ -27,7 +27,7 @@ from services.storage import (
     resume_queue,
 )
 from services.storage.models import QueueState
-from services.storage.queue import has_due
+from services.storage.queue import seconds_until_due
 from tests.support.clock import ago, ahead, make_due
 from tests.support.factories import a_generation, a_request
 
@@ -222,9 +222,9 @@ class TestPause:
         for options in ({}, {"model_names": ["musicgen-small"]}, {"prefer_model": "musicgen-small"}):
             assert claimed(**options) is None
         with get_session() as session:
-            assert not has_due(session)
+            assert seconds_until_due(session) is None
             resume_queue(session)
-            assert has_due(session)
+            assert seconds_until_due(session) == 0
         assert claimed() == waiting
 
     def test_running_jobs_can_finish_while_the_queue_is_paused(self) -> None:

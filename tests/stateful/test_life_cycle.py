@@ -48,6 +48,7 @@ from services.storage import (
     unregister_worker,
 )
 from services.storage.models import RegisteredWorker
+from services.storage.queue import seconds_until_due
 from services.storage.schema import FINISHED
 from tests.support.clock import ago, ahead, rewrite_worker
 from tests.support.factories import a_generation
@@ -392,6 +393,19 @@ class LifeCycle(RuleBasedStateMachine):
             if due:
                 last, _ = min(due, key=lambda item: (item[1].priority, -item[1].order))
                 assert get_queue_position(session, last) == len(due)
+
+    @invariant()
+    def an_idle_worker_knows_whether_anything_is_due(self) -> None:
+        pending = [row for row in self.rows.values() if row.status == "pending"]
+        with self.storage.session(read_only=True) as session:
+            for model_names in (None, *([name] for name in MODELS)):
+                waiting = [row for row in pending if model_names is None or row.model_name in model_names]
+                seconds = seconds_until_due(session, model_names)
+                if self.paused or not waiting:
+                    assert seconds is None
+                else:
+                    assert seconds is not None
+                    assert (seconds == 0) == any(row.due for row in waiting)
 
     @invariant()
     def every_report_counts_the_same_workers(self) -> None:

@@ -1,7 +1,8 @@
 """A process of the queue's drills: `python -m tests.support.queue_process URL MODE LEASE_SECONDS`.
 
-MODE worker completes jobs, without rendering, until it is told to stop. MODE batches does so until no job is left. MODE
-stale uses a lease after it was lost. Errors end the process with a traceback and an exit code other than 0.
+MODE worker completes jobs, without rendering, until it is told to stop. MODE idle does so too, but does not poll. MODE
+batches does so until no job is left. MODE stale uses a lease after it was lost. Errors end the process with a traceback
+and an exit code other than 0.
 """
 
 import sys
@@ -46,6 +47,10 @@ def work(lease_seconds: float) -> None:
     Worker(lambda job: Result(1), lease_seconds=lease_seconds, poll_seconds=0.1).run()
 
 
+def work_when_woken(lease_seconds: float) -> None:
+    Worker(lambda job: Result(1), lease_seconds=lease_seconds, poll_seconds=3_600).run()
+
+
 def work_in_batches(lease_seconds: float) -> None:
     while True:
         run_in_transaction(reclaim_generations)
@@ -87,5 +92,6 @@ def use_lost_lease(lease_seconds: float) -> None:
 
 if __name__ == "__main__":
     init_db(sys.argv[1])
-    {"worker": work, "batches": work_in_batches, "stale": use_lost_lease}[sys.argv[2]](float(sys.argv[3]))
+    modes = {"worker": work, "idle": work_when_woken, "batches": work_in_batches, "stale": use_lost_lease}
+    modes[sys.argv[2]](float(sys.argv[3]))
     get_storage().dispose()

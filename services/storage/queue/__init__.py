@@ -9,7 +9,7 @@ from .control import (
     resume_queue,
     retry_generation,
 )
-from .due import has_due, seconds_until_due
+from .due import seconds_until_due
 from .leases import (
     complete_generation,
     fail_generation,
@@ -32,7 +32,6 @@ __all__ = [
     "get_attempts",
     "get_queue_position",
     "get_workers",
-    "has_due",
     "heartbeat_generation",
     "new_worker_id",
     "pause_queue",

@@ -36,11 +36,6 @@ def seconds_until_due(session: Session, model_names: Iterable[str] | None = None
     return None if scheduled_at is None else max(0.0, (scheduled_at - now).total_seconds())
 
 
-def has_due(session: Session, model_names: Iterable[str] | None = None) -> bool:
-    """Return whether any generation is due. False while the queue is paused."""
-    return seconds_until_due(session, model_names) == 0
-
-
 def announce_due(session: Session | Connection) -> None:
     """Let idle workers look for work when the transaction commits, on a database that does not tell them of commits."""
     connection = session.connection() if isinstance(session, Session) else session

@@ -26,7 +26,6 @@ from ..queue import (
     claim_generation,
     complete_generation,
     fail_generation,
-    has_due,
     new_worker_id,
     reclaim_generations,
     release_generation,
@@ -155,15 +154,11 @@ class Worker:
                 if monotonic() >= reclaim_at:
                     storage.run_in_transaction(reclaim_generations)
                     reclaim_at = monotonic() + self.heartbeat_seconds * random.uniform(0.5, 1.0)
-                if empty_claims and monotonic() >= self._resume_until:
+                seconds, generation = 0.0, None
+                if empty_claims and (until_empty or monotonic() >= self._resume_until):
                     seconds = storage.run_step(self._look)  # cheaper than a claim, and takes no lock
-                    if seconds > 0:
-                        empty_claims = 1
-                        self._waiting.wait_for_work(storage, min(seconds, self._registration.seconds_until_due()))
-                        continue
-                generation = storage.run_step(self._claim)
-                if generation is None and until_empty and not storage.run_in_transaction(self._has_due, read_only=True):
-                    break
+                if seconds == 0:
+                    generation = storage.run_step(self._claim)
             except TRANSIENT_ERRORS as error:
                 if isinstance(error, CommitUnknownError):
                     self._resume_until = monotonic() + self.lease_seconds
@@ -171,6 +166,12 @@ class Worker:
                 self._back_off(failures, "polling for work", error)
                 continue
             failures = 0
+            if seconds > 0:
+                if until_empty:
+                    break
+                empty_claims = 1
+                self._waiting.wait_for_work(storage, min(seconds, self._registration.seconds_until_due()))
+                continue
             if generation is None:
                 empty_claims += 1
                 if empty_claims > 1:  # one was due, but another worker was faster or has locked it
@@ -202,9 +203,6 @@ class Worker:
     def _look(self, session: Session) -> float:
         seconds = seconds_until_due(session, self.model_names)
         return math.inf if seconds is None else seconds
-
-    def _has_due(self, session: Session) -> bool:
-        return has_due(session, self.model_names)
 
     def _work(self, storage: Storage, generation: Generation, interrupt: Callable[[], None] | None) -> None:
         """Run the handler and store its outcome; heartbeats continue until the outcome is stored."""
