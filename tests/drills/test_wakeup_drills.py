@@ -13,7 +13,7 @@ from statistics import quantiles
 import pytest
 from sqlalchemy import select
 
-from services.storage import Attempt, Generation, Storage, get_session, set_favorite
+from services.storage import Attempt, Generation, Storage, WorkerStatus, get_session, get_workers, set_favorite
 from tests.drills.test_queue_drills import attempts, completed, finish, start
 from tests.support.clock import ahead
 from tests.support.factories import a_generation
@@ -57,6 +57,8 @@ def test_every_submission_wakes_a_worker(
     errors = tmp_path / "errors"
     generator = random.Random(11)
     processes = [start(database_url, "idle", errors, LEASE_SECONDS) for _ in range(PROCESSES)]
+    while len(live_workers()) < PROCESSES:
+        time.sleep(0.02)
     killed = 0
     with other_commits(db) if is_busy else nullcontext():
         for number in range(jobs):
@@ -88,6 +90,11 @@ def test_every_submission_wakes_a_worker(
     )
     middle, latest = quantiles(waits, n=100)[49], waits[-1]
     log.info("%s: %d jobs, waited %.1f ms, at most %.0f ms", db.backend.name, jobs, 1e3 * middle, 1e3 * latest)
+
+
+def live_workers() -> list[WorkerStatus]:
+    with get_session(read_only=True) as session:
+        return get_workers(session)
 
 
 def started(storage: Storage) -> list[tuple[Attempt, Generation]]:
