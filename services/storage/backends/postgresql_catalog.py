@@ -7,12 +7,13 @@ from sqlalchemy import Connection, text
 # Expressions are printed as for people: otherwise the parentheses depend on how they were written.
 # For each object: its kind, the order of creation, the table that it belongs to, its name, a definition to compare, and
 # the names of the columns and constraints that have to be there before it. Names are quoted where they need it.
-TABLES: Final = """
+NOT_PLAIN: Final = "not a plain table"  # partitioned or foreign
+TABLES: Final = f"""
     SELECT 'table' AS kind, 2 AS place, quote_ident(c.relname) AS "table", quote_ident(c.relname) AS name,
-           concat_ws(', ', CASE WHEN c.relkind <> 'r' THEN 'not a plain table' END,
+           concat_ws(', ', CASE WHEN c.relkind <> 'r' THEN '{NOT_PLAIN}' END,
                      CASE WHEN c.relpersistence = 'u' THEN 'UNLOGGED' END,
                      CASE WHEN c.relrowsecurity THEN 'ROW LEVEL SECURITY' END) AS definition,
-           '{}'::text[] AS needs
+           '{{}}'::text[] AS needs
     FROM pg_class AS c WHERE c.relnamespace = to_regnamespace(:schema) AND c.relkind IN ('r', 'p', 'f')
 """
 FUNCTIONS: Final = """

@@ -218,7 +218,7 @@ def _rebuild(wanted: Table, found: Table, present: Contents, fill: Fill, *, keep
         # Without it, SQLite would number the rows again, and a full-text index of others refers to the numbers.
         alias = [alias for alias in ROW_NUMBERS if alias not in found.columns and alias not in wanted.columns][:1]
         names, values = names + alias, values + alias
-    new, old = quote(f"{wanted.name}_new"), quote(found.name)
+    new, old = quote(f"dgx_new_{wanted.name}"), quote(found.name)
     lines = ",\n    ".join(body)
     return [
         f"CREATE TABLE {new} (\n    {lines}\n) {wanted.options.upper()}".rstrip(),
