@@ -514,6 +514,67 @@ class TestConflicts:
                 session.refresh(Generation())
 
 
+def complete_claimed(session: Session) -> None:
+    claimed = claim_generation(session, "w")
+    assert claimed is not None
+    complete_generation(session, claimed.id, 1.0, 1, lease=claimed.lease)
+
+
+INSERTED, UPDATED, DELETED = ({f"before_{kind}", f"after_{kind}"} for kind in ("insert", "update", "delete"))
+
+
+class TestEvents:
+    """The table of the manual: what fires where."""
+
+    @pytest.fixture
+    def events(self) -> Iterator[set[str]]:
+        """Return the names of the events that have fired."""
+        fired: set[str] = set()
+        listeners: list[tuple[Any, str, Any]] = []
+        for target, names in (
+            (Generation, [*INSERTED, *UPDATED, *DELETED, "init", "load"]),
+            (Generation.status, ["set"]),
+            (Session, ["after_commit"]),
+        ):
+            for name in names:
+                listeners.append((target, name, lambda *args, name=name: fired.add(name)))
+                event.listen(*listeners[-1])
+        yield fired
+        for listener in listeners:
+            event.remove(*listener)
+
+    @pytest.mark.parametrize(
+        ("act", "expected"),
+        [
+            (lambda session, row: session.add(Generation(**a_request())), INSERTED | {"init"}),
+            (lambda session, row: session.merge(Generation(**a_request())), INSERTED | {"init", "set", "load"}),
+            (lambda session, row: a_generation(session), set()),
+            (lambda session, row: create_generations(session, [a_request()]), set()),
+            (lambda session, row: clone_generation(session, row.id, file_path="b.wav"), set()),
+            (lambda session, row: row.mark_processing(), UPDATED | {"set"}),
+            (lambda session, row: update_generation_status(session, row.id, "processing"), UPDATED | {"set"}),
+            (lambda session, row: claim_generation(session, "w"), set()),
+            (lambda session, row: complete_generation(session, row.id, 1.0, 1), UPDATED | {"set"}),
+            (lambda session, row: complete_claimed(session), set()),
+            (lambda session, row: cancel_generation(session, row.id), set()),
+            (lambda session, row: set_favorite(session, row.id), set()),
+            (lambda session, row: session.delete(row), DELETED),
+            (lambda session, row: delete_generation(session, row.id), set()),
+            (lambda session, row: session.expunge_all() or session.get(Generation, row.id), {"load"}),
+            (lambda session, row: session.expunge_all() or list_generations(session), {"load"}),
+            (lambda session, row: session.expunge_all() or get_generation(session, row.id), set()),
+        ],
+        ids=range(17),
+    )
+    def test_they_fire_where_the_manual_says(self, db: Storage, events: set[str], act: Any, expected: set[str]) -> None:
+        with get_session() as session:
+            row = a_generation(session)
+            session.commit()
+            events.clear()
+            act(session, row)
+        assert events == expected | {"after_commit"}
+
+
 def test_a_scoped_session_works(db: Storage) -> None:
     scoped = scoped_session(sessionmaker(db.engine))
     generation_id = a_generation(scoped()).id
