@@ -136,7 +136,7 @@ def test_a_missing_search_index_is_named_with_the_command_that_creates_it(db: St
 
 
 def test_an_object_with_the_name_of_a_lost_one_is_named(sqlite_url: str) -> None:
-    run_script(sqlite_url, "DROP TABLE prompts_fts; CREATE TABLE prompts_fts (x)")
+    run_script(sqlite_url, "DROP TABLE prompts_fts; DROP TABLE queue_state; CREATE TABLE prompts_fts (x)")
     for fix in (False, True):
         with opened(sqlite_url) as storage:
             problems = {one.subject: one.problem for one in check_database(fix=fix, storage=storage).findings}

@@ -3,6 +3,7 @@
 The revisions, run in an empty schema beside the database, say what every object has to be, so there is no list of them.
 """
 
+from contextlib import suppress
 from typing import Any, Final
 
 from alembic import command
@@ -116,8 +117,17 @@ def _repair(connection: Connection) -> dict[Difference, StorageError | None]:
         if not repairs:
             break
     if any(difference.kind != "index" for difference in outcomes):
-        with Session(connection, join_transaction_mode="create_savepoint") as session:
-            if not backend.check_search_index(session):
-                backend.rebuild_search_index(session)
-            session.commit()
+        _update_search_index(connection)
     return outcomes
+
+
+def _update_search_index(connection: Connection) -> None:
+    """Rebuild a search index that does not match the prompts, unless something that it consists of is still missing."""
+    backend = backend_for(connection)
+    with (
+        suppress(DBAPIError, StorageError),
+        Session(connection, join_transaction_mode="create_savepoint") as session,
+    ):
+        if not backend.check_search_index(session):
+            backend.rebuild_search_index(session)
+        session.commit()

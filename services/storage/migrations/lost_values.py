@@ -58,14 +58,22 @@ def fill_on(connection: Connection) -> Fill:
         if table == VERSION_TABLE:
             return f"'{get_schema_version()}'"
         column = tables[table].columns[name]
-        expression, needs = RECOVERED.get(f"{table}.{name}", ("", ""))
+        expression, needs = RECOVERED.get(f"{table}.{name}") or _same_as(column)
         recovered = expression if all(map(is_present, needs.split())) else ""
-        if column.nullable:
-            return {"": None}.get(recovered, recovered) or _raise(name)
-        other = _placeholder(column, backend.row_number, backend.current_time)
-        return f"coalesce({recovered}, {other})" if recovered else other
+        if not column.nullable:
+            other = _placeholder(column, backend.row_number, backend.current_time)
+            return f"coalesce({recovered}, {other})" if recovered else other
+        if not recovered:
+            raise KeyError(name)
+        return recovered
 
     return fill
+
+
+def _same_as(column: Any) -> tuple[str, str]:
+    """Return the column whose value is the default of `column`, in the form of RECOVERED."""
+    other = getattr(column.default, "arg", None)
+    return (other.column, f"{column.table.name}.{other.column}") if isinstance(other, SameAs) else ("", "")
 
 
 def _placeholder(column: Any, row_number: str, current_time: str) -> str:
@@ -74,8 +82,6 @@ def _placeholder(column: Any, row_number: str, current_time: str) -> str:
     if default is not None and default.is_scalar:
         value = default.arg
         return f"'{value}'" if isinstance(value, str) else str(value).lower()
-    if default is not None and isinstance(getattr(default.arg, "__wrapped__", default.arg), SameAs):
-        return str(getattr(default.arg, "__wrapped__", default.arg).column)
     kind = column.type
     if isinstance(kind, UTCDateTime):
         return current_time
@@ -89,7 +95,3 @@ def _placeholder(column: Any, row_number: str, current_time: str) -> str:
     if isinstance(kind, (Integer, Double)):
         return row_number if is_key else "1"
     raise KeyError(column.name)
-
-
-def _raise(name: str) -> str:
-    raise KeyError(name)
