@@ -197,6 +197,8 @@ def test_hostile_prompts_run_nothing(db: Storage, page: Page) -> None:
     paths = ["/", "/history", "/numbers", *(f"/generation?id={row.id}" for row in rows)]
     for path in paths:
         page.goto(path)
+        if path == "/numbers":
+            expect(page.get_by_role("heading", name="Models")).to_be_visible()
         page.wait_for_timeout(50)
         assert page.evaluate("document.scripts.length") == 1
         assert page.locator("img").count() == 0
@@ -277,6 +279,9 @@ def test_every_page_passes_axe_core_and_fits_every_screen(db: Storage, page: Pag
 def assert_accessible(page: Page, path: str) -> None:
     page.set_viewport_size({"width": 1280, "height": 900})
     page.goto(path)
+    if path.startswith("/numbers"):
+        expect(page.get_by_role("heading", name="Models")).to_be_visible()
+        wait_until(page, "document.body.dataset.refresh === '0'")
     for details in page.locator("details:not([open]) > summary").all():
         details.click()
     violations = Axe().run(page).response["violations"]
@@ -295,7 +300,9 @@ def test_the_keyboard_alone_reaches_everything(db: Storage, page: Page, outputs:
         row.mark_completed(1.0)
     for path in ("/", "/history", "/numbers", f"/generation?id={row.id}"):
         page.goto(path)
-        page.evaluate("window.setInterval = () => 0")
+        if path == "/numbers":
+            expect(page.get_by_role("heading", name="Models")).to_be_visible()
+        page.evaluate("document.body.dataset.refresh = '0'")
         wanted = "a[href], button:not([hidden]), input:not([type=hidden]), select, summary, audio, pre, [tabindex='0']"
         visible = f"[...document.querySelectorAll({wanted!r})].filter((one) => one.checkVisibility())"
         count = page.evaluate(f"{visible}.length")

@@ -11,6 +11,7 @@ from anyio import CapacityLimiter, to_thread
 from jinja2 import Environment, PackageLoader
 from sqlalchemy.orm import Session
 from starlette.applications import Starlette
+from starlette.background import BackgroundTask
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
@@ -25,7 +26,7 @@ from .access import Access
 from .audio import AudioResponse, open_audio
 from .generation import read_generation
 from .history import read_history
-from .now import read_now
+from .now import Now
 from .numbers import Numbers
 from .view import Missing, View
 from .wording import FILTERS, write_band
@@ -61,7 +62,7 @@ def create_app(
     """
     site = Site(storage, outputs, hide_prompts)
     routes = [
-        Route("/", site.page("now", read_now), name="now"),
+        Route("/", site.page("now", Now().read)),
         Route("/history", site.page("history", read_history)),
         Route("/generation", site.page("generation", read_generation)),
         Route("/audio", site.play),
@@ -147,7 +148,8 @@ class Site:
         template = self.templates.get_template(f"{name}.html")
         text = template.render(view=view, database=self.storage.display_url, **content)
         headers = {"Retry-After": str(RETRY_SECONDS)} if status == 503 else None
-        return HTMLResponse(text, status, headers)
+        background = BackgroundTask(view.afterwards) if view.afterwards else None
+        return HTMLResponse(text, status, headers, background=background)
 
     def _notice_replacement(self) -> None:
         """Close idle connections if the database file is another one than before: they would read the old one."""

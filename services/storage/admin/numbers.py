@@ -1,7 +1,9 @@
 """The page Prompts and numbers: usage, models, prompts and failures of some days, and the health of the database."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Final
 
 from sqlalchemy.orm import Session
@@ -16,6 +18,8 @@ from ..analytics import (
     get_popular_prompts,
     get_usage,
 )
+from ..engine import Storage
+from ..errors import StorageError
 from ..generations import list_generations
 from ..limits import QUERY_TERMS_LIMIT
 from ..maintenance import check_health
@@ -29,7 +33,7 @@ PERIODS: Final = {1: "24 hours", 7: "7 days", 30: "30 days"}
 DEFAULT_DAYS: Final = 7
 PROMPTS_SHOWN: Final = 10
 FAILURES_SHOWN: Final = 8
-# Reading every generation of 30 days takes longer than a page may, so the figures are remembered for a while.
+REFRESH_SECONDS: Final = 1
 FRESH: Final = timedelta(seconds=30)
 
 
@@ -45,28 +49,43 @@ class Figures:
 
 
 class Numbers:
-    """Reads the page, and remembers the figures of each period for half a minute."""
+    """Reads the page from figures that are at most half a minute old, or says that it reads newer ones.
+
+    Reading every generation of 30 days takes longer than a page may. So a request that finds the figures old shows them
+    anyway, and they are read again once it is answered; the page then refreshes itself.
+    """
 
     def __init__(self) -> None:
-        self._figures: dict[int, Figures] = {}
+        self._figures: dict[tuple[str, int], Figures] = {}
+        self._being_read: set[tuple[str, int]] = set()
 
     def read(self, session: Session, view: View) -> dict[str, Any]:
-        """Return what the template shows. At most eight statements with the check of the schema."""
+        """Return what the template shows. At most eight statements, with those that follow the answer."""
         asked = view.asked.get("days", "")
         days = int(asked) if asked in map(str, PERIODS) else DEFAULT_DAYS
-        figures = self._figures.get(days)
-        now = utcnow()
-        if figures is None or now - figures.at > FRESH:
-            figures = self._figures[days] = _read_figures(session, days, now)
+        key = (view.storage.display_url, days)
+        figures = self._figures.get(key)
+        is_fresh = figures is not None and utcnow() - figures.at <= FRESH
+        if not is_fresh and key not in self._being_read:
+            view.afterwards = partial(self._read_again, view.storage, key)
         return {
             "days": days,
             "periods": PERIODS,
             "figures": figures,
-            "now": now,
-            "chart_drawn": draw_usage(figures.usage, "%H:00" if days == 1 else "%-d %b"),
+            "now": utcnow(),
+            "chart_drawn": figures and draw_usage(figures.usage, "%H:00" if days == 1 else "%-d %b"),
             "health": check_health(storage=view.storage),
             "is_searchable": _is_newest_found(session),
+            "refresh": 0 if is_fresh else REFRESH_SECONDS,
         }
+
+    def _read_again(self, storage: Storage, key: tuple[str, int]) -> None:
+        self._being_read.add(key)
+        try:
+            with suppress(StorageError), storage.session(read_only=True) as session:  # the page says what is wrong
+                self._figures[key] = _read_figures(session, key[1], utcnow())
+        finally:
+            self._being_read.discard(key)
 
 
 def _read_figures(session: Session, days: int, now: datetime) -> Figures:

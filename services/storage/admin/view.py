@@ -1,6 +1,6 @@
 """One request as the templates see it: its address, its links, and whether it hides prompts."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 from urllib.parse import urlencode
 
@@ -25,7 +25,9 @@ class Missing(Exception):  # noqa: N818 - an answer, not an error
 
 
 class View:
-    """One request."""
+    """One request; `afterwards` is called once it is answered."""
+
+    afterwards: Callable[[], None] | None = None
 
     def __init__(self, request: Request, storage: Storage, *, can_play: bool, always_hides: bool) -> None:
         self.base = request.scope.get("root_path", "").rstrip("/")

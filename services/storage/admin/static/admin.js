@@ -3,7 +3,6 @@ const page = document.body, all = (selector) => [...document.querySelectorAll(se
 
 // Live pages: ask for this address again while the tab is visible, and replace the parts that changed.
 const note = document.getElementById("note"), button = document.getElementById("live");
-const seconds = Number(page.dataset.refresh);
 let paused = false, asking = false;
 async function refresh() {
   if (document.hidden || paused || asking) return;
@@ -19,6 +18,7 @@ async function refresh() {
       part.replaceChildren(...other.childNodes);
       if (focused) part.querySelector(`[href="${CSS.escape(focused)}"]`)?.focus();
     }
+    page.dataset.refresh = fresh.body.dataset.refresh;
     note.hidden = true;
   } catch {
     note.textContent = "The server does not answer. Trying again.";
@@ -27,8 +27,12 @@ async function refresh() {
     asking = false;
   }
 }
-if (seconds) {
-  setInterval(refresh, seconds * 1000);
+async function keepFresh() {
+  await refresh();
+  if (page.dataset.refresh !== "0") setTimeout(keepFresh, page.dataset.refresh * 1000);
+}
+if (page.dataset.refresh !== "0") {
+  setTimeout(keepFresh, page.dataset.refresh * 1000);
   document.addEventListener("visibilitychange", refresh);
 }
 if (button) {
