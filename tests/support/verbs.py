@@ -47,11 +47,10 @@ ARGUMENTS = {
     "worker": "--until-empty --outputs {folder}",
     "workers": "",
 }
-READERS = frozenset(
-    {"check", "export", "files", "health", "list", "metrics", "search", "show", "stats", "verify", "why", "workers"}
-)
+READERS = frozenset("check export files health list metrics search show stats verify why workers".split())
 REPLACERS = frozenset({"reset", "restore"})
-FINDERS = frozenset({"check", "health"})  # exit code 1 if they find something
+# Other exit codes than 0: with findings, and after Ctrl-C.
+EXIT_CODES = {"admin": (130,), "check": (0, 1), "health": (0, 1)}
 
 
 @dataclass(frozen=True)
