@@ -22,7 +22,9 @@ from services.storage import (
     set_favorites,
 )
 from services.storage.maintenance import bulk_changes, pacing
+from tests.support.databases import is_sqlite
 from tests.support.factories import a_generation, a_request
+from tests.support.plans import statements_on
 
 STATUSES = tuple(GenerationStatus)
 
@@ -92,6 +94,22 @@ def test_batches_report_their_progress_and_reach_every_row(db: Storage, monkeypa
     with get_session() as session:
         assert count_generations(session, "cancelled") == 30
         assert count_generations(session, "pending") == 5
+
+
+@pytest.mark.parametrize("change", [cancel_generations, retry_generations, delete_generations, set_favorites])
+def test_a_batch_finds_its_rows_by_their_ids(db: Storage, change: Callable[..., int]) -> None:
+    """Not by their status: SQLite would read all rows of it for each batch, with the write lock held."""
+    with get_session() as session:
+        ids = [row.id for row in create_generations(session, [a_request() for _ in range(200)])]
+    with statements_on(db.engine, "UPDATE", "DELETE") as sent:
+        change(ids=ids)
+    assert len(sent) == 2
+    for statement, parameters in sent:
+        with db.engine.connect() as connection:
+            word = "EXPLAIN QUERY PLAN" if is_sqlite(str(db.url)) else "EXPLAIN"
+            plan = "\n".join(str(row[-1]) for row in connection.exec_driver_sql(f"{word} {statement}", parameters))
+        assert "idx_generations_status" not in plan
+        assert "(id=?)" in plan or not is_sqlite(str(db.url)), plan
 
 
 def test_a_search_selects_by_the_words_of_prompts(db: Storage) -> None:

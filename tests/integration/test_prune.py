@@ -27,6 +27,7 @@ from services.storage.maintenance import file_deletion, pacing, prune
 from services.storage.models import PrunedFile, UsageTotal
 from tests.support.databases import ask, is_sqlite, run_script
 from tests.support.factories import a_request
+from tests.support.plans import statements_on
 
 pytestmark = pytest.mark.usefixtures("db")
 NOW = datetime.now(UTC)
@@ -351,6 +352,21 @@ def test_times_in_another_form_are_counted_in_the_same_hour(db: Storage, databas
     with get_session() as session:
         assert get_usage(session, since=since, bucket="hour") == before
         assert {total.event for total in session.scalars(select(UsageTotal))} == {"created", "completed"}
+
+
+def test_a_batch_reads_only_its_rows(db: Storage) -> None:
+    """SQLite would take the index on the status, and read all rows of these statuses for each batch."""
+    fill(400)
+    with statements_on(db.engine, "SELECT generations.id", "DELETE FROM generations") as sent:
+        prune_generations(older_than=DAYS_90)
+    assert len(sent) > 4
+    for statement, parameters in sent:
+        with db.engine.connect() as connection:
+            word = "EXPLAIN QUERY PLAN" if is_sqlite(str(db.url)) else "EXPLAIN"
+            plan = "\n".join(str(row[-1]) for row in connection.exec_driver_sql(f"{word} {statement}", parameters))
+        assert "idx_generations_status" not in plan
+        if is_sqlite(str(db.url)):
+            assert "(id=?)" in plan or "idx_generations_completed_at (completed_at" in plan, plan
 
 
 class TestSpace:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import event
+from sqlalchemy import Engine, event
 from sqlalchemy.orm import Session
 
 
@@ -40,11 +40,18 @@ def _explain_generic(connection: Any, statement: str) -> list[str]:
 
 @contextmanager
 def statements_of(session: Session) -> Iterator[list[tuple[str, Any]]]:
+    """Note the queries of the block, with their parameters."""
+    with statements_on(session.connection().engine, "SELECT", "WITH") as sent:
+        yield sent
+
+
+@contextmanager
+def statements_on(engine: Engine, *words: str) -> Iterator[list[tuple[str, Any]]]:
+    """Note the statements that begin with one of `words`, on any connection of `engine`, with their parameters."""
     sent: list[tuple[str, Any]] = []
-    engine = session.connection().engine
 
     def note(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
-        if statement.startswith(("SELECT", "WITH")):
+        if statement.startswith(words):
             sent.append((statement, parameters))
 
     event.listen(engine, "before_cursor_execute", note)

@@ -12,6 +12,7 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, CursorResult, Delete, Update, delete, select, update
 from sqlalchemy.orm import Session
 
+from ..conditions import still_has_status
 from ..engine import Storage, get_storage
 from ..generations import list_generations
 from ..lifecycle import GenerationStatus
@@ -40,14 +41,14 @@ def cancel_generations(**arguments: Any) -> int:
     `ids` names them, or the filters of list_generations(); without either it is all of them. With `dry_run` nothing
     changes. Calls `progress(number so far)` after each batch of 100 to 1,000, which is one transaction.
     """
-    unfinished = Generation.status.in_((GenerationStatus.PENDING.value, GenerationStatus.PROCESSING.value))
+    unfinished = still_has_status((GenerationStatus.PENDING.value, GenerationStatus.PROCESSING.value))
     not_requested = Generation.cancel_requested_at.is_(None)
     return _apply(_Action(update_to_cancelled, unfinished & not_requested), **arguments)
 
 
 def retry_generations(**arguments: Any) -> int:
     """Retry many failed and cancelled generations as retry_generation() does; arguments as in cancel_generations()."""
-    ended = Generation.status.in_((GenerationStatus.FAILED.value, GenerationStatus.CANCELLED.value))
+    ended = still_has_status((GenerationStatus.FAILED.value, GenerationStatus.CANCELLED.value))
 
     def retry(session: Session, condition: ColumnElement[bool]) -> Update:
         announce_due(session)

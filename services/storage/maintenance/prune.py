@@ -14,6 +14,7 @@ from sqlalchemy import ColumnElement, Row, delete, func, literal, select, tuple_
 from sqlalchemy.orm import Session
 
 from ..backends import backend_for
+from ..conditions import still_has_status
 from ..engine import Storage, get_storage
 from ..errors import PruneError
 from ..lifecycle import FINISHED, validate_status
@@ -85,7 +86,7 @@ def prune_generations(
     keep_favorites, dry_run = validate_flag("keep_favorites", keep_favorites), validate_flag("dry_run", dry_run)
     keep_newest = None if keep_newest is None else validate_count("keep_newest", keep_newest)
     older_than = _validate_age(older_than)
-    conditions: list[ColumnElement[bool]] = [Generation.status.in_(_validate_statuses(statuses))]
+    conditions: list[ColumnElement[bool]] = [still_has_status(_validate_statuses(statuses))]
     outputs = None if delete_files_under is None else Outputs("delete_files_under", delete_files_under, storage)
     with storage.session(read_only=True) as session:
         conditions += _boundaries(session, older_than, keep_newest, conditions)

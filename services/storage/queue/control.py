@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session, aliased
 
 from ..backends import Backend, backend_for
 from ..claim_order import distinct_priorities
-from ..conditions import HAS_ATTEMPTS_LEFT, PENDING, REFRESH
+from ..conditions import HAS_ATTEMPTS_LEFT, PENDING, REFRESH, still_has_status
 from ..errors import IllegalTransitionError
 from ..lifecycle import GenerationStatus, transition_values
 from ..limits import ROWS_PER_STATEMENT
@@ -123,7 +123,7 @@ def update_to_pending(session: Session, condition: ColumnElement[bool]) -> Updat
     ended = (GenerationStatus.FAILED.value, GenerationStatus.CANCELLED.value)
     return (
         update(Generation)
-        .where(condition, Generation.status.in_(ended))
+        .where(condition, still_has_status(ended))
         .values(
             transition_values(GenerationStatus.FAILED, GenerationStatus.PENDING)
             | {
@@ -142,7 +142,7 @@ def update_to_cancelled(session: Session, condition: ColumnElement[bool]) -> Upd
     moved = transition_values(GenerationStatus.PENDING, GenerationStatus.CANCELLED)
     now = backend_for(session).now()
     moved |= {"status": GenerationStatus.CANCELLED.value, "completed_at": now}
-    unfinished = Generation.status.in_((GenerationStatus.PENDING.value, GenerationStatus.PROCESSING.value))
+    unfinished = still_has_status((GenerationStatus.PENDING.value, GenerationStatus.PROCESSING.value))
     cancel = update(Generation).where(condition, unfinished)
     return cancel.values(
         {field: case((is_pending, value), else_=getattr(Generation, field)) for field, value in moved.items()}
