@@ -1,4 +1,4 @@
-"""The arguments of the models' constructors, for type checkers and editors."""
+"""The arguments of the models' constructors, and of a clone, for type checkers and editors."""
 
 import os
 from collections.abc import Mapping
@@ -56,6 +56,25 @@ class GenerationFields(TypedDict, total=False):
     file_sha256: str | None
     file_format: str | None
     file_missing_since: datetime | None
+
+
+class RequestChanges(TypedDict, total=False):
+    """What clone_generation() can change: the arguments of create_generation()."""
+
+    prompt: str
+    model_name: str
+    duration_seconds: float
+    sample_rate: int
+    channels: int
+    model_version: str | None
+    metadata: Mapping[str, Any] | None
+    priority: int
+    scheduled_at: datetime | None
+    max_attempts: int
+    batch_id: str | None
+    parent_id: str | None
+    idempotency_key: str | None
+    parameters: Mapping[str, Any] | None
 
 
 class AttemptFields(TypedDict, total=False):

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, TypedDict
 
 from sqlalchemy import ColumnElement, and_, false, select
 from sqlalchemy.orm import Session
@@ -13,6 +13,26 @@ from .lifecycle import validate_status
 from .models import Generation, Prompt
 from .search import match_generations
 from .validation import is_storable, validate_flag, validate_metadata_filter, validate_moment
+
+
+class FiltersButFavorite(TypedDict, total=False):
+    """The filters of list_generations() but one, as keyword arguments of other functions."""
+
+    status: str | None
+    model_name: str | None
+    prompt: str | None
+    batch_id: str | None
+    created_after: datetime | None
+    created_before: datetime | None
+    metadata: Mapping[str, Any] | None
+    search: str | None
+    parent_id: str | None
+
+
+class Filters(FiltersButFavorite, total=False):
+    """The filters of list_generations() as keyword arguments of other functions."""
+
+    favorite: bool | None
 
 
 def validate_filters(

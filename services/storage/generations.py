@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from functools import cache
-from typing import Any, Final
+from typing import Any, Final, Unpack
 
 from sqlalchemy import BigInteger, ColumnElement, Select, bindparam, delete, func, select, true, update
 from sqlalchemy.orm import Session
@@ -12,6 +12,7 @@ from sqlalchemy.orm.util import identity_key
 
 from .claim_order import CLAIM_ORDER
 from .conditions import PENDING, REFRESH, newest_first, of_status
+from .constructor_arguments import RequestChanges
 from .defaults import MAX_ATTEMPTS, PAGE_SIZE
 from .filters import filter_conditions, validate_filters
 from .lifecycle import GenerationStatus, validate_status
@@ -107,7 +108,7 @@ def create_generations(
 
 
 def clone_generation(
-    session: Session, generation_id: str, *, file_path: str | os.PathLike[str], **changes: Any
+    session: Session, generation_id: str, *, file_path: str | os.PathLike[str], **changes: Unpack[RequestChanges]
 ) -> Generation | None:
     """Store a variation: the same request with `changes` and `parent_id` set. Return None for an unknown id.
 
@@ -117,7 +118,8 @@ def clone_generation(
     source = get_generation(session, generation_id)
     if source is None:
         return None
-    request = {field: getattr(source, field) for field in CLONED_FIELDS} | {"parent_id": source.id} | changes
+    copied = {field: getattr(source, field) for field in CLONED_FIELDS}
+    request: dict[str, Any] = {**copied, "parent_id": source.id, **changes}
     return create_generation(session, file_path=file_path, **request)
 
 

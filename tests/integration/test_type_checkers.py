@@ -1,6 +1,7 @@
 """The types that users see: a module of a user in mypy and pyright, its mistakes, and what dir() and pydoc list."""
 
 import importlib.util
+import inspect
 import pydoc
 import re
 import subprocess
@@ -13,6 +14,8 @@ import pytest
 
 from services import storage
 from services.storage import Base, Storage
+from services.storage.constructor_arguments import AttemptFields, GenerationFields, PromptFields, RequestChanges
+from services.storage.filters import Filters
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "tests" / "typing"
@@ -70,6 +73,17 @@ def test_a_type_checker_finds_the_mistakes(errors: dict[str, dict[int, str]]) ->
     expected = {number for number, line in enumerate(lines, start=1) if line.endswith("# E")}
     assert len(expected) > 15
     assert errors["mistakes.py"].keys() == expected
+
+
+def test_the_typed_keyword_arguments_are_those_of_the_functions() -> None:
+    filters = set(inspect.signature(storage.list_generations).parameters) - {"session", "limit", "after"}
+    assert set(Filters.__annotations__) == filters
+    request = set(inspect.signature(storage.create_generation).parameters)
+    assert set(RequestChanges.__annotations__) == request - {"session", "generation_id", "file_path"}
+    attributes = set(storage.Generation.__mapper__.column_attrs.keys())
+    assert set(GenerationFields.__annotations__) == attributes | {"metadata", "parent"}
+    assert set(PromptFields.__annotations__) == set(storage.Prompt.__mapper__.column_attrs.keys())
+    assert set(AttemptFields.__annotations__) == set(storage.Attempt.__mapper__.column_attrs.keys())
 
 
 def test_dir_and_pydoc_list_everything_public() -> None:

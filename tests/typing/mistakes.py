@@ -1,6 +1,18 @@
 """Mistakes of a user: a type checker finds an error in each line that ends in a comment with E, and in no other."""
 
-from services.storage import Attempt, Generation, Page, Prompt, Result, create_generation, get_session, list_generations
+from services.storage import (
+    Attempt,
+    Generation,
+    Page,
+    Prompt,
+    Result,
+    clone_generation,
+    create_generation,
+    delete_generations,
+    get_session,
+    list_generations,
+    set_favorites,
+)
 
 Generation(nonsense=3)  # E
 Generation(prompt=3)  # E
@@ -25,4 +37,9 @@ with get_session() as session:
     prompts: Page[Prompt] = list_generations(session)  # E
     list_generations(session, metadata="bpm")  # E
 
+    clone_generation(session, "id", file_path="b.wav", promt="slower")  # E
+
+delete_generations(statuss="failed")  # E
+delete_generations(status="failed", dry_run=True, progress=print)
+set_favorites(favorite=True, model_name="m", ids=["id"])
 Result(file_size_bytes="1")  # E

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, TypedDict, Unpack
 
 from sqlalchemy import ColumnElement, CursorResult, Delete, Update, delete, select, update
 from sqlalchemy.orm import Session
 
 from ..conditions import still_has_status
 from ..engine import Storage, get_storage
+from ..filters import Filters, FiltersButFavorite
 from ..generations import list_generations
 from ..lifecycle import GenerationStatus
 from ..limits import ROWS_PER_STATEMENT
@@ -27,6 +28,21 @@ MOST_ROWS: Final = ROWS_PER_STATEMENT
 Progress = Callable[[int], None]
 
 
+class _Options(TypedDict, total=False):
+    ids: Iterable[str] | None
+    dry_run: bool
+    progress: Progress | None
+    storage: Storage | None
+
+
+class _Arguments(Filters, _Options, total=False):
+    pass
+
+
+class _ArgumentsButFavorite(FiltersButFavorite, _Options, total=False):
+    pass
+
+
 @dataclass(frozen=True)
 class _Action:
     """What happens to a batch of ids, and which rows it leaves as they are."""
@@ -35,7 +51,7 @@ class _Action:
     applies: ColumnElement[bool]
 
 
-def cancel_generations(**arguments: Any) -> int:
+def cancel_generations(**arguments: Unpack[_Arguments]) -> int:
     """Cancel many generations as cancel_generation() does, and return their number; finished ones stay as they are.
 
     `ids` names them, or the filters of list_generations(); without either it is all of them. With `dry_run` nothing
@@ -46,7 +62,7 @@ def cancel_generations(**arguments: Any) -> int:
     return _apply(_Action(update_to_cancelled, unfinished & not_requested), **arguments)
 
 
-def retry_generations(**arguments: Any) -> int:
+def retry_generations(**arguments: Unpack[_Arguments]) -> int:
     """Retry many failed and cancelled generations as retry_generation() does; arguments as in cancel_generations()."""
     ended = still_has_status((GenerationStatus.FAILED.value, GenerationStatus.CANCELLED.value))
 
@@ -57,14 +73,14 @@ def retry_generations(**arguments: Any) -> int:
     return _apply(_Action(retry, ended), **arguments)
 
 
-def delete_generations(**arguments: Any) -> int:
+def delete_generations(**arguments: Unpack[_Arguments]) -> int:
     """Delete many generations as delete_generation() does; arguments as in cancel_generations()."""
     return _apply(
         _Action(lambda session, condition: delete(Generation).where(condition), Generation.id.is_not(None)), **arguments
     )
 
 
-def set_favorites(favorite: bool = True, **arguments: Any) -> int:
+def set_favorites(favorite: bool = True, **arguments: Unpack[_ArgumentsButFavorite]) -> int:
     """Set or clear the favorite mark of many generations; arguments as in cancel_generations()."""
 
     def mark(session: Session, condition: ColumnElement[bool]) -> Update:

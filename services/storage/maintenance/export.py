@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Any, Final, Unpack
 
 from sqlalchemy import ColumnElement, Select, Table, Text, func, select
 from sqlalchemy.orm import Session
@@ -14,7 +14,7 @@ from ..backends import backend_for
 from ..durable_files import new_file
 from ..engine import Storage, get_storage
 from ..errors import TransferError, UnreachableError
-from ..filters import filter_conditions, validate_filters
+from ..filters import Filters, filter_conditions, validate_filters
 from ..models import TABLES, Generation
 from ..row_loading import GENERATIONS
 from ..serialization import Report
@@ -38,7 +38,7 @@ def export_database(
     overwrite: bool = False,
     progress: Progress | None = None,
     storage: Storage | None = None,
-    **filters: Any,
+    **filters: Unpack[Filters],
 ) -> ExportReport:
     """Write every row, as it is at one moment, to `file` while others read and write; return how many.
 
