@@ -20,7 +20,7 @@ from .limits import INTEGER_LIMIT, SHORTEST_ID_PREFIX
 from .models import Generation
 from .pagination import Page, after_position, decode_cursor, fetch_page
 from .queue.enqueue import REQUEST, build_generation, insert_all, insert_once
-from .row_loading import GENERATIONS, connection_of, find_generations, load_generations
+from .row_loading import GENERATIONS, connection_of, find, load_generations
 from .types import uuid7s
 from .validation import (
     is_storable,
@@ -140,11 +140,11 @@ def get_all_generations(
     limit, offset = validate_count("limit", limit), validate_count("offset", offset)
     if offset == 0:
         listing = _listing(None if status is None else validate_status(status))
-        return find_generations(session, listing, {"listing_limit": limit})[0]
+        return find(session, Generation, listing, {"listing_limit": limit})[0]
     condition, order = _status_listing(status)
     # The subquery reads only the index, so skipped rows are not read: four times faster at offset 900,000.
     ids = select(Generation.id).where(condition).order_by(*order).limit(limit).offset(offset)
-    return find_generations(session, select(Generation).where(Generation.id.in_(ids)).order_by(*order))[0]
+    return find(session, Generation, select(Generation).where(Generation.id.in_(ids)).order_by(*order))[0]
 
 
 def list_generations(

@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session, aliased
 from .errors import InvalidCursorError
 from .limits import BIG_INTEGER_LIMIT
 from .models import Generation
-from .row_loading import find_generations
+from .row_loading import find
 from .serialization import Report
 from .types import TimeText
 from .validation import is_storable
@@ -67,7 +67,7 @@ def fetch_page(session: Session, statement: Select[Any], *, query: Mapping[str, 
     """
     statement = statement.add_columns(type_coerce(Generation.created_at, TimeText()).label("position")).limit(limit + 1)
     try:
-        items, rows = find_generations(session, statement)
+        items, rows = find(session, Generation, statement)
     except StatementError as error:
         if isinstance(error.orig, (TypeError, ValueError, OverflowError)):
             raise InvalidCursorError from None

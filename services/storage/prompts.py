@@ -11,7 +11,7 @@ from .defaults import PAGE_SIZE
 from .limits import INTEGER_LIMIT
 from .models import Generation, Prompt
 from .queue.enqueue import count_use
-from .row_loading import connection_of, load
+from .row_loading import connection_of, find, load
 from .validation import is_storable, validate_count, validate_prompt_field
 
 
@@ -40,7 +40,7 @@ def get_prompt_by_text(session: Session, text: str) -> Prompt | None:
 def get_all_prompts(session: Session, limit: int = PAGE_SIZE, offset: int = 0) -> list[Prompt]:
     """Return prompts, most used first, then by id."""
     parameters = {"limit": validate_count("limit", limit), "offset": validate_count("offset", offset)}
-    return list(session.scalars(_select_by_use(), parameters))
+    return find(session, Prompt, _select_by_use(), parameters)[0]
 
 
 def get_most_used_prompts(session: Session, limit: int = 10) -> list[Prompt]:

@@ -35,23 +35,23 @@ def connection_of(session: Session) -> Connection:
     return session.connection()
 
 
-def find_generations(
-    session: Session, statement: Select[Any], parameters: Mapping[str, Any] | None = None
-) -> tuple[list[Generation], Sequence[Row[Any]]]:
-    """Return the generations that `select(Generation)…` finds, and its rows, whose last columns may be added ones.
+def find(
+    session: Session, model: type[Model], statement: Select[Any], parameters: Mapping[str, Any] | None = None
+) -> tuple[list[Model], Sequence[Row[Any]]]:
+    """Return the objects that `select(model)…` finds, and its rows, whose last columns may be added ones.
 
     A session that holds objects needs the ORM's loader, which keeps their unsaved changes.
     """
-    if session.identity_map or is_observed(session):
+    if session.identity_map or is_observed(session, model):
         found = session.execute(statement, parameters).all()
         return [row[0] for row in found], found
     rows = connection_of(session).execute(statement, parameters).all()
-    return load_generations(session, rows), rows
+    return load(session, model, rows), rows
 
 
-def is_observed(session: Session) -> bool:
+def is_observed(session: Session, model: type[Base]) -> bool:
     """Return whether there are listeners to the ORM's queries and loads, which the direct way does not tell."""
-    loads: Any = inspect(Generation).class_manager.dispatch
+    loads: Any = inspect(model).class_manager.dispatch
     queries: Any = session.dispatch
     return bool(queries.do_orm_execute or queries.loaded_as_persistent or loads.load)
 

@@ -13,6 +13,7 @@ from services.storage import (
     Job,
     Lease,
     LeaseLostError,
+    Prompt,
     Result,
     Storage,
     Worker,
@@ -23,6 +24,7 @@ from services.storage import (
     get_all_generations,
     get_attempts,
     get_generation,
+    get_most_used_prompts,
     heartbeat_generation,
     list_generations,
     release_generation,
@@ -251,13 +253,21 @@ class TestLists:
 
     def test_the_library_itself_listens_to_no_loads(self, db: Storage) -> None:
         with db.session() as session:
-            assert not is_observed(session)
+            assert not is_observed(session, Generation)
+            assert not is_observed(session, Prompt)
 
     @pytest.mark.parametrize(
-        ("target", "name"),
-        [(Session, "do_orm_execute"), (Session, "loaded_as_persistent"), (Generation, "load")],
+        ("target", "name", "listings"),
+        [
+            (Session, "do_orm_execute", (get_all_generations, list_generations, get_most_used_prompts)),
+            (Session, "loaded_as_persistent", (get_all_generations, list_generations, get_most_used_prompts)),
+            (Generation, "load", (get_all_generations, list_generations)),
+            (Prompt, "load", (get_most_used_prompts,)),
+        ],
     )
-    def test_listeners_to_loads_and_queries_are_called(self, db: Storage, target: Any, name: str) -> None:
+    def test_listeners_to_loads_and_queries_are_called(
+        self, db: Storage, target: Any, name: str, listings: tuple[Callable[[Session], Any], ...]
+    ) -> None:
         with db.session() as session:
             a_generation(session)
         seen: list[Any] = []
@@ -267,7 +277,7 @@ class TestLists:
 
         event.listen(target, name, listen)
         try:
-            for number, listing in enumerate((get_all_generations, list_generations), start=1):
+            for number, listing in enumerate(listings, start=1):
                 with db.session() as session:
                     listing(session)
                 assert len(seen) == number
