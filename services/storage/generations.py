@@ -20,7 +20,7 @@ from .limits import INTEGER_LIMIT, SHORTEST_ID_PREFIX
 from .models import Generation
 from .pagination import Page, after_position, decode_cursor, fetch_page
 from .queue.enqueue import REQUEST, build_generation, insert_all, insert_once
-from .row_loading import GENERATIONS, connection_of, find, load_generations
+from .row_loading import ALONE, GENERATIONS, connection_of, find, load_generations
 from .types import uuid7s
 from .validation import (
     is_storable,
@@ -31,7 +31,9 @@ from .validation import (
 # Arguments that a constraint can refuse, so that a savepoint is needed.
 REFUSABLE: Final = frozenset({"generation_id", "parent_id", "idempotency_key"})
 CLONED_FIELDS: Final = (*REQUEST, "priority", "max_attempts")
-SELECT_GENERATION: Final = select(GENERATIONS).where(GENERATIONS.c.id == bindparam("generation_id"))
+SELECT_GENERATION: Final = (
+    select(GENERATIONS).where(GENERATIONS.c.id == bindparam("generation_id")).execution_options(**ALONE)
+)
 
 
 def create_generation(

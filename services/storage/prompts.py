@@ -11,7 +11,7 @@ from .defaults import PAGE_SIZE
 from .limits import INTEGER_LIMIT
 from .models import Generation, Prompt
 from .queue.enqueue import count_use
-from .row_loading import connection_of, find, load
+from .row_loading import ALONE, connection_of, find, load
 from .validation import is_storable, validate_count, validate_prompt_field
 
 
@@ -71,7 +71,8 @@ def _storable_id(prompt_id: int) -> int | None:
 
 @cache
 def _select_by_text(backend: Backend) -> Select[Any]:
-    return select(Prompt.__table__).where(backend.prompt_text_equals(bindparam("text", type_=Text())))
+    found = select(Prompt.__table__).where(backend.prompt_text_equals(bindparam("text", type_=Text())))
+    return found.execution_options(**ALONE)
 
 
 @cache  # building the statement takes as long as executing it

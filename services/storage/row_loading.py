@@ -17,6 +17,9 @@ from .models import Base, Generation, Prompt
 Model = TypeVar("Model", Generation, Prompt)
 GENERATIONS: Final[Table] = Base.metadata.tables["generations"]
 
+# For a query whose result does not depend on its transaction, so that PostgreSQL needs no BEGIN and COMMIT for it.
+ALONE: Final = {"is_alone": True}
+
 
 class SeveralStatementsError(Exception):
     """A step needs several statements, and so a transaction; nothing was written."""
@@ -45,7 +48,7 @@ def find(
     if session.identity_map or is_observed(session, model):
         found = session.execute(statement, parameters).all()
         return [row[0] for row in found], found
-    rows = connection_of(session).execute(statement, parameters).all()
+    rows = connection_of(session).execute(statement, parameters, execution_options=ALONE).all()
     return load(session, model, rows), rows
 
 

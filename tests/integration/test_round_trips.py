@@ -5,7 +5,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from sqlalchemy import event, inspect
+from sqlalchemy import event, inspect, select, text
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from services.storage import (
@@ -25,12 +26,13 @@ from services.storage import (
     get_attempts,
     get_generation,
     get_most_used_prompts,
+    get_prompt_by_text,
     heartbeat_generation,
     list_generations,
     release_generation,
     set_favorite,
 )
-from services.storage.row_loading import is_observed
+from services.storage.row_loading import find, is_observed
 from tests.support.factories import a_generation, a_request
 
 LONG = "x" * 60_000
@@ -206,6 +208,60 @@ class TestSessions:
             assert stored is not None
             assert stored.is_favorite
             assert stored.version == 3
+
+
+class TestQueriesAlone:
+    """A query that comes first needs no transaction: PostgreSQL answers it in one round trip."""
+
+    READS: tuple[Callable[[Session], Any], ...] = (
+        lambda session: get_generation(session, "unknown"),
+        get_all_generations,
+        list_generations,
+        get_most_used_prompts,
+        lambda session: get_prompt_by_text(session, "unknown"),
+    )
+
+    def is_in_transaction(self, session: Session) -> bool:
+        driver: Any = session.connection().connection.dbapi_connection
+        return bool(driver.in_transaction if hasattr(driver, "in_transaction") else driver.info.transaction_status)
+
+    @pytest.mark.parametrize("read", READS, ids="get all page prompts text".split())
+    def test_it_begins_no_transaction_and_the_next_write_does(
+        self, db: Storage, read: Callable[[Session], Any]
+    ) -> None:
+        with db.session() as session:
+            read(session)
+            assert not self.is_in_transaction(session)
+            a_generation(session)
+            assert self.is_in_transaction(session)
+            read(session)
+            assert self.is_in_transaction(session)
+            session.rollback()
+            assert get_all_generations(session) == []
+
+    @pytest.mark.parametrize("read", READS, ids="get all page prompts text".split())
+    def test_a_read_only_session_reads_it_in_its_snapshot(self, db: Storage, read: Callable[[Session], Any]) -> None:
+        with db.session(read_only=True) as session:
+            read(session)
+            if not db.is_memory:
+                assert self.is_in_transaction(session)
+
+    def test_a_transaction_with_an_isolation_level_of_its_own_begins_with_it(self, db: Storage) -> None:
+        if db.backend.name == "sqlite":
+            return  # it has one level, and no transaction before the first write
+        with db.session() as session:
+            session.connection(execution_options={"isolation_level": "SERIALIZABLE"})
+            get_all_generations(session)
+            assert self.is_in_transaction(session)
+
+    def test_a_refused_query_leaves_the_session_usable(self, db: Storage) -> None:
+        with db.session() as session:
+            with pytest.raises(SQLAlchemyError):
+                find(session, Generation, select(Generation).where(text("there_is_no_such_column = 1")))
+            session.rollback()
+            a_generation(session)
+            session.rollback()
+            assert get_all_generations(session) == []
 
 
 class TestLists:

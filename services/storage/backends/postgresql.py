@@ -105,6 +105,7 @@ class PostgreSQL(PostgreSQLSQL, PostgreSQLSchema, PostgreSQLFacts, PostgreSQLSpa
 
         if pre_ping:
             _ping_suspects(engine)
+        _execute_alone(engine)
 
         @event.listens_for(engine, "connect")
         def configure(connection: Any, record: Any) -> None:
@@ -226,6 +227,30 @@ def _ping_suspects(engine: Engine) -> None:
                 engine.dialect.do_ping(connection)
         except psycopg.Error as error:
             raise InvalidatePoolError from error
+
+
+def _execute_alone(engine: Engine) -> None:
+    """Execute a query that is marked as ALONE in autocommit if it is the first of its transaction.
+
+    READ COMMITTED gives each statement a snapshot of its own, so the result is the same; BEGIN and COMMIT would be two
+    more round trips, each as long as a short query. The next statement begins the transaction. See ADR 25.
+    """
+    from psycopg.pq import TransactionStatus
+
+    @event.listens_for(engine, "do_execute")
+    def execute(cursor: Any, statement: str, parameters: Any, context: Any) -> bool:
+        options, driver = context.execution_options, cursor.connection
+        if not options.get("is_alone", False) or "isolation_level" in options or driver.autocommit:
+            return False
+        if driver.info.transaction_status != TransactionStatus.IDLE:
+            return False
+        driver.autocommit = True
+        try:
+            context.dialect.do_execute(cursor, statement, parameters, context)
+        finally:
+            if not driver.closed:
+                driver.autocommit = False
+        return True
 
 
 def _is_readable(socket: int) -> bool:
