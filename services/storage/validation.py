@@ -10,6 +10,7 @@ import operator
 import os
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from functools import cache
 from typing import Any
 
 from .json_values import freeze
@@ -179,6 +180,7 @@ def _path(field: str, value: Any) -> str:
     return str(_PATH_TEXT(field, value))
 
 
+@cache
 def _integer(minimum: int, maximum: int = INTEGER_LIMIT) -> Rule:
     def rule(field: str, value: Any) -> int:
         if type(value) is not int:

@@ -37,7 +37,7 @@ from ..lifecycle import GenerationStatus
 from ..limits import BIG_INTEGER_LIMIT
 from ..models import Generation, Prompt, QueueState
 from ..queue.workers import count_workers
-from ..row_loading import connection_of
+from ..row_loading import ALONE, connection_of
 from ..validation import is_storable, validate_count, validate_moment
 from .report_types import FailureReason, Percentiles, PerformanceStats, PromptStats, QueueStats
 
@@ -164,7 +164,8 @@ def get_failure_reasons(
 @cache
 def _database_stats() -> CompoundSelect[Any]:
     by_status = select(Generation.status, func.count()).group_by(Generation.status)
-    return union_all(by_status, select(null(), func.count()).select_from(Prompt))
+    counts: CompoundSelect[Any] = union_all(by_status, select(null(), func.count()).select_from(Prompt))
+    return counts.execution_options(**ALONE)
 
 
 @cache
@@ -200,7 +201,8 @@ def _queue_stats(backend: Backend) -> tuple[Select[Any], StatementClock]:
         lately.c.failed,
         select(func.max(QueueState.reason)).where(QueueState.paused_at.is_not(None)).scalar_subquery(),
     )
-    return select(*columns).select_from(pending.join(processing, true()).join(lately, true())), clock
+    statement = select(*columns).select_from(pending.join(processing, true()).join(lately, true()))
+    return statement.execution_options(**ALONE), clock
 
 
 def pending_generations() -> Subquery:

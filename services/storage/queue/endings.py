@@ -9,7 +9,7 @@ from datetime import timedelta
 from functools import cache
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Text, bindparam, case, literal_column, select, update
+from sqlalchemy import ColumnElement, Connection, Text, bindparam, case, literal_column, select, update
 from sqlalchemy.orm import Session
 
 from ..backends import Backend, backend_for
@@ -51,18 +51,18 @@ def complete_at_once(
     session: Session, lease: Lease, result: dict[str, Any], changes: Mapping[str, Any] | None
 ) -> Generation | None:
     """Complete the generation, with `changes` merged into its metadata; or do nothing and return None."""
-    backend = backend_for(session)
+    backend, connection = backend_for(session), connection_of(session)
     parameters = lease_parameters(lease) | result
     if changes is not None:
         stored = None
         if not backend.merges_metadata:
             # Before the first write, so that SQLite's write lock is held for two statements only.
-            stored = connection_of(session).execute(STORED_METADATA, parameters).scalar()
+            stored = connection.execute(STORED_METADATA, parameters).scalar()
         try:
             parameters |= backend.merge_parameters(stored, changes)
         except ValueError:
             return None
-    return _execute(session, _completion(backend, changes is not None), parameters)
+    return _execute(session, connection, _completion(backend, changes is not None), parameters)
 
 
 def fail_at_once(session: Session, lease: Lease, message: str, retry_after: float | None) -> Generation | None:
@@ -70,11 +70,13 @@ def fail_at_once(session: Session, lease: Lease, message: str, retry_after: floa
     parameters = lease_parameters(lease) | {"message": message}
     if retry_after is not None:
         parameters["retry_after"] = timedelta(seconds=retry_after)
-    return _execute(session, _failure(backend_for(session), retry_after is not None), parameters)
+    statements = _failure(backend_for(session), retry_after is not None)
+    return _execute(session, connection_of(session), statements, parameters)
 
 
-def _execute(session: Session, statements: Any, parameters: Mapping[str, Any]) -> Generation | None:
-    connection = connection_of(session)
+def _execute(
+    session: Session, connection: Connection, statements: Any, parameters: Mapping[str, Any]
+) -> Generation | None:
     *history, end = statements
     if history:
         require_transaction(session)
