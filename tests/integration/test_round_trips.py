@@ -16,6 +16,7 @@ from services.storage import (
     LeaseLostError,
     Prompt,
     Result,
+    RetryableError,
     Storage,
     Worker,
     cancel_generation,
@@ -262,6 +263,21 @@ class TestQueriesAlone:
             a_generation(session)
             session.rollback()
             assert get_all_generations(session) == []
+
+    def test_a_connection_lost_in_a_query_is_replaced_by_one_with_transactions(self, db: Storage) -> None:
+        if db.backend.name == "sqlite":
+            return  # it has no server
+        kills_itself = select(Generation).where(text("pg_terminate_backend(pg_backend_pid())"))
+        with db.session() as session:
+            a_generation(session)
+        with pytest.raises(RetryableError), db.session() as session:
+            find(session, Generation, kills_itself)
+        with db.session() as session:
+            get_all_generations(session)
+            a_generation(session)
+            session.rollback()
+        with db.session() as session:
+            assert len(get_all_generations(session)) == 1
 
 
 class TestLists:

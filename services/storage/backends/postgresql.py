@@ -248,8 +248,10 @@ def _execute_alone(engine: Engine) -> None:
         try:
             context.dialect.do_execute(cursor, statement, parameters, context)
         finally:
-            if not driver.closed:
+            if driver.info.transaction_status == TransactionStatus.IDLE:
                 driver.autocommit = False
+            else:
+                driver.close()  # lost, or interrupted in the query: the pool must not keep it in autocommit
         return True
 
 
