@@ -240,8 +240,9 @@ class Worker:
             finally:
                 self._may_interrupt = False
         except DoNotRetry as error:
-            log.warning("generation %s: attempt %d failed for good", lease.generation_id, lease.attempt, exc_info=error)
-            return self._failing(lease, _describe(error), retry=False)
+            message = _describe(error)
+            log.info("generation %s: attempt %d failed for good: %s", lease.generation_id, lease.attempt, message)
+            return self._failing(lease, message, retry=False)
         except Exception as error:
             log.warning("generation %s: attempt %d failed", lease.generation_id, lease.attempt, exc_info=error)
             return self._failing(lease, _describe(error), retry=True)
