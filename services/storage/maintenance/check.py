@@ -17,7 +17,7 @@ from ..engine import Storage, get_storage
 from ..errors import AccessDeniedError, ReadOnlyError, StorageError
 from ..schema import get_schema_version
 from ..search import check_search_index, rebuild_search_index
-from .findings import DatabaseReport, Finding, Found, Severity
+from .findings import DatabaseReport, Finding, Found, Severity, fix_all
 from .row_findings import find_in_rows
 
 Progress = Callable[[str, int, int], None]
@@ -64,17 +64,10 @@ def check_database(
         found += _check_schema(storage, fix=fix)
         found += _check_contents(storage, folder, progress or (lambda step, done, total: None), quick=quick)
     found += _check_host(facts, storage)
-    for one in found:
-        one.settle(fix=fix)
-    left = [one for one in found if not one.finding.fixed and one.finding.severity != "notice"]
-    return DatabaseReport(
-        not left,
-        storage.display_url,
-        storage.read_revision() if fix else revision,
-        *facts,
-        findings=_with_scripts(storage, found),
-        repair_sql=_write_script(storage, [one.statements for one in left]),
-    )
+    if fix:
+        fix_all(storage, found)
+        revision = _read_revision(storage)
+    return _report(storage, revision, facts, found)
 
 
 def _read_revision(storage: Storage) -> str | None:
@@ -99,10 +92,10 @@ def _describe_damage(storage: Storage, message: str) -> Found:
     if name is None:
         return Found(Finding(message, "database", advice="restore a backup: dgx-storage restore PATH"))
     statement = f'REINDEX "{name[1]}"'
-    return Found(Finding(message, "database"), (statement,), fix=partial(_execute, storage, statement))
+    return Found(Finding(message, "database"), (statement,), fix=partial(_execute, statement=statement))
 
 
-def _execute(storage: Storage, statement: str) -> None:
+def _execute(storage: Storage, *, statement: str) -> None:
     with storage.engine.begin() as connection:
         connection.exec_driver_sql(statement)
 
@@ -141,8 +134,8 @@ def _check_contents(storage: Storage, outputs_dir: Path | None, progress: Progre
     with storage.session(read_only=True) as session:
         for low in storage.backend.find_low_sequences(session.connection()):
             finding = Finding("its next key is in the table already, so inserts fail", f"sequence {low.name}")
-            yield Found(finding, (low.statement,), fix=partial(_execute, storage, low.statement))
-        yield from list(find_in_rows(session, storage, outputs_dir, progress, quick=quick))
+            yield Found(finding, (low.statement,), fix=partial(_execute, statement=low.statement))
+        yield from list(find_in_rows(session, outputs_dir, progress, quick=quick))
 
 
 def _check_search_index(storage: Storage) -> Iterator[Found]:
@@ -154,7 +147,7 @@ def _check_search_index(storage: Storage) -> Iterator[Found]:
         is_current = False  # what it consists of is not as it should be
     if not is_current:
         finding = Finding("it does not match the prompts", "search index", advice=FIX)
-        yield Found(finding, fix=lambda: storage.run_in_transaction(rebuild_search_index))
+        yield Found(finding, fix=lambda storage: storage.run_in_transaction(rebuild_search_index))
 
 
 def _check_host(facts: EngineFacts, storage: Storage) -> Iterator[Found]:
@@ -162,7 +155,7 @@ def _check_host(facts: EngineFacts, storage: Storage) -> Iterator[Found]:
         what = "write in the folder" if mode.is_folder else "open the file"
         problem = f"other users of this host may {what}: its mode is {mode.mode:04o}"
         finding = Finding(problem, str(mode.path), "warning", advice=f"chmod {mode.wanted:o} {mode.path}")
-        yield Found(finding, fix=None if mode.is_folder else _change_mode(mode))
+        yield Found(finding, fix=None if mode.is_folder else partial(_change_mode, mode=mode))
     if facts.disk_free_bytes is not None and facts.disk_free_bytes < LOW_DISK_BYTES:
         problem = f"only {facts.disk_free_bytes / 1e6:,.0f} MB of disk are free"
         yield Found(Finding(problem, "disk", "warning", advice="free some space, or dgx-storage prune"))
@@ -175,24 +168,25 @@ def _check_host(facts: EngineFacts, storage: Storage) -> Iterator[Found]:
         )
 
 
-def _change_mode(mode: FileMode) -> Callable[[], None]:
-    return lambda: mode.path.chmod(mode.wanted)
+def _change_mode(storage: Storage, *, mode: FileMode) -> None:
+    mode.path.chmod(mode.wanted)
 
 
-def _with_scripts(storage: Storage, found: list[Found]) -> tuple[Finding, ...]:
+def _report(storage: Storage, revision: str | None, facts: EngineFacts, found: list[Found]) -> DatabaseReport:
     """Return the findings, most important first, each with the script that repairs it."""
-    ordered = sorted(found, key=lambda one: SEVERITIES.index(one.finding.severity))
-    return tuple(
-        one.finding if one.finding.fixed else replace(one.finding, repair_sql=_write_script(storage, [one.statements]))
-        for one in ordered
-    )
-
-
-def _write_script(storage: Storage, repairs: Iterable[Sequence[str]]) -> str:
-    """Return one script for repairs, each of them once: a rebuild of a table repairs all that differs in it."""
-    statements = [statement for repair in dict.fromkeys(map(tuple, repairs)) for statement in repair]
-    if not statements:
-        return ""
     with storage.engine.connect() as connection:
         schema = storage.backend.own_schema(connection)
-    return storage.backend.write_script(statements, schema)
+
+    def write_script(repairs: Iterable[Sequence[str]]) -> str:
+        # Each repair once: the rebuild of a table repairs all that differs in it.
+        statements = [statement for repair in dict.fromkeys(map(tuple, repairs)) for statement in repair]
+        return storage.backend.write_script(statements, schema) if statements else ""
+
+    left = [one for one in found if one.is_left]
+    ordered = sorted(found, key=lambda one: SEVERITIES.index(one.finding.severity))
+    findings = tuple(
+        one.finding if one.finding.fixed else replace(one.finding, repair_sql=write_script([one.statements]))
+        for one in ordered
+    )
+    repair_sql = write_script(one.statements for one in left)
+    return DatabaseReport(not left, storage.display_url, revision, *facts, findings=findings, repair_sql=repair_sql)

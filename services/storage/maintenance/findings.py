@@ -6,10 +6,12 @@ from typing import Literal
 
 from sqlalchemy.exc import DBAPIError
 
+from ..engine import Storage
 from ..errors import StorageError
 from ..serialization import Report
 
 Severity = Literal["error", "warning", "notice"]
+Fix = Callable[[Storage], object]
 
 
 @dataclass(frozen=True)
@@ -54,19 +56,36 @@ class DatabaseReport(Report):
 
 @dataclass
 class Found:
-    """A finding under way: `statements` repair it in a script, `fix` repairs it at once."""
+    """A finding under way: `statements` repair it in a script, `fix` repairs it and all that have the same `fix`."""
 
     finding: Finding
     statements: Sequence[str] = ()
-    fix: Callable[[], object] | None = None
+    fix: Fix | None = None
 
-    def settle(self, *, fix: bool) -> None:
-        """Repair it if `fix` asks for that and it can be repaired at once."""
-        if not fix or self.fix is None or self.finding.fixed:
-            return
-        try:
-            self.fix()
-        except (StorageError, DBAPIError, OSError) as error:
-            self.finding = replace(self.finding, problem=f"{self.finding.problem}; the repair failed: {error}")
+    @property
+    def is_left(self) -> bool:
+        """Whether it is still to be repaired."""
+        return not self.finding.fixed and self.finding.severity != "notice"
+
+
+def fix_all(storage: Storage, found: Sequence[Found]) -> None:
+    """Repair the findings that can be repaired at once; where that fails, the problem says why."""
+    errors: dict[Fix, Exception | None] = {}
+    for one in found:
+        if one.fix is None:
+            continue
+        if one.fix not in errors:
+            errors[one.fix] = _attempt(one.fix, storage)
+        error = errors[one.fix]
+        if error is None:
+            one.finding = replace(one.finding, fixed=True)
         else:
-            self.finding = replace(self.finding, fixed=True)
+            one.finding = replace(one.finding, problem=f"{one.finding.problem}; the repair failed: {error}")
+
+
+def _attempt(fix: Fix, storage: Storage) -> Exception | None:
+    try:
+        fix(storage)
+    except (StorageError, DBAPIError, OSError) as error:
+        return error
+    return None

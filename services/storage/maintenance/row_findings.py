@@ -32,12 +32,10 @@ UPDATE generations SET prompt_id = prompts.id, version = version + 1 FROM prompt
 WHERE prompts.text = generations.prompt AND (prompt_id IS NULL OR prompt_id <> prompts.id)"""
 
 
-def find_in_rows(
-    session: Session, storage: Storage, outputs_dir: Path | None, progress: Progress, *, quick: bool
-) -> Iterator[Found]:
+def find_in_rows(session: Session, outputs_dir: Path | None, progress: Progress, *, quick: bool) -> Iterator[Found]:
     """Yield the findings in the rows; `quick` reads only those that an index leads to."""
     if not quick:
-        yield from _find_refused(session, storage, progress)
+        yield from _find_refused(session, progress)
     processing = select(Generation.id).where(PROCESSING).order_by(Generation.id)
     for id in session.scalars(processing.where(Generation.lease_expires_at.is_(None))):
         advice = f"complete or fail it, or update_generation_status(session, {id!r}, 'pending')"
@@ -46,21 +44,21 @@ def find_in_rows(
     for id, worker in session.execute(processing.where(expired).add_columns(Generation.worker_id)):
         problem = f"its lease has expired, its worker {worker} is gone, and no other has reclaimed it"
         finding = Finding(problem, f"generations {id}", "warning", advice="start a worker: dgx-storage worker")
-        yield Found(finding, fix=lambda: _reclaim(storage))
+        yield Found(finding, fix=_reclaim)
     dead = select(RegisteredWorker.id).where(
         RegisteredWorker.expires_at <= select(backend_for(session).now()).scalar_subquery()
     )
     for id in session.scalars(dead.order_by(RegisteredWorker.id)):
         finding = Finding("it has stopped without saying so", f"workers {id}", "notice", advice="start it again")
-        yield Found(finding, fix=lambda: storage.run_in_transaction(remove_silent_workers))
+        yield Found(finding, fix=_remove_workers)
     unlinked = select(Generation.id).where(Generation.prompt_id.is_(None)).order_by(Generation.id)
     for id in session.scalars(unlinked):
-        yield _unlinked(storage, "it has no prompt_id, so search does not find it", id)
+        yield _unlinked("it has no prompt_id, so search does not find it", id)
     if outputs_dir is not None:
         yield from _find_missing_files(session, outputs_dir)
 
 
-def _find_refused(session: Session, storage: Storage, progress: Progress) -> Iterator[Found]:
+def _find_refused(session: Session, progress: Progress) -> Iterator[Found]:
     links = {
         (table.name, f"{column.name} refers to a missing row"): column
         for table in TABLES
@@ -73,7 +71,7 @@ def _find_refused(session: Session, storage: Storage, progress: Progress) -> Ite
             finding = Finding(row.reason, f"{row.table} {row.key}", "warning", advice="correct or delete the row")
             yield Found(finding)
         elif column is Generation.__table__.c.prompt_id:
-            yield _unlinked(storage, row.reason, row.key)
+            yield _unlinked(row.reason, row.key)
         else:
             yield Found(Finding(row.reason, f"{row.table} {row.key}"), (_detach(column),))
 
@@ -90,12 +88,8 @@ def _detach(column: Any) -> str:
     return f"{change} {where}"
 
 
-def _unlinked(storage: Storage, problem: str, id: str) -> Found:
-    return Found(
-        Finding(problem, f"generations {id}", "warning"),
-        (ADD_PROMPTS, LINK_PROMPTS),
-        fix=lambda: _link_prompts(storage),
-    )
+def _unlinked(problem: str, id: str) -> Found:
+    return Found(Finding(problem, f"generations {id}", "warning"), (ADD_PROMPTS, LINK_PROMPTS), fix=_link_prompts)
 
 
 def _link_prompts(storage: Storage) -> None:
@@ -107,6 +101,10 @@ def _link_prompts(storage: Storage) -> None:
 def _reclaim(storage: Storage) -> None:
     while storage.run_in_transaction(lambda session: len(reclaim_generations(session, ROWS_AT_ONCE))) == ROWS_AT_ONCE:
         pass
+
+
+def _remove_workers(storage: Storage) -> None:
+    storage.run_in_transaction(remove_silent_workers)
 
 
 def _find_missing_files(session: Session, outputs_dir: Path) -> Iterator[Found]:
