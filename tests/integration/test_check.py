@@ -232,6 +232,26 @@ def test_a_rebuilt_table_keeps_what_others_added(sqlite_url: str) -> None:
         run_script(sqlite_url, "UPDATE generations SET mood = 'no'")
 
 
+TAKEN = {
+    "table queue_state": "DROP TABLE queue_state; CREATE VIEW queue_state AS SELECT 1 AS id",
+    "index idx_generations_due": (
+        "DROP INDEX idx_generations_due; CREATE TABLE songs (id INTEGER);CREATE INDEX idx_generations_due ON songs (id)"
+    ),
+}
+
+
+@pytest.mark.parametrize("subject", TAKEN)
+def test_an_object_of_others_with_a_name_of_ours_stays(db: Storage, database_url: str, subject: str) -> None:
+    db.dispose()
+    run_script(database_url, f"DROP INDEX idx_attempts_finished_at; {TAKEN[subject]}")
+    for fix in (False, True):
+        with opened(database_url) as storage:
+            findings = found(check_database(fix=fix, storage=storage))
+        assert "that is not this library's has its name: rename that" in findings[subject].problem
+        assert (findings[subject].fixed, findings[subject].repair_sql) == (False, "")
+        assert findings["index idx_attempts_finished_at"].fixed == fix
+
+
 def test_a_damaged_index_is_rebuilt_from_its_table(sqlite_url: str) -> None:
     with opened(sqlite_url) as storage, storage.session() as session:
         for number in range(20):
