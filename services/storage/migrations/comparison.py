@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 from ..backends import backend_for
 from ..engine import Storage
 from ..errors import NotInitializedError
-from ..models import Base
+from ..models import TABLES, Base
 from .connections import connect
 
 
@@ -38,7 +38,8 @@ def options(connection: Connection) -> dict[str, Any]:
             # Never drop what the models lack: an operator's own tables, columns and indexes, or an index that the
             # revisions create on one database system only.
             return counterpart is not None
-        return bool(item.info.get("only_on", dialect) == dialect)
+        table = item if kind == "table" else item.table
+        return table in TABLES and bool(item.info.get("only_on", dialect) == dialect)
 
     return {
         "transactional_ddl": True,
