@@ -8,7 +8,6 @@ import time
 import weakref
 from collections.abc import Callable, Generator, Iterable
 from contextlib import AbstractContextManager, contextmanager, suppress
-from functools import partial
 from threading import Lock
 from typing import Any, TypeVar
 
@@ -29,7 +28,7 @@ from .errors import (
     StorageError,
     UnreachableError,
 )
-from .queue.wakeup import Wakeups
+from .queue.wakeup import open_wakeups
 from .replicas import Replicas
 from .retry_policy import RetryPolicy
 from .row_loading import SeveralStatementsError
@@ -68,7 +67,7 @@ class Storage:
         self._step_engine = self.engine.execution_options(isolation_level="AUTOCOMMIT", is_step=True)
         self._anchor = self.backend.open_anchor(self.url, self.options)
         self._schema_checked = False
-        self.due_wakeups, self.commit_wakeups = self._open_wakeups()
+        self.due_wakeups, self.commit_wakeups = open_wakeups(self, self.backend, self.url, self.options)
         self.replicas: Replicas | None = None
         if replicas := parse_replica_urls(replica_urls, from_environment=not database_url):
             self.replicas = Replicas(self.backend, self.engine, replicas, self.options)
@@ -83,14 +82,6 @@ class Storage:
         _open_storages.add(self)
         if self._anchor is not None:
             weakref.finalize(self, self._anchor.close)
-
-    def _open_wakeups(self) -> tuple[Wakeups, Wakeups]:
-        source = self.url, self.options
-        due = Wakeups(partial(self.backend.open_due_source, *source), longest_pause=0.1)
-        commits = Wakeups(partial(self.backend.open_commit_source, *source), longest_pause=0.02, at_least_every=1.0)
-        for wakeups in (due, commits):
-            weakref.finalize(self, wakeups.close)
-        return due, commits
 
     @property
     def is_memory(self) -> bool:
@@ -170,6 +161,13 @@ class Storage:
             with suppress(SeveralStatementsError):
                 return self._repeat(fn, lambda: self._session_on(lambda: self._step_engine), attempts)
         return self.run_in_transaction(fn, attempts=attempts)
+
+    def look(self, read: Callable[[Connection], Result]) -> Result:
+        """Return what `read(connection)` returns after one query, without the cost of a session."""
+        # On SQLite, where a query begins no transaction, turning autocommit on and off would only take time.
+        one_trip = self.backend.has_writing_ctes and not self.options.pgbouncer
+        with (self._step_engine if one_trip else self.engine).connect() as connection:
+            return read(connection)
 
     def _repeat(
         self,

@@ -7,7 +7,7 @@ from contextlib import suppress
 from time import monotonic
 from typing import Any, Final, Protocol
 
-from sqlalchemy import URL
+from sqlalchemy import URL, Select
 
 from ..settings import EngineOptions
 
@@ -26,6 +26,9 @@ class ChangeSource(Protocol):
 
     def has_changed(self) -> bool:
         """Return whether others have committed since the last call, or since the source was opened."""
+
+    def has_row(self, query: Select[Any]) -> bool:
+        """Return whether the query finds a row; True if this source executes no queries."""
 
     def interrupt(self) -> None:
         """End the wait() of the other thread, or its next one."""
@@ -101,6 +104,9 @@ class Ticker(Interruptible):
         if now < self._ticks_at:
             return False
         self._ticks_at = now + self._seconds
+        return True
+
+    def has_row(self, query: Select[Any]) -> bool:
         return True
 
     def close(self) -> None:

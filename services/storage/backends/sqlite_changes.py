@@ -13,7 +13,7 @@ from contextlib import suppress
 from time import monotonic
 from typing import Any, Final
 
-from sqlalchemy import URL, Dialect, create_engine
+from sqlalchemy import URL, Dialect, Select, create_engine
 
 from ..settings import EngineOptions
 from .changes import NEVER_SECONDS, ChangeSource, Interruptible, Ticker
@@ -69,6 +69,8 @@ class SQLiteChanges(Interruptible):
         super().__init__(*([] if self._inotify is None else [self._inotify]))
         self.pauses: Sequence[float] = (0.0,) if self._inotify is None else PAUSES
         self._changed_at = monotonic()
+        self._dialect = dialect
+        self._queries: dict[Select[Any], str] = {}
 
     def wait(self, seconds: float) -> bool:
         if self._inotify is not None:
@@ -83,6 +85,12 @@ class SQLiteChanges(Interruptible):
             return False
         self._version, self._changed_at = version, monotonic()
         return True
+
+    def has_row(self, query: Select[Any]) -> bool:
+        if query not in self._queries:
+            compiled = query.compile(dialect=self._dialect, compile_kwargs={"literal_binds": True})
+            self._queries[query] = str(compiled)
+        return self._connection.execute(self._queries[query]).fetchone() is not None
 
     def close(self) -> None:
         self.close_descriptors()

@@ -8,7 +8,20 @@ from datetime import timedelta
 from functools import cache, lru_cache
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, Select, func, select, true, type_coerce, union_all
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Select,
+    exists,
+    false,
+    func,
+    literal_column,
+    or_,
+    select,
+    true,
+    type_coerce,
+    union_all,
+)
 from sqlalchemy.orm import Session
 
 from ..backends import Backend, backend_for
@@ -23,7 +36,7 @@ from ..validation import validate_name
 SOON: Final = timedelta(minutes=1)
 
 
-def seconds_until_due(session: Session, model_names: Iterable[str] | None = None) -> float | None:
+def seconds_until_due(session: Session | Connection, model_names: Iterable[str] | None = None) -> float | None:
     """Return the seconds until the next pending generation is due, 0 if one is; None without one or while paused.
 
     A generation that another transaction is claiming counts until that transaction commits.
@@ -32,8 +45,15 @@ def seconds_until_due(session: Session, model_names: Iterable[str] | None = None
     if not models:
         return None
     statement = _select_next(backend_for(session), models)
-    scheduled_at, now = connection_of(session).execute(statement).one_or_none() or (None, None)
+    connection = connection_of(session) if isinstance(session, Session) else session
+    scheduled_at, now = connection.execute(statement).one_or_none() or (None, None)
     return None if scheduled_at is None else max(0.0, (scheduled_at - now).total_seconds())
+
+
+def select_pending(model_names: Iterable[str] | None = None) -> Select[Any]:
+    """Return a query that finds a row if any generation is pending, due or not, and the queue is not paused."""
+    found = [exists().where(*waiting_for(model)) for model in validate_models(model_names)]
+    return select(literal_column("1")).where(or_(false(), *found), NOT_PAUSED)
 
 
 def announce_due(session: Session | Connection) -> None:

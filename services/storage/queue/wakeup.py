@@ -11,15 +11,22 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from functools import partial
 from time import monotonic
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
-from ..backends import ChangeSource
+from sqlalchemy import URL, Select
+
+from ..backends import Backend, ChangeSource
 from ..retry_policy import RetryPolicy
+from ..settings import EngineOptions
 
 LOOK_SECONDS: Final = 0.5  # between two looks at the database when no event comes, in case one was lost
 REOPEN: Final = RetryPolicy(base_seconds=1.0, cap_seconds=30.0)
+
+# A reader may wait for a lock that the forking thread holds. Without its end, an SQLite file is refused in the child.
+HOLD_SECONDS: Final = 10.0
 
 # A change within ACTIVE_SECONDS of the last call is reported after a pause, which doubles from the first to the
 # longest: the cost for those who wait has a limit, however often others commit.
@@ -30,11 +37,16 @@ log = logging.getLogger(__name__)
 
 
 class Subscription:
-    """Calls a function in the thread of the wake-ups after each change, until it is closed. It must not block."""
+    """Calls a function in the thread of the wake-ups after each change, until it is closed. It must not block.
 
-    def __init__(self, wakeups: "Wakeups", call: Callable[[], None]) -> None:
+    With `only_if`, a query, it may skip the call while the query finds no row. That saves time: the thread queries with
+    the driver, on a connection that is at hand.
+    """
+
+    def __init__(self, wakeups: "Wakeups", call: Callable[[], None], only_if: Select[Any] | None) -> None:
         self._wakeups = wakeups
         self.call = call
+        self.only_if = only_if
         self.is_open = True
         self.is_paused = self.has_missed = False
 
@@ -92,9 +104,9 @@ class Wakeups:
         self._is_requested = False
         self._holds = 0
 
-    def subscribe(self, call: Callable[[], None]) -> Subscription:
+    def subscribe(self, call: Callable[[], None], *, only_if: Select[Any] | None = None) -> Subscription:
         """Return an open subscription; the first call comes soon, so that no change before it is lost."""
-        subscription = Subscription(self, call)
+        subscription = Subscription(self, call, only_if)
         with self._state:
             self._subscriptions.append(subscription)
             self._start()
@@ -136,12 +148,12 @@ class Wakeups:
         """End the thread before a fork: a child that inherits its connection could not use the database."""
         with self._state:
             self._holds += 1
-        self._join()
+        self._join(HOLD_SECONDS)
 
     def release(self) -> None:
         """Continue after hold()."""
         with self._state:
-            self._holds -= 1
+            self._holds = max(0, self._holds - 1)  # another thread may have opened the storage since hold()
             self._start()
 
     def forget(self) -> None:
@@ -156,11 +168,11 @@ class Wakeups:
                 self._thread = threading.Thread(target=self._run, name="wake-ups", daemon=True)
                 self._thread.start()
 
-    def _join(self) -> None:
+    def _join(self, timeout: float | None = None) -> None:
         self.nudge()
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
-            thread.join()
+            thread.join(timeout)
 
     def _is_needed(self) -> bool:
         return bool(self._subscriptions) and not self._holds
@@ -198,7 +210,7 @@ class Wakeups:
         try:
             with self._state:
                 self._source = source
-            self._call_all()
+            self._call_all(source)
             called_at, pause = monotonic(), 0.0
             while self._is_watching():
                 has_event = source.wait(min(LOOK_SECONDS, self._at_least_every))
@@ -206,7 +218,7 @@ class Wakeups:
                 pause = min(max(2 * pause, FIRST_PAUSE), self._longest_pause) if seconds < ACTIVE_SECONDS else 0.0
                 has_changed = self._look(source, [pause] if pause or not has_event else source.pauses)
                 if has_changed or seconds >= self._at_least_every or self._is_requested:
-                    self._call_all()
+                    self._call_all(source)
                     called_at = monotonic()
         finally:
             with self._state:
@@ -230,13 +242,22 @@ class Wakeups:
                 break
         return False
 
-    def _call_all(self) -> None:
+    def _call_all(self, source: ChangeSource | None = None) -> None:
         self._is_requested = False
         for subscription in list(self._subscriptions):
             if subscription.is_paused:
                 subscription.has_missed = True
-            else:
+            elif source is None or subscription.only_if is None or source.has_row(subscription.only_if):
                 subscription.call()
+
+
+def open_wakeups(owner: object, backend: Backend, url: URL, options: EngineOptions) -> tuple[Wakeups, Wakeups]:
+    """Return the wake-ups for what may be due, and those for all commits; they end with `owner`, the storage."""
+    due = Wakeups(partial(backend.open_due_source, url, options), longest_pause=0.1)
+    commits = Wakeups(partial(backend.open_commit_source, url, options), longest_pause=0.02, at_least_every=1.0)
+    for wakeups in (due, commits):
+        weakref.finalize(owner, wakeups.close)
+    return due, commits
 
 
 def _hold_all() -> None:

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from time import monotonic
 from typing import Any, Final
 
+from sqlalchemy import Connection
 from sqlalchemy.orm import Session
 
 from ..defaults import GRACE_SECONDS, LEASE_SECONDS, POLL_SECONDS
@@ -91,7 +92,7 @@ class Worker:
         self._stop_at: float | None = None
         self._heartbeat: HeartbeatThread | None = None
         self._may_interrupt = False
-        self._waiting = Waiting(self.poll_seconds)
+        self._waiting = Waiting(self.poll_seconds, self.model_names)
 
     def run(self, *, max_jobs: int | None = None, until_empty: bool = False) -> int:
         """Work until told to stop, until `max_jobs` jobs are done or, with `until_empty`, until nothing is due.
@@ -156,7 +157,7 @@ class Worker:
                     reclaim_at = monotonic() + self.heartbeat_seconds * random.uniform(0.5, 1.0)
                 seconds, generation = 0.0, None
                 if empty_claims and (until_empty or monotonic() >= self._resume_until):
-                    seconds = storage.run_step(self._look)  # cheaper than a claim, and takes no lock
+                    seconds = storage.look(self._look)  # cheaper than a claim, and takes no lock
                 if seconds == 0:
                     generation = storage.run_step(self._claim)
             except TRANSIENT_ERRORS as error:
@@ -200,8 +201,8 @@ class Worker:
             lease_seconds=self.lease_seconds,
         )
 
-    def _look(self, session: Session) -> float:
-        seconds = seconds_until_due(session, self.model_names)
+    def _look(self, connection: Connection) -> float:
+        seconds = seconds_until_due(connection, self.model_names)
         return math.inf if seconds is None else seconds
 
     def _work(self, storage: Storage, generation: Generation, interrupt: Callable[[], None] | None) -> None:

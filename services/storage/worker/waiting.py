@@ -1,19 +1,21 @@
 """How a worker waits: until it is told to stop, until a generation may have become due, or for some time."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
 
 from ..engine import Storage
+from ..queue.due import select_pending
 from ..queue.wakeup import Subscription
 
 
 class Waiting:
     """The waits of one worker, which last at most about `poll_seconds` while it looks for work."""
 
-    def __init__(self, poll_seconds: float) -> None:
+    def __init__(self, poll_seconds: float, model_names: Iterable[str] | None) -> None:
         self._poll_seconds = poll_seconds
+        self._pending = select_pending(model_names)
         self._subscription: Subscription | None = None
         # A SimpleQueue because its put() is reentrant: a signal handler may interrupt any code and still call it.
         self._wakes: SimpleQueue[None] = SimpleQueue()
@@ -35,7 +37,7 @@ class Waiting:
         The first wait is short: whoever subscribes is called soon, so that nothing submitted before is missed.
         """
         if self._subscription is None or not self._subscription.is_open:
-            self._subscription = storage.due_wakeups.subscribe(self.wake)
+            self._subscription = storage.due_wakeups.subscribe(self.wake, only_if=self._pending)
         # Not all workers at the same time, but none later than poll_seconds.
         self.wait(min(seconds, self._poll_seconds * random.uniform(0.8, 1.0)))
 
