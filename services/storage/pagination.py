@@ -68,8 +68,9 @@ def fetch_page(session: Session, statement: Select[Any], *, query: Mapping[str, 
     statement = statement.add_columns(type_coerce(Generation.created_at, TimeText()).label("position")).limit(limit + 1)
     try:
         items, rows = find(session, Generation, statement)
-    except StatementError as error:
-        if isinstance(error.orig, (TypeError, ValueError, OverflowError)):
+    except (StatementError, TypeError, ValueError) as error:
+        # TimeText refuses the position. SQLAlchemy wraps that, the engine unwraps a TypeError and a ValueError.
+        if isinstance(getattr(error, "orig", error), (TypeError, ValueError, OverflowError)):
             raise InvalidCursorError from None
         raise
     if len(items) <= limit:
