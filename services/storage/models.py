@@ -23,14 +23,13 @@ from .constructor_arguments import GenerationFields, PromptFields
 from .declarative import Base, HasMetadata, next_version, partial_index, stored_number, whole_number
 from .defaults import MAX_ATTEMPTS
 from .errors import ConflictError, IllegalTransitionError
-from .json_values import freeze
 from .lifecycle import GenerationStatus, Lease, is_legal_move, transition_values, validate_status
 from .model_base import Row, SameAs
 from .queue_tables import Attempt, QueueState, RegisteredWorker
 from .retention_tables import PrunedFile, UsageTotal
 from .serialization import plain
 from .status_checks import StatusChecks
-from .types import BigInt, JSONObject, JSONText, load_json_object, time_form, utcnow, uuid7
+from .types import BigInt, JSONObject, JSONText, load_json_object, load_read_only, time_form, utcnow, uuid7
 
 __all__ = [
     "TABLES",
@@ -275,8 +274,8 @@ class Generation(StatusChecks, HasMetadata, Row):  # type: ignore[misc]  # see A
     @property
     def metadata_dict(self) -> Mapping[str, Any]:
         """The metadata as get_metadata() returns it, but read-only, for tools that read attributes."""
-        frozen: Mapping[str, Any] = freeze(self.get_metadata())
-        return frozen
+        stored = self.metadata_json
+        return {} if stored is None else load_read_only(stored) or {}
 
     def set_metadata(self, metadata_dict: Mapping[str, Any] | None) -> None:
         """Replace the metadata. Raises ValueError or TypeError for anything but a JSON object of at most 64 KiB."""

@@ -224,7 +224,7 @@ class JSONObject(TypeDecorator[Mapping[str, Any]]):
         return None if value is None else dump_json(value)
 
     def process_result_value(self, value: Any, dialect: Dialect) -> Mapping[str, Any] | None:
-        return None if value is None else freeze(load_json_object(value))
+        return None if value is None else load_read_only(value)
 
 
 class JSONValue(TypeDecorator[Any]):
@@ -312,6 +312,15 @@ def load_json_object(text: str, load: Callable[[str], Any] = load_json) -> dict[
     except (TypeError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def load_read_only(text: str) -> Mapping[str, Any] | None:
+    """Return the JSON object in `text` as a read-only dict, or None if it is anything else or too deep for Python."""
+    try:
+        frozen: Mapping[str, Any] | None = freeze(load_json_object(text))
+    except RecursionError:
+        return None
+    return frozen
 
 
 def _finite_float(number: str) -> float:

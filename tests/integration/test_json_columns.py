@@ -10,7 +10,15 @@ import pytest
 from sqlalchemy import bindparam, func, select, update
 from sqlalchemy.orm import Session, aliased
 
-from services.storage import Generation, Storage, clone_generation, get_generation, get_session, list_generations
+from services.storage import (
+    Generation,
+    Storage,
+    clone_generation,
+    get_generation,
+    get_session,
+    init_db,
+    list_generations,
+)
 from tests.support.databases import is_sqlite, run_script
 from tests.support.factories import a_generation, a_request
 
@@ -230,6 +238,20 @@ class TestChangesInPlace:
                     with pytest.raises(TypeError, match="assign"):
                         change(getattr(generation, attribute))
                 assert getattr(generation, attribute) == DOCUMENT
+
+    @pytest.mark.parametrize("depth", [100, 450, 700, 900, 970, 990, 5_000])
+    def test_a_value_that_is_too_deep_for_python_loads_as_none(self, sqlite_url: str, depth: int) -> None:
+        init_db(sqlite_url)
+        with get_session() as session:
+            key = a_generation(session).id
+        document = '{"a": ' * depth + "1" + "}" * depth
+        run_script(sqlite_url, f"UPDATE generations SET parameters = '{document}', metadata = '{document}'")
+        with get_session() as session:
+            for generation in (get_generation(session, key), session.get(Generation, key)):
+                assert generation is not None
+                for value in (generation.parameters or {}, generation.metadata_dict):
+                    # In between it depends on how deep the caller is.
+                    assert len(value) == (1 if depth <= 700 else 0) or 700 < depth < 1_000
 
     def test_an_assignment_is_stored(self, db: Storage) -> None:
         with get_session() as session:
