@@ -18,8 +18,7 @@ from .now import REFRESH_SECONDS
 from .view import Missing, View
 
 VARIATIONS_SHOWN: Final = 12
-# An explanation of the library is for programs too: the page names the command instead.
-OBVIOUS: Final = (WaitReason.FINISHED, WaitReason.EXHAUSTED)
+OBVIOUS: Final = (WaitReason.FINISHED, WaitReason.EXHAUSTED, WaitReason.PROCESSING)  # the page shows it anyway
 
 
 @dataclass(frozen=True)
