@@ -123,6 +123,14 @@ class TestRegistration:
             with pytest.raises((ValueError, TypeError), match=field):
                 RegisteredWorker(**{field: bad})  # type: ignore[misc]
 
+    def test_the_mapped_class_reads_what_was_registered(self) -> None:
+        register("gpu-0", model_names=["small"])
+        with get_session(read_only=True) as session:
+            row = session.get_one(RegisteredWorker, "gpu-0")
+        assert repr(row) == "<RegisteredWorker gpu-0 state=idle>"
+        assert row.to_dict()["model_names"] == ["small"]
+        assert RegisteredWorker.from_dict(row.to_dict()).to_dict() == row.to_dict()
+
 
 @pytest.mark.usefixtures("db")
 class TestCounting:
