@@ -13,8 +13,11 @@ from pathlib import Path
 NOBODY = 65_534
 
 
-def as_nobody(work: Callable[[], None]) -> None:
-    """Run `work` in a forked process of the user nobody, if this one is root's; it must not raise."""
+def as_nobody(work: Callable[[], None], prepare: Callable[[], None] = lambda: None) -> None:
+    """Run `work` in a forked process of the user nobody, if this one is root's; it must not raise.
+
+    `prepare` runs in that process before, with the privileges of this one.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: pytest may have threads
         pid = os.fork()
@@ -22,6 +25,7 @@ def as_nobody(work: Callable[[], None]) -> None:
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
         return
     try:
+        prepare()
         if os.geteuid() == 0:
             os.setgroups([])
             os.setgid(NOBODY)

@@ -15,12 +15,12 @@ from time import monotonic
 from typing import Any, Final
 from urllib.parse import quote
 
-from sqlalchemy import Engine
+from sqlalchemy import URL, Engine
 
 from ..durable_files import flush
-from ..errors import BackupError, BusyError, CorruptError, StorageError
+from ..errors import BackupError, BusyError, CorruptError, ReadOnlyError, StorageError, UnreachableError
 from .backup_dialect import Contents
-from .sqlite_files import path_of
+from .sqlite_files import explain, is_memory, path_of
 
 CHECKSUM_BYTES: Final = 16
 ROWS_AT_ONCE: Final = 1_000
@@ -54,7 +54,7 @@ class SQLiteBackups:
 
     def write(self, engine: Engine, path: Path) -> Contents:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-        with self._errors(), closing(engine.raw_connection()) as pooled:
+        with self._errors(live=engine.url), closing(engine.raw_connection()) as pooled:
             source: Any = pooled.driver_connection
             source.execute("BEGIN")  # the copy is of the moment of the first read
             try:
@@ -92,7 +92,7 @@ class SQLiteBackups:
             return self._restore_aside(path_of(engine.url), path)
 
     def _restore_into(self, engine: Engine, path: Path) -> None:
-        with self._errors(), closing(engine.raw_connection()) as pooled:
+        with self._errors(live=engine.url), closing(engine.raw_connection()) as pooled:
             target: Any = pooled.driver_connection
             target.execute("SELECT count(*) FROM sqlite_master")  # recovers what a crash left in the -wal
             with closing(_open_immutable(_driver(engine), path)) as source:
@@ -121,14 +121,16 @@ class SQLiteBackups:
         return aside
 
     @contextmanager
-    def _errors(self, path: Path | None = None) -> Iterator[None]:
-        """Raise our errors for those of the driver; those about a backup name its path."""
+    def _errors(self, path: Path | None = None, *, live: URL | None = None) -> Iterator[None]:
+        """Raise our errors for those of the driver; those about the backup `path` name it."""
         try:
             yield
         except Exception as error:
             known = self._translate(error)
             if path is not None and isinstance(known, CorruptError):
                 raise BackupError(f"{path} is not a sound SQLite database ({error})", orig=error) from error
+            if live is not None and isinstance(known, (ReadOnlyError, UnreachableError)) and not is_memory(live):
+                raise type(known)(explain(path_of(live)) or str(known), orig=error) from error
             raise (known or error) from error
 
 

@@ -21,6 +21,7 @@ ERRORS: tuple[tuple[str, type[StorageError]], ...] = (
     ("SQLITE_BUSY", BusyError),
     ("SQLITE_LOCKED", BusyError),
     ("SQLITE_FULL", FullError),
+    ("SQLITE_IOERR_SHMSIZE", FullError),
     ("SQLITE_READONLY", ReadOnlyError),
     ("SQLITE_CORRUPT_VTAB", SchemaDamagedError),  # a search index that does not match the prompts
     ("SQLITE_CORRUPT", CorruptError),
@@ -28,7 +29,6 @@ ERRORS: tuple[tuple[str, type[StorageError]], ...] = (
     ("SQLITE_CANTOPEN", UnreachableError),
     ("SQLITE_PERM", UnreachableError),
     ("SQLITE_AUTH", UnreachableError),
-    ("SQLITE_IOERR", UnreachableError),
     ("SQLITE_CONSTRAINT_UNIQUE", ConflictError),
     ("SQLITE_CONSTRAINT_PRIMARYKEY", ConflictError),
     ("SQLITE_CONSTRAINT_ROWID", ConflictError),
@@ -51,6 +51,11 @@ def translate(error: BaseException) -> StorageError | None:
         return CorruptError(
             "The file or its search index is damaged: run `dgx-storage check --fix`, which repairs the index. If the "
             "file is damaged, restore a backup.",
+            orig=error,
+        )
+    if code.startswith("SQLITE_IOERR") and code != "SQLITE_IOERR_SHMSIZE":
+        return UnreachableError(
+            f"The database cannot be read or written ({error}): check the disk, its free space and your quota.",
             orig=error,
         )
     for prefix, kind in ERRORS:
