@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Self
 
 CONTROL = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07]*\x07|[()][0-9A-Za-z]|[=>78M])")  # ECMA-48, and xterm's title
+REDRAWN = re.compile(r"\x1b\[\d*[AK]")  # the cursor goes up, or the line is erased
 
 
 class Terminal:
@@ -51,8 +52,8 @@ class Terminal:
 
     @property
     def lines(self) -> list[str]:
-        """The lines that were printed, without control sequences."""
-        return CONTROL.sub("", self.screen).replace("\r", "").split("\n")
+        """The lines that were printed, without control sequences; one that was drawn again counts again."""
+        return CONTROL.sub("", REDRAWN.sub("\n", self.screen)).replace("\r", "\n").split("\n")
 
     def type(self, text: str) -> None:
         os.write(self._master, text.encode())

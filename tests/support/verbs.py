@@ -41,13 +41,14 @@ ARGUMENTS = {
     "search": "lofi",
     "show": "{generation_id}",
     "stats": "",
+    "top": "",
     "submit": "lofi --model m --seconds 1",
     "verify": "{backup}",
     "why": "{generation_id}",
     "worker": "--until-empty --outputs {folder}",
     "workers": "",
 }
-READERS = frozenset("check export files health list metrics search show stats verify why workers".split())
+READERS = frozenset("check export files health list metrics search show stats top verify why workers".split())
 REPLACERS = frozenset({"reset", "restore"})
 # Other exit codes than 0: with findings, and after Ctrl-C.
 EXIT_CODES = {"admin": (130,), "check": (0, 1), "health": (0, 1)}

@@ -3,7 +3,21 @@
 Exit codes: 0 success, 1 failure, 2 wrong usage, 130 interrupted. Alembic, rich and the demo are imported when used.
 """
 
-from . import admin, backup, check, database, files, generations, history, monitoring, queue, retention, run, transfer
+from . import (
+    admin,
+    backup,
+    check,
+    database,
+    files,
+    generations,
+    history,
+    monitoring,
+    queue,
+    retention,
+    run,
+    top,
+    transfer,
+)
 from .app import commands
 
 __all__ = [
@@ -19,5 +33,6 @@ __all__ = [
     "queue",
     "retention",
     "run",
+    "top",
     "transfer",
 ]

@@ -37,10 +37,10 @@ def print_tables(
 ) -> None:
     """Print the tables of `stats`."""
     console = Console()
-    blocks = ASCII_BLOCKS if console.options.ascii_only else BLOCKS
+    blocks = blocks_for(console)
     console.print(_by_status(counts, blocks[-1]))
     console.print()
-    console.print(_queue(queue))
+    console.print(queue_line(queue))
     if any(day.created or day.completed or day.failed or day.cancelled for day in days):
         console.print()
         console.print(_last_days(days, blocks))
@@ -76,7 +76,41 @@ def print_generations(rows: Sequence[Generation]) -> None:
 
 
 def print_workers(workers: Sequence[WorkerStatus]) -> None:
-    """Print one line for each worker, with the time since it was last seen."""
+    """Print one line for each worker."""
+    Console().print(workers_table(workers))
+
+
+def running_table(running: Sequence[tuple[Generation, str, str]], *, with_step: bool) -> Table:
+    """Return one line for each running generation: its progress, the time when it should finish, and its step."""
+    length = _distinct_length([row.id for row, _, _ in running])
+    table = Table("running", "model", "done", "ready", *(["step"] if with_step else []), box=None)
+    table.columns[0].min_width = min(length, SHORTEST_ID + 4)
+    table.columns[1].max_width = MODEL_WIDTH
+    for row, percent, ready in running:
+        step = [row.current_step or ""] if with_step else []
+        texts = (row.id[:length], row.model_name, percent, ready, *step)
+        table.add_row(*(Text(sanitize(text), no_wrap=True, overflow="ellipsis") for text in texts))
+    return table
+
+
+def failure_table(failed: Sequence[Generation]) -> Table:
+    """Return one line for each failed generation, with its error."""
+    length = _distinct_length([row.id for row in failed])
+    table = Table("failed", "error", box=None)
+    table.columns[0].min_width = SHORTEST_ID
+    for row in failed:
+        texts = (row.id[:length], row.error_message or "")
+        table.add_row(*(Text(sanitize(text), style="red", no_wrap=True, overflow="ellipsis") for text in texts))
+    return table
+
+
+def blocks_for(console: Console) -> str:
+    """Return the characters of bars, from none to full, that a terminal can show."""
+    return ASCII_BLOCKS if console.options.ascii_only else BLOCKS
+
+
+def workers_table(workers: Sequence[WorkerStatus]) -> Table:
+    """Return one line for each worker, with the time since it was last seen."""
     now = utcnow()
     table = Table("worker", "state", "generation", "models", "device", "seen", box=None)
     for worker in workers:
@@ -89,7 +123,7 @@ def print_workers(workers: Sequence[WorkerStatus]) -> None:
             *(Text(sanitize(text), no_wrap=True, overflow="ellipsis") for text in texts),
             Text(seen, no_wrap=True),
         )
-    Console().print(table)
+    return table
 
 
 def _distinct_length(ids: Sequence[str]) -> int:
@@ -121,7 +155,8 @@ def _by_status(counts: Mapping[str, int], block: str) -> Table:
     return table
 
 
-def _queue(queue: QueueStats) -> Text:
+def queue_line(queue: QueueStats) -> Text:
+    """Return the state of the queue as one sentence."""
     text = Text(f" queue: backlog {queue.backlog:,}")
     if queue.oldest_seconds is not None:
         text.append(f" (oldest {_span(queue.oldest_seconds)})")
@@ -138,11 +173,11 @@ def _last_days(days: Sequence[Usage], blocks: str) -> Table:
     table.columns[2].justify = "right"
     for name, style in (("created", ""), ("completed", "green"), ("failed", "red")):
         values = [getattr(day, name) for day in days]
-        table.add_row(name, Text(_sparkline(values, blocks), style=style, no_wrap=True), f"{sum(values):,}")
+        table.add_row(name, Text(sparkline(values, blocks), style=style, no_wrap=True), f"{sum(values):,}")
     return table
 
 
-def _sparkline(values: Sequence[int], blocks: str) -> str:
+def sparkline(values: Sequence[int], blocks: str) -> str:
     """Return a block character for each value: the full block for the largest, at least the lowest block above 0."""
     most = max(values) or 1
     return "".join(blocks[-(-value * (len(blocks) - 1) // most)] for value in values)
