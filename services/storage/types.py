@@ -194,7 +194,10 @@ class JSONText(TypeDecorator[str]):
 
     def process_result_value(self, value: Any, dialect: Dialect) -> str | None:
         # Not dump_json(), which refuses infinities: another program may have stored 1e400.
-        return None if value is None else json.dumps(value, ensure_ascii=False)
+        try:
+            return None if value is None else json.dumps(value, ensure_ascii=False)
+        except RecursionError:
+            return None
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], str | None] | None:
         return None if dialect.name == "sqlite" else super().result_processor(dialect, coltype)

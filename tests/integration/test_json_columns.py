@@ -16,7 +16,6 @@ from services.storage import (
     clone_generation,
     get_generation,
     get_session,
-    init_db,
     list_generations,
 )
 from tests.support.databases import is_sqlite, run_script
@@ -240,12 +239,13 @@ class TestChangesInPlace:
                 assert getattr(generation, attribute) == DOCUMENT
 
     @pytest.mark.parametrize("depth", [100, 450, 700, 900, 970, 990, 5_000])
-    def test_a_value_that_is_too_deep_for_python_loads_as_none(self, sqlite_url: str, depth: int) -> None:
-        init_db(sqlite_url)
+    def test_a_value_that_is_too_deep_for_python_loads_as_none(
+        self, db: Storage, database_url: str, depth: int
+    ) -> None:
         with get_session() as session:
             key = a_generation(session).id
         document = '{"a": ' * depth + "1" + "}" * depth
-        run_script(sqlite_url, f"UPDATE generations SET parameters = '{document}', metadata = '{document}'")
+        run_script(database_url, f"UPDATE generations SET parameters = '{document}', metadata = '{document}'")
         with get_session() as session:
             for generation in (get_generation(session, key), session.get(Generation, key)):
                 assert generation is not None

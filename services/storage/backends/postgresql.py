@@ -98,7 +98,7 @@ class PostgreSQL(PostgreSQLSQL, PostgreSQLSchema, PostgreSQLFacts, PostgreSQLSpa
             pool_timeout=options.pool_timeout,
             pool_recycle=options.pool_recycle or -1,
             pool_use_lifo=True,  # in quiet hours surplus connections stay unused until pool_recycle replaces them
-            json_deserializer=load_json,
+            json_deserializer=load_jsonb,
             execution_options={"announces_due": options.wakeup},
             connect_args=arguments,
         )
@@ -301,6 +301,14 @@ def dump_jsonb(value: Any) -> str:
     if "e+" not in document:
         return document
     return JSON_EXPONENT.sub(_without_exponent, document)
+
+
+def load_jsonb(document: str | bytes) -> Any:
+    """Return the value of a JSON document; None if it is too deep for Python, because a row must always load."""
+    try:
+        return load_json(document)
+    except RecursionError:
+        return None
 
 
 def _without_exponent(token: re.Match[str]) -> str:
