@@ -220,7 +220,7 @@ def one_column_a_line(sql: str) -> str:
 
 def wrap(rule: str) -> str:
     """Return a long CHECK with a line for each of its conditions."""
-    return re.sub(r" (?=AND \(|AND ltrim|OR |AND substr)", "\n            ", rule)
+    return re.sub(r" (?=AND \(|AND rtrim|OR |AND substr)", "\n            ", rule)
 
 
 def describe(connection: sqlite3.Connection) -> str:

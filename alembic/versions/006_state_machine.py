@@ -53,7 +53,7 @@ TIMES = {
 TIME_FORMS = {
     "sqlite": (
         "datetime(substr({0}, 1, 19) || ' ', '+0 days') IS substr({0}, 1, 19) AND substr({0}, 1, 4) > '0000' "
-        "AND (length({0}) = 19 OR substr({0}, 20) GLOB '.[0-9]*' AND ltrim(substr({0}, 21), '0123456789') = '')"
+        "AND (length({0}) = 19 OR substr({0}, 20) GLOB '.[0-9]*' AND rtrim(substr({0}, 21), '0123456789') = '')"
     ),
     "postgresql": "{0} BETWEEN '0001-01-01 00:00:00+00' AND '9999-12-31 23:59:59.999999+00'",
 }

@@ -66,13 +66,13 @@ CREATE TABLE attempts (
             AND substr(started_at, 1, 4) > '0000'
             AND (length(started_at) = 19
             OR substr(started_at, 20) GLOB '.[0-9]*'
-            AND ltrim(substr(started_at, 21), '0123456789') = '')),
+            AND rtrim(substr(started_at, 21), '0123456789') = '')),
     CONSTRAINT ck_attempts_finished_at_form
         CHECK (datetime(substr(finished_at, 1, 19) || ' ', '+0 days') IS substr(finished_at, 1, 19)
             AND substr(finished_at, 1, 4) > '0000'
             AND (length(finished_at) = 19
             OR substr(finished_at, 20) GLOB '.[0-9]*'
-            AND ltrim(substr(finished_at, 21), '0123456789') = ''))
+            AND rtrim(substr(finished_at, 21), '0123456789') = ''))
 );
 CREATE TABLE generations (
     id TEXT NOT NULL,
@@ -115,7 +115,7 @@ CREATE TABLE generations (
             AND substr(file_missing_since, 1, 4) > '0000'
             AND (length(file_missing_since) = 19
             OR substr(file_missing_since, 20) GLOB '.[0-9]*'
-            AND ltrim(substr(file_missing_since, 21), '0123456789') = '')),
+            AND rtrim(substr(file_missing_since, 21), '0123456789') = '')),
     CONSTRAINT pk_generations PRIMARY KEY (id),
     CONSTRAINT ck_generations_status_known
         CHECK (status IN ('pending', 'processing', 'completed', 'failed', 'cancelled')),
@@ -150,37 +150,37 @@ CREATE TABLE generations (
             AND substr(created_at, 1, 4) > '0000'
             AND (length(created_at) = 19
             OR substr(created_at, 20) GLOB '.[0-9]*'
-            AND ltrim(substr(created_at, 21), '0123456789') = '')),
+            AND rtrim(substr(created_at, 21), '0123456789') = '')),
     CONSTRAINT ck_generations_scheduled_at_form
         CHECK (datetime(substr(scheduled_at, 1, 19) || ' ', '+0 days') IS substr(scheduled_at, 1, 19)
             AND substr(scheduled_at, 1, 4) > '0000'
             AND (length(scheduled_at) = 19
             OR substr(scheduled_at, 20) GLOB '.[0-9]*'
-            AND ltrim(substr(scheduled_at, 21), '0123456789') = '')),
+            AND rtrim(substr(scheduled_at, 21), '0123456789') = '')),
     CONSTRAINT ck_generations_started_at_form
         CHECK (datetime(substr(started_at, 1, 19) || ' ', '+0 days') IS substr(started_at, 1, 19)
             AND substr(started_at, 1, 4) > '0000'
             AND (length(started_at) = 19
             OR substr(started_at, 20) GLOB '.[0-9]*'
-            AND ltrim(substr(started_at, 21), '0123456789') = '')),
+            AND rtrim(substr(started_at, 21), '0123456789') = '')),
     CONSTRAINT ck_generations_completed_at_form
         CHECK (datetime(substr(completed_at, 1, 19) || ' ', '+0 days') IS substr(completed_at, 1, 19)
             AND substr(completed_at, 1, 4) > '0000'
             AND (length(completed_at) = 19
             OR substr(completed_at, 20) GLOB '.[0-9]*'
-            AND ltrim(substr(completed_at, 21), '0123456789') = '')),
+            AND rtrim(substr(completed_at, 21), '0123456789') = '')),
     CONSTRAINT ck_generations_lease_expires_at_form
         CHECK (datetime(substr(lease_expires_at, 1, 19) || ' ', '+0 days') IS substr(lease_expires_at, 1, 19)
             AND substr(lease_expires_at, 1, 4) > '0000'
             AND (length(lease_expires_at) = 19
             OR substr(lease_expires_at, 20) GLOB '.[0-9]*'
-            AND ltrim(substr(lease_expires_at, 21), '0123456789') = '')),
+            AND rtrim(substr(lease_expires_at, 21), '0123456789') = '')),
     CONSTRAINT ck_generations_cancel_requested_at_form
         CHECK (datetime(substr(cancel_requested_at, 1, 19) || ' ', '+0 days') IS substr(cancel_requested_at, 1, 19)
             AND substr(cancel_requested_at, 1, 4) > '0000'
             AND (length(cancel_requested_at) = 19
             OR substr(cancel_requested_at, 20) GLOB '.[0-9]*'
-            AND ltrim(substr(cancel_requested_at, 21), '0123456789') = '')),
+            AND rtrim(substr(cancel_requested_at, 21), '0123456789') = '')),
     CONSTRAINT fk_generations_prompt_id_prompts
         FOREIGN KEY (prompt_id) REFERENCES prompts (id) ON DELETE CASCADE,
     CONSTRAINT fk_generations_parent_id_generations
@@ -201,13 +201,13 @@ CREATE TABLE prompts (
             AND substr(first_used_at, 1, 4) > '0000'
             AND (length(first_used_at) = 19
             OR substr(first_used_at, 20) GLOB '.[0-9]*'
-            AND ltrim(substr(first_used_at, 21), '0123456789') = '')),
+            AND rtrim(substr(first_used_at, 21), '0123456789') = '')),
     CONSTRAINT ck_prompts_last_used_at_form
         CHECK (datetime(substr(last_used_at, 1, 19) || ' ', '+0 days') IS substr(last_used_at, 1, 19)
             AND substr(last_used_at, 1, 4) > '0000'
             AND (length(last_used_at) = 19
             OR substr(last_used_at, 20) GLOB '.[0-9]*'
-            AND ltrim(substr(last_used_at, 21), '0123456789') = ''))
+            AND rtrim(substr(last_used_at, 21), '0123456789') = ''))
 );
 CREATE VIRTUAL TABLE prompts_fts USING fts5(words, content="prompts", content_rowid="id", tokenize="ascii");
 CREATE TABLE pruned_files (
@@ -226,7 +226,7 @@ CREATE TABLE queue_state (
             AND substr(paused_at, 1, 4) > '0000'
             AND (length(paused_at) = 19
             OR substr(paused_at, 20) GLOB '.[0-9]*'
-            AND ltrim(substr(paused_at, 21), '0123456789') = ''))
+            AND rtrim(substr(paused_at, 21), '0123456789') = ''))
 );
 CREATE TABLE usage_totals (
     hour INTEGER NOT NULL,
@@ -264,19 +264,19 @@ CREATE TABLE workers (
             AND substr(started_at, 1, 4) > '0000'
             AND (length(started_at) = 19
             OR substr(started_at, 20) GLOB '.[0-9]*'
-            AND ltrim(substr(started_at, 21), '0123456789') = '')),
+            AND rtrim(substr(started_at, 21), '0123456789') = '')),
     CONSTRAINT ck_workers_last_seen_at_form
         CHECK (datetime(substr(last_seen_at, 1, 19) || ' ', '+0 days') IS substr(last_seen_at, 1, 19)
             AND substr(last_seen_at, 1, 4) > '0000'
             AND (length(last_seen_at) = 19
             OR substr(last_seen_at, 20) GLOB '.[0-9]*'
-            AND ltrim(substr(last_seen_at, 21), '0123456789') = '')),
+            AND rtrim(substr(last_seen_at, 21), '0123456789') = '')),
     CONSTRAINT ck_workers_expires_at_form
         CHECK (datetime(substr(expires_at, 1, 19) || ' ', '+0 days') IS substr(expires_at, 1, 19)
             AND substr(expires_at, 1, 4) > '0000'
             AND (length(expires_at) = 19
             OR substr(expires_at, 20) GLOB '.[0-9]*'
-            AND ltrim(substr(expires_at, 21), '0123456789') = ''))
+            AND rtrim(substr(expires_at, 21), '0123456789') = ''))
 );
 CREATE INDEX idx_attempts_finished_at ON attempts (finished_at);
 CREATE INDEX idx_generations_batch_id ON generations (batch_id, created_at DESC, id DESC)
