@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -16,6 +17,10 @@ from services.storage import Storage, init_db
 from tests.integration.test_admin_pages import text_of
 from tests.support.command_line import command, environment, process, run
 from tests.support.factories import a_generation
+
+
+def get(address: str, **options: Any) -> httpx.Response:
+    return httpx.get(address, timeout=60, **options)
 
 
 @contextmanager
@@ -43,8 +48,8 @@ def test_it_prints_its_address_and_ends_with_ctrl_c(sqlite_url: str, tmp_path: P
         row.mark_completed(1.0)
     with running(cwd=tmp_path, url=sqlite_url) as (address, process):
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", address)
-        assert "still here" in text_of(httpx.get(address))
-        assert httpx.get(f"{address}audio?id={row.id}").content == b"RIFF"
+        assert "still here" in text_of(get(address))
+        assert get(f"{address}audio?id={row.id}").content == b"RIFF"
         process.send_signal(signal.SIGINT)
         _, messages = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -57,12 +62,12 @@ def test_on_another_address_visitors_need_a_token(sqlite_url: str, tmp_path: Pat
     with running("--host", "0.0.0.0", cwd=tmp_path, url=sqlite_url) as (address, _):
         here, _, token = address.replace("0.0.0.0", "127.0.0.1").partition("?token=")
         assert len(token) >= 32
-        assert httpx.get(here).status_code == 401
-        assert httpx.get(here, headers={"Authorization": f"Bearer {token}"}).status_code == 200
-        assert httpx.get(here, headers={"Host": "music.example"}).status_code == 400
+        assert get(here).status_code == 401
+        assert get(here, headers={"Authorization": f"Bearer {token}"}).status_code == 200
+        assert get(here, headers={"Host": "music.example"}).status_code == 400
     with running("--token", "mine", "--hide-prompts", cwd=tmp_path, url=sqlite_url) as (address, _):
         assert address.endswith("/?token=mine")
-        assert httpx.get(address).status_code == 303
+        assert get(address).status_code == 303
 
 
 def test_it_never_shows_the_token_to_others_on_the_command_line(sqlite_url: str, tmp_path: Path) -> None:
@@ -95,24 +100,24 @@ def test_without_the_extra_it_names_the_extra(monkeypatch: pytest.MonkeyPatch, s
 
 def test_without_a_database_it_runs_and_then_shows_the_demo(tmp_path: Path) -> None:
     with running(cwd=tmp_path) as (address, _):
-        assert "dgx-music-demo-" in text_of(httpx.get(address))
+        assert "dgx-music-demo-" in text_of(get(address))
         until = 0
-        while 'class="status completed"' not in httpx.get(f"{address}history?status=completed").text:
+        while 'class="status completed"' not in get(f"{address}history?status=completed").text:
             until += 1
             assert until < 2_000
-        row = re.search(r"/audio\?id=([^\"]+)", httpx.get(f"{address}history?status=completed").text)
+        row = re.search(r"/audio\?id=([^\"]+)", get(f"{address}history?status=completed").text)
         assert row is not None
-        assert httpx.get(f"{address}audio?id={row[1]}").content[:4] == b"RIFF"
+        assert get(f"{address}audio?id={row[1]}").content[:4] == b"RIFF"
     assert not (tmp_path / "data").exists()
     assert len(list(tmp_path.glob("dgx-music-demo-*/generations.db"))) == 1
     with running(cwd=tmp_path) as (address, _):
-        assert "dgx-music-demo-" in text_of(httpx.get(address))
+        assert "dgx-music-demo-" in text_of(get(address))
     assert len(list(tmp_path.glob("dgx-music-demo-*"))) == 1
 
 
 def test_a_database_that_is_named_but_missing_is_not_replaced_by_the_demo(tmp_path: Path) -> None:
     with running(cwd=tmp_path, url=f"sqlite:///{tmp_path / 'typing-error.db'}") as (address, _):
-        page = httpx.get(address)
+        page = get(address)
         assert page.status_code == 503
         assert "typing-error.db does not exist" in text_of(page)
     assert not (tmp_path / "typing-error.db").exists()

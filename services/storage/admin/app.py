@@ -31,8 +31,8 @@ from .numbers import Numbers
 from .view import Missing, View
 from .wording import FILTERS, write_band
 
-# Pages that are read at the same time. Each takes a connection of the pool and a thread; more would be no faster.
-PAGES_AT_ONCE: Final = 4
+# Pages that are read at the same time, so that many readers leave connections and processors to the writers.
+PAGES_AT_ONCE: Final = 2
 RETRY_SECONDS: Final = 3
 HERE: Final = Path(__file__).parent
 TITLES: Final[Mapping[type[StorageError], str]] = {

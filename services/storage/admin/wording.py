@@ -2,10 +2,11 @@
 
 import math
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any, Final
 
 NOTHING: Final = "\N{EN DASH}"  # instead of a value; also between two numbers
-UNITS: Final = (("d", 86_400), ("h", 3_600), ("min", 60))
+UNITS: Final = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
 
 
 def write_duration(seconds: float | None) -> str:
@@ -16,12 +17,9 @@ def write_duration(seconds: float | None) -> str:
     if seconds < 59.5:
         return f"{seconds:.2g} s" if seconds < 9.95 else f"{seconds:.0f} s"
     whole = round(seconds)
-    for place, (unit, size) in enumerate(UNITS):
-        if whole >= size:
-            small, small_size = UNITS[place + 1] if place + 1 < len(UNITS) else ("s", 1)
-            rest = whole % size // small_size
-            return f"{whole // size:,} {unit}" + (f" {rest} {small}" if rest else "")
-    return f"{whole} s"
+    (unit, size), (small, small_size) = next(pair for pair in pairwise(UNITS) if whole >= pair[0][1])
+    rest = whole % size // small_size
+    return f"{whole // size:,} {unit}" + (f" {rest} {small}" if rest else "")
 
 
 def write_age(moment: datetime | None, now: datetime) -> str:
@@ -79,10 +77,8 @@ def write_percent(fraction: float | None) -> str:
 
 
 def _write_roughly(seconds: float) -> str:
-    for unit, size in UNITS:
-        if seconds >= size:
-            return f"{int(seconds // size)} {unit}"
-    return f"{int(seconds)} s"
+    unit, size = next((pair for pair in UNITS if seconds >= pair[1]), UNITS[-1])
+    return f"{int(seconds // size)} {unit}"
 
 
 FILTERS: Final[dict[str, Any]] = {
