@@ -86,6 +86,7 @@ from .maintenance import (
     Optimization,
     PrunedGeneration,
     PruneReport,
+    ZipReport,
     backup_database,
     cancel_generations,
     check_database,
@@ -102,6 +103,7 @@ from .maintenance import (
     retry_generations,
     set_favorites,
     verify_backup,
+    zip_generation,
 )
 from .models import Attempt, Base, Generation, Lease, Prompt
 from .pagination import Page
@@ -258,6 +260,8 @@ __all__ = [
     "ExportReport",
     "import_database",
     "ImportReport",
+    "zip_generation",
+    "ZipReport",
     # Models
     "Base",
     "Generation",

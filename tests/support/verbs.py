@@ -47,6 +47,7 @@ ARGUMENTS = {
     "why": "{generation_id}",
     "worker": "--until-empty --outputs {folder}",
     "workers": "",
+    "zip": "{generation_id} {folder}/new.zip --outputs {folder}",
 }
 READERS = frozenset("check export files health list metrics search show stats top verify why workers".split())
 REPLACERS = frozenset({"reset", "restore"})

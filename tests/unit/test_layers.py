@@ -202,6 +202,7 @@ OPENS_FILES = {
     "backends/sqlite_backup.py": "creates the file of a backup",
     "backends/postgresql_backup.py": "PostgreSQL has no file here",
     "maintenance/file_deletion.py": "opens folders, and files that are not a database's, without following a link",
+    "maintenance/zip_generation.py": "reads a file that is open: file_deletion.py has refused those of a database",
     "durable_files.py": "creates partial files; flushes finished ones, which no connection has open, and their folder",
     "demo/processes.py": "reads standard input",
     "demo/synthesis.py": "writes a WAV under a partial name",

@@ -12,7 +12,7 @@ from .output import echo_err, sanitize
 SECTIONS: Final = {
     "Database": "init migrate rollback reset check optimize copy export import",
     "Backups": "backup verify restore",
-    "Generations": "submit list show search why stats top cancel retry delete favorite prune files",
+    "Generations": "submit list show search why stats top cancel retry delete favorite prune files zip",
     "Queue and workers": "pause resume worker workers health metrics demo admin",
 }
 

@@ -1,4 +1,4 @@
-"""The verbs that write rows into files and read them back: export, import."""
+"""The verbs that write rows into files and read them back: export, import, zip."""
 
 import json
 import sys
@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from .app import commands
-from .options import filter_options, given_filters, json_option
+from .options import filter_options, given_filters, json_option, resolve_ids
 from .output import echo_err, open_storage, print_fields, sanitize, shown_progress
 
 STREAM = Path("-")
@@ -70,6 +70,34 @@ def import_(database_url: str | None, file: Path, as_json: bool) -> None:
     if report.missing_parents:
         echo_err(f"{report.missing_parents:,} parents are neither in the file nor in the database.")
     echo_err(f"Imported {_say(report.stored)} into {where}.")
+
+
+@commands.command(name="zip")
+@click.argument("generation_id", metavar="ID")
+@click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
+@click.option(
+    "--outputs",
+    metavar="DIR",
+    default=".",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="The folder with the audio files.  [default: the current folder]",
+)
+@click.option("--force", is_flag=True, help="Replace FILE.")
+@click.pass_obj
+def zip_(database_url: str | None, generation_id: str, file: Path, outputs: Path, force: bool) -> None:
+    """Write the generation ID with its audio file into the zip FILE.
+
+    The audio file must be below DIR, and no symbolic link may be on its path. The ID may be shortened to what is
+    unique, 6 characters or more.
+    """
+    from ..maintenance import zip_generation
+
+    with open_storage(database_url) as storage:
+        (whole_id,) = resolve_ids(storage, [generation_id])
+        report = zip_generation(whole_id, file, outputs_dir=outputs, overwrite=force, storage=storage)
+    if report is None:
+        raise click.ClickException(f"no generation has the id {sanitize(generation_id)}")
+    echo_err(f"{report.path} has generation.json and {report.audio_name} ({report.audio_bytes:,} bytes).")
 
 
 def _say(counts: Mapping[str, int]) -> str:

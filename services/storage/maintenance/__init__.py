@@ -12,6 +12,7 @@ from .import_rows import ImportReport, import_database
 from .metrics import get_metrics
 from .prune import PrunedGeneration, PruneReport, prune_generations
 from .space import Optimization, optimize_database
+from .zip_generation import ZipReport, zip_generation
 
 __all__ = [
     "Backup",
@@ -26,6 +27,7 @@ __all__ = [
     "Optimization",
     "PruneReport",
     "PrunedGeneration",
+    "ZipReport",
     "backup_database",
     "cancel_generations",
     "check_database",
@@ -42,4 +44,5 @@ __all__ = [
     "retry_generations",
     "set_favorites",
     "verify_backup",
+    "zip_generation",
 ]
