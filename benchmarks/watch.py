@@ -75,7 +75,8 @@ def measure_delays(report: Report, kind: str, storage: Storage, other: Storage, 
     thread.join()
     # Two changes may arrive as one state.
     arrived = {change: min(at for shown, at in seen.items() if (shown or 0) >= change) for change in changed}
-    cuts = quantiles([1_000 * (arrived[change] - moment) for change, moment in changed.items()], n=100)
+    delays = [1_000 * (arrived[change] - moment) for change, moment in changed.items()]
+    cuts = quantiles(delays, n=100, method="inclusive")
     for name, value in (("p50", cuts[49]), ("p95", cuts[94]), ("p99", cuts[98])):
         report(f"{kind}: a change to its watcher, {name}", value, "ms")
 
@@ -119,6 +120,6 @@ async def measure_lag(report: Report, kind: str, storage: Storage) -> None:
             lags.append(1_000 * (time.monotonic() - now - 0.01))
 
     await asyncio.gather(tick(), *(call() for _ in range(CALLS)))
-    cuts = quantiles(lags, n=100)
+    cuts = quantiles(lags, n=100, method="inclusive")
     report(f"{kind}: lag of the event loop at {CALLS} calls, p50", cuts[49], "ms")
     report(f"{kind}: lag of the event loop at {CALLS} calls, p99", cuts[98], "ms")

@@ -28,7 +28,7 @@ from .errors import (
     StorageError,
     UnreachableError,
 )
-from .queue.wakeup import open_wakeups
+from .queue.wakeup import forget_all, hold_all, open_wakeups, release_all
 from .replicas import Replicas
 from .retry_policy import RetryPolicy
 from .row_loading import SeveralStatementsError
@@ -325,6 +325,7 @@ def _close_idle_connections() -> None:
     SQLite in the child would assume that it holds the parent's file locks, and after the parent has closed its last
     connection, the child's commits would go to a deleted WAL (https://sqlite.org/howtocorrupt.html, section 2.6).
     """
+    hold_all()  # first: their threads may be using a connection, which would then become idle
     for storage in list(_open_storages):
         # Unlike engine.dispose(), pool.dispose() keeps the pool, to which connections in use return.
         for engine in storage.engines:
@@ -335,6 +336,7 @@ def _forget_connections() -> None:
     """Drop all connections in a forked child without closing them: they belong to the parent."""
     global _default_lock
     _default_lock = Lock()  # a thread of the parent may have held it during the fork
+    forget_all()
     for storage in list(_open_storages):
         storage.dispose(close=False)
 
@@ -343,4 +345,4 @@ _default: Storage | None = None
 _default_lock = Lock()
 _open_storages: weakref.WeakSet[Storage] = weakref.WeakSet()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_close_idle_connections, after_in_child=_forget_connections)
+    os.register_at_fork(before=_close_idle_connections, after_in_parent=release_all, after_in_child=_forget_connections)

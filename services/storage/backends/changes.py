@@ -60,6 +60,7 @@ class Interruptible:
         self._reader, self._writer = socket.socketpair()
         self._reader.setblocking(False)
         self._writer.setblocking(False)
+        self.is_interrupted = False  # whether the last wait was
         self._selector = selectors.DefaultSelector()  # unlike select.select(), takes descriptors above 1,023
         self._selector.register(self._reader, selectors.EVENT_READ)
         for descriptor in descriptors:
@@ -68,7 +69,8 @@ class Interruptible:
     def wait_for_descriptors(self, seconds: float) -> bool:
         """Return whether one of the descriptors became ready."""
         ready = [key.fileobj for key, _ in self._selector.select(seconds)]
-        if self._reader in ready:
+        self.is_interrupted = self._reader in ready
+        if self.is_interrupted:
             with suppress(BlockingIOError):
                 self._reader.recv(4_096)
             return False

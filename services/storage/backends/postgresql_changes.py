@@ -11,7 +11,7 @@ from .changes import NEVER_SECONDS, ChangeSource, Interruptible, Ticker
 
 # Notifications stay within a database. Two storages in one database have different schemas.
 CHANNEL: Final = "'dgx_due_' || md5(coalesce(current_schema(), ''))"
-COMMIT_INTERVAL_SECONDS: Final = 0.02  # with the pause after each call, one look in 40 ms
+COMMIT_INTERVAL_SECONDS: Final = 0.01  # with the pause after each call, one look in 30 ms
 
 
 class PostgreSQLWakeups:

@@ -5,6 +5,7 @@ would drop this process's locks (https://sqlite.org/howtocorrupt.html, 2.2).
 """
 
 import ctypes
+import math
 import os
 import struct
 import sys
@@ -76,8 +77,14 @@ class SQLiteChanges(Interruptible):
         if self._inotify is not None:
             return self.wait_for_descriptors(seconds) and self._read_events(self._inotify)
         is_calm = monotonic() - self._changed_at > CALM_AFTER_SECONDS
-        self.wait_for_descriptors(min(seconds, CALM_INTERVAL_SECONDS if is_calm else INTERVAL_SECONDS))
-        return True
+        interval = CALM_INTERVAL_SECONDS if is_calm else INTERVAL_SECONDS
+        for _ in range(math.ceil(seconds / interval)):
+            self.wait_for_descriptors(interval)
+            if self.is_interrupted:
+                return False
+            if self._read_version() != self._version:
+                return True
+        return False
 
     def has_changed(self) -> bool:
         version = self._read_version()

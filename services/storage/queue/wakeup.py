@@ -6,7 +6,6 @@ only module with a thread.
 
 import logging
 import math
-import os
 import threading
 import time
 import weakref
@@ -260,21 +259,22 @@ def open_wakeups(owner: object, backend: Backend, url: URL, options: EngineOptio
     return due, commits
 
 
-def _hold_all() -> None:
+def hold_all() -> None:
+    """Call hold() of all wake-ups of this process."""
     for wakeups in list(_all):
         wakeups.hold()
 
 
-def _release_all() -> None:
+def release_all() -> None:
+    """Call release() of all wake-ups of this process."""
     for wakeups in list(_all):
         wakeups.release()
 
 
-def _forget_all() -> None:
+def forget_all() -> None:
+    """Call forget() of all wake-ups that a forked child has inherited."""
     for wakeups in list(_all):
         wakeups.forget()
 
 
 _all: weakref.WeakSet[Wakeups] = weakref.WeakSet()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_hold_all, after_in_parent=_release_all, after_in_child=_forget_all)
