@@ -35,7 +35,7 @@ def run(report: Report, *, size: int) -> None:
         fill(storage, size, status="completed", when="-200 days", seconds_apart=6.0)
         fill(storage, size // 10, first=1, status="completed", when="-2 days")
         fill(storage, size // 10, first=2, model_name="cancelled")
-        optimize_database(storage=storage)
+        optimize_database(full=True, storage=storage)
         with writers(url, synchronous) as stop:
             time.sleep(ALONE_SECONDS)
             report_waits(report, f"{title}: writers alone", stop())

@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 import time
+from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import Engine, event
@@ -30,6 +31,7 @@ from services.storage import (
     import_database,
     init_db,
     migrations,
+    prune_generations,
     reset_database,
     restore_database,
     run_in_transaction,
@@ -182,6 +184,18 @@ def restore_until_killed(url: str, *backups: str) -> None:
             restore_database(backup)
 
 
+def prune_and_print(url: str, folder: str) -> None:
+    """Prune what is older than a day, with its files; print each id after its commit."""
+    init_db(url)
+    print_line("ready")
+    prune_generations(
+        older_than=timedelta(days=1),
+        delete_files_under=folder,
+        force=True,
+        on_generation=lambda row: print_line(row.id),
+    )
+
+
 def restore_a_part(url: str, backup: str, part: str) -> None:
     """Restore a backup into PostgreSQL; be killed when psql has got some of the statements."""
 
@@ -242,6 +256,7 @@ FUNCTIONS = {
         count_up,
         export_until_killed,
         read_then_write,
+        prune_and_print,
         restore_a_part,
         restore_until_killed,
         import_one_file,
