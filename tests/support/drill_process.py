@@ -142,14 +142,15 @@ def write_large_rows(url: str, seconds: str) -> None:
 
 
 def count_up(url: str, writer: str) -> None:
-    """Store one numbered generation per transaction until killed; print each number after its commit."""
+    """Store a numbered generation per transaction until killed; print its number and when it began, once committed."""
     init_db(url)
     number = 0
     while True:
         number += 1
         request = a_request(prompt=f"prompt of {writer}", batch_id=writer, idempotency_key=f"{writer} {number}")
+        began = time.monotonic()
         run_in_transaction(lambda session, request=request: create_generation(session, **request), attempts=100)
-        print_line(number)
+        print_line(number, began)
 
 
 def back_up_until_killed(url: str, folder: str) -> None:
