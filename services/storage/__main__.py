@@ -8,9 +8,12 @@ def main() -> None:
     missing = [name for name in ("click", "rich") if find_spec(name) is None]
     if missing:
         raise SystemExit(f"The command line needs {' and '.join(missing)}: pip install 'dgx-music-storage[cli]'")
-    from .cli import commands
+    try:
+        from .cli import commands
 
-    commands()
+        commands()
+    except KeyboardInterrupt:  # while modules are imported: the command line itself handles it
+        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

@@ -37,6 +37,14 @@ class Commands(click.Group):
 
     command_class = Verb
 
+    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
+        """Read the arguments of the group; turn an interrupt into a message and an exit code."""
+        try:
+            return super().make_context(*arguments, **options)
+        except KeyboardInterrupt:
+            echo_err("Interrupted.")
+            raise click.exceptions.Exit(130) from None
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the verb; turn storage errors, OS errors and interrupts into messages and exit codes."""
         try:
