@@ -58,7 +58,7 @@ def main() -> None:
             for scheme in SCHEMES:
                 _take(browser, f"{address}/history", f"history-{scheme}", scheme)
             _take(browser, f"{address}/generation?id={_choose(database_url)}", "generation-light", "light")
-            _take(browser, f"{address}/numbers", "numbers-light", "light")
+            _take(browser, f"{address}/numbers", "numbers-light", "light", shown="#models-title")
         page = browser.new_page(viewport={"width": 1000, "height": 100}, device_scale_factor=1.5)
         page.set_content(TERMINAL + f"<pre>{_as_terminal(messages, os.read(terminal, 100_000).decode())}</pre>")
         page.locator("pre").screenshot(path=PICTURES / "demo.png")
@@ -111,11 +111,12 @@ def _choose(database_url: str) -> str:
     return chosen
 
 
-def _take(browser: Browser, address: str, name: str, scheme: Scheme) -> None:
+def _take(browser: Browser, address: str, name: str, scheme: Scheme, shown: str = "main") -> None:
     size, scale = {"width": 1200, "height": 860}, 1.5
     context = browser.new_context(viewport=size, device_scale_factor=scale, color_scheme=scheme)  # type: ignore[arg-type]
     page = context.new_page()
     page.goto(address)
+    page.locator(shown).wait_for()
     page.screenshot(path=PICTURES / f"{name}.png")
     context.close()
 
