@@ -47,9 +47,9 @@ ARGUMENTS = {
     "why": "{generation_id}",
     "worker": "--until-empty --outputs {folder}",
     "workers": "",
-    "zip": "{generation_id} {folder}/new.zip --outputs {folder}",
+    "zip": "{finished_id} {folder}/new.zip --outputs {folder}",
 }
-READERS = frozenset("check export files health list metrics search show stats top verify why workers".split())
+READERS = frozenset("check export files health list metrics search show stats top verify why workers zip".split())
 REPLACERS = frozenset({"reset", "restore"})
 # Other exit codes than 0: with findings, and after Ctrl-C.
 EXIT_CODES = {"admin": (130,), "check": (0, 1), "health": (0, 1)}
@@ -61,6 +61,7 @@ class Scene:
 
     folder: Path
     generation_id: str
+    finished_id: str  # has a file
     port: int
 
     @property
@@ -87,7 +88,7 @@ class Scene:
         """Return the arguments of a verb, or of a line that begins with one."""
         name, _, rest = verb.partition(" ")
         words = (rest or ARGUMENTS[name]).split()
-        names = ("folder", "generation_id", "port", "database", "url", "backup", "export", "prompts")
+        names = ("folder", "generation_id", "finished_id", "port", "database", "url", "backup", "export", "prompts")
         values = {name: getattr(self, name) for name in names}
         return [name, *(word.format(**values) for word in words)]
 
@@ -116,4 +117,5 @@ def make_scene(database: Path) -> Scene:
     storage.dispose()
     with socket() as free:
         free.bind(("127.0.0.1", 0))
-        return Scene(folder, rows[0].id, free.getsockname()[1])
+        failed = next(row for row in rows if row.status == GenerationStatus.FAILED)
+        return Scene(folder, rows[0].id, failed.id, free.getsockname()[1])
