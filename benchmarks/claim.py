@@ -15,7 +15,7 @@ FEW = 1_000
 RAW = """
 UPDATE generations
 SET status = 'processing', worker_id = 'raw', attempt = attempt + 1, version = version + 1,
-    lease_expires_at = '2999-01-01'
+    lease_expires_at = '2999-01-01 00:00:00'
 WHERE id = (
     SELECT id FROM generations WHERE status = 'pending' ORDER BY priority DESC, scheduled_at, id LIMIT 1 {lock}
 )
