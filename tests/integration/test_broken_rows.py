@@ -39,7 +39,7 @@ from services.storage import (
     set_favorite,
     update_generation_status,
 )
-from services.storage.queue import has_due
+from services.storage.queue import seconds_until_due
 from tests.support.clock import ago
 from tests.support.factories import a_generation, a_request
 from tests.support.unchecked import break_row, unchecked
@@ -99,7 +99,7 @@ READS: dict[str, Callable[[Session], Any]] = {
     "estimate": lambda session: [estimate_completion(session, id) for id in ("odd", "a", "b")],
     "position": lambda session: [get_queue_position(session, id) for id in ("odd", "a", "b")],
     "attempts": lambda session: get_attempts(session, "odd"),
-    "has due": has_due,
+    "seconds until due": seconds_until_due,
     "stats": lambda session: [
         report(session)
         for report in (*(get_database_stats, get_queue_stats, get_performance_stats, get_usage, get_failure_reasons),)
@@ -146,7 +146,7 @@ def test_the_queue_goes_on_past_an_odd_row_and_check_names_it(db: Storage, numbe
     with db.session() as session:
         assert [row.id for row in claim_generations(session, 3)] == ["a", "b", "c"]
         assert claim_generation(session) is None
-        assert not has_due(session)
+        assert seconds_until_due(session) != 0
     if values not in UNUSABLE:
         assert "generations odd" in [finding.subject for finding in check_database(storage=db).findings]
     for name, write in WRITES.items():

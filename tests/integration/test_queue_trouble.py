@@ -29,7 +29,7 @@ from services.storage import (
     resume_queue,
     retry_generation,
 )
-from services.storage.queue import has_due
+from services.storage.queue import seconds_until_due
 from tests.support.clock import ago
 from tests.support.factories import a_generation
 
@@ -61,7 +61,7 @@ WRITES: dict[str, Call] = {
 READS: dict[str, Call] = {
     "get_attempts": lambda session, lease: get_attempts(session, lease.generation_id),
     "get_queue_position": lambda session, lease: get_queue_position(session, lease.generation_id),
-    "has_due": lambda session, lease: has_due(session, ["musicgen-small", "large"]),
+    "seconds_until_due": lambda session, lease: seconds_until_due(session, ["musicgen-small", "large"]),
 }
 # PostgreSQL locks rows, and these functions skip locked rows or need no lock, so other writers do not block them.
 SKIPS_LOCKED = {"claim_generation", "claim_generations", "reclaim_generations"}
