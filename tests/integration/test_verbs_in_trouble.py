@@ -58,15 +58,16 @@ def fill_disk(path: Path) -> None:
     fill_up(path.parent)
 
 
-UNCHANGED = READERS - {"files"} | {"init", "migrate", "verify"}  # on a database at the newest revision
+UNCHANGED = READERS - {"export", "files"} | {"init", "migrate", "verify"}  # on a database at the newest revision
 CREATED = frozenset({"init", "migrate", "reset", "restore", "verify"})
 RESTORED = frozenset({"restore", "verify"})
 CAUSES = {
-    "full disk, in use": Cause(fill_disk, "full", UNCHANGED | {"resume"}, on_small_disk=True, in_use=True),
+    "full disk, in use": Cause(fill_disk, "full|No space", UNCHANGED | {"resume"}, on_small_disk=True, in_use=True),
     "full disk": Cause(fill_disk, "full|read or written", on_small_disk=True),
     "limit of the file size": Cause(lambda path: limit_file_size(4_096), "full|read or written|cannot be written",
-                                    UNCHANGED | {"resume"}, in_use=True),
-    "read-only file": Cause(lambda path: path.chmod(0o400), "may not write", UNCHANGED | {"backup", "copy"}),
+                                    UNCHANGED | {"resume", "zip"}, in_use=True),
+    "read-only file": Cause(lambda path: path.chmod(0o400), "may not write",
+                            UNCHANGED | {"backup", "copy", "export", "zip"}),
     "read-only folder": Cause(lambda path: path.parent.chmod(0o500), "may not write"),
     "closed file": Cause(lambda path: path.chmod(0), "may not read"),
     "closed folder": Cause(lambda path: path.parent.chmod(0), "may not enter|not readable|Permission", frozenset()),
