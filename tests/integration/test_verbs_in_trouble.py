@@ -58,7 +58,7 @@ def fill_disk(path: Path) -> None:
     fill_up(path.parent)
 
 
-UNCHANGED = READERS - {"export", "files"} | {"init", "migrate", "verify"}  # on a database at the newest revision
+UNCHANGED = READERS - {"export", "files", "zip"} | {"init", "migrate", "verify"}  # on a database at the newest revision
 CREATED = frozenset({"init", "migrate", "reset", "restore", "verify"})
 RESTORED = frozenset({"restore", "verify"})
 CAUSES = {
