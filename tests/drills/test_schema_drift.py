@@ -77,7 +77,7 @@ def must_be_named_and_repaired(url: str, change: Change, counts: dict[str, int],
         expected = counts if not change.lost_table else counts | {change.lost_table: 0}
         present = row_counts(url)
         if repair == "fix":  # which also adds lost prompts, and removes a worker whose times are lost
-            expected |= {table: present[table] for table in ("prompts", "workers")}
+            expected = expected | {table: present[table] for table in ("prompts", "workers")}
         assert present == expected, change.name
         left = {finding.subject: finding.problem for finding in check_database(storage=storage).findings}
         assert not [subject for subject in left if is_of_schema(subject)], (change.name, left)
