@@ -132,9 +132,9 @@ def compare_creates(report: Report, kind: str, place: Scratch) -> None:
 
 def work(url: str, mode: str) -> None:
     if mode == "looking":
-        from services.storage.backends import sqlite_changes
+        from services.storage.backends import sqlite_wakeup
 
-        sqlite_changes.IN_MODIFY = 0  # type: ignore[misc]  # an empty mask, which inotify refuses
+        sqlite_wakeup.IN_MODIFY = 0  # type: ignore[misc]  # an empty mask, which inotify refuses
 
     def handle(job: Job) -> None:
         print(time.monotonic(), flush=True)

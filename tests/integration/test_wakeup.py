@@ -27,7 +27,8 @@ from services.storage import (
     retry_generations,
     set_favorite,
 )
-from services.storage.backends import changes, postgresql_changes, sqlite_changes
+from services.storage.backends import postgresql_wakeup, sqlite_wakeup
+from services.storage.backends import wakeup as backend_wakeup
 from services.storage.queue import seconds_until_due, wakeup
 from services.storage.queue.wakeup import Wakeups
 from tests.integration.test_fork import Child
@@ -189,7 +190,7 @@ class TestWaking:
     def test_without_inotify_a_submission_starts_soon(
         self, other: Storage, db: Storage, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(sqlite_changes, "_watch_folder", lambda folder: None)
+        monkeypatch.setattr(sqlite_wakeup, "_watch_folder", lambda folder: None)
         with idle_worker(db) as idle:
             create(other)
             wait_until(lambda: idle.jobs)
@@ -204,7 +205,7 @@ class TestWaking:
 
     def test_files_of_others_in_the_folder_wake_nobody(self, sqlite_url: str, tmp_path: Path) -> None:
         dialect = Storage(sqlite_url).engine.dialect
-        source = sqlite_changes.SQLiteChanges(dialect, Storage(sqlite_url).url)
+        source = sqlite_wakeup.SQLiteChanges(dialect, Storage(sqlite_url).url)
         (tmp_path / "track.wav").write_bytes(bytes(10_000))
         assert not source.wait(0.01)
         storage = Storage(sqlite_url)
@@ -228,7 +229,7 @@ class TestSafetyNet:
             dropped.append(source)
             return False
 
-        for source in (sqlite_changes.SQLiteChanges, postgresql_changes.Notifications):
+        for source in (sqlite_wakeup.SQLiteChanges, postgresql_wakeup.Notifications):
             monkeypatch.setattr(source, "has_changed", drop)
         with idle_worker(db, poll_seconds=0.4) as idle:
             create(other)
@@ -269,7 +270,7 @@ class TestSafetyNet:
         statements: list[str] = []
         event.listen(storage.engine, "before_cursor_execute", lambda *arguments: statements.append(arguments[2]))
         with idle_worker(storage, poll_seconds=0.2) as idle:
-            assert isinstance(storage.due_wakeups._source, changes.Ticker)
+            assert isinstance(storage.due_wakeups._source, backend_wakeup.Ticker)
             create(storage)
             storage.run_in_transaction(lambda session: create_generations(session, [a_request(), a_request()]))
             wait_until(lambda: len(idle.jobs) == 3)
@@ -320,7 +321,7 @@ class TestNotifications:
     def received(self, db: Storage) -> Iterator[Callable[[], int]]:
         """Return a function that returns the number of notifications since its last call."""
         source = db.backend.open_due_source(db.url, db.options)
-        assert isinstance(source, postgresql_changes.Notifications)
+        assert isinstance(source, postgresql_wakeup.Notifications)
         found: list[Any] = []
         driver: Any = source._connection.connection.dbapi_connection
         driver.add_notify_handler(found.append)
@@ -375,7 +376,7 @@ class TestNotifications:
     def test_behind_pgbouncer_nobody_listens(self, database_url: str) -> None:
         storage = Storage(database_url, pgbouncer=True)
         source = storage.backend.open_due_source(storage.url, storage.options)
-        assert isinstance(source, changes.Ticker)
+        assert isinstance(source, backend_wakeup.Ticker)
         source.close()
 
     def test_a_server_that_ends_the_session_is_listened_to_again(
@@ -436,7 +437,7 @@ class TestLifetime:
             wait_until(lambda: len(idle.jobs) == 2)
 
     def test_calls_of_a_busy_database_come_together_and_none_is_lost(self) -> None:
-        class Source(changes.Ticker):
+        class Source(backend_wakeup.Ticker):
             """Changes all the time until `count` is 0."""
 
             count = 200

@@ -299,7 +299,7 @@ def total_time(wait: NormalDist, own: list[float], delay: float) -> list[float]:
 
 
 def percentile(values: list[float], fraction: float) -> float:
-    """Return a percentile of sorted values, as stats.py defines it."""
+    """Return a percentile of sorted values, as reports.py defines it."""
     position = fraction * (len(values) - 1)
     low = int(position)
     high = min(low + 1, len(values) - 1)

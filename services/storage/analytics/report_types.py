@@ -1,4 +1,4 @@
-"""The reports as frozen dataclasses: the definition of every number that stats.py and estimates.py return."""
+"""The reports as frozen dataclasses: the definition of every number that the functions of this package return."""
 
 from dataclasses import dataclass
 from datetime import datetime

@@ -2,9 +2,9 @@
 
 from .backup_dialect import BackupDialect, Contents
 from .base import Backend, LogPosition, Phase, Replication, StatementClock
-from .changes import ChangeSource
 from .read_only import is_refused_when_reading, is_write
 from .registry import backend_for, backups_of
+from .wakeup import ChangeSource
 
 __all__ = [
     "Backend",

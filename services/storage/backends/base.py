@@ -23,8 +23,8 @@ from ..json_members import JSONKind
 from ..models import Base
 from ..settings import EngineOptions
 from .backup_dialect import BackupDialect
-from .changes import WakeupDialect
 from .schema_dialect import FactsDialect, SchemaDialect
+from .wakeup import WakeupDialect
 
 if TYPE_CHECKING:
     from ..search_query import Query

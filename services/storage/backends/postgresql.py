@@ -29,7 +29,6 @@ from ..settings import EngineOptions, read_libpq_options
 from ..types import dump_json, load_json
 from .base import Bind, ConnectionPool, Phase
 from .postgresql_backup import PostgreSQLBackups
-from .postgresql_changes import PostgreSQLWakeups
 from .postgresql_errors import translate
 from .postgresql_facts import PostgreSQLFacts
 from .postgresql_schema import PostgreSQLSchema
@@ -37,6 +36,7 @@ from .postgresql_search import TSVectorSearch
 from .postgresql_session import apply_to_connection, apply_to_transactions
 from .postgresql_space import PostgreSQLSpace
 from .postgresql_sql import PostgreSQLSQL
+from .postgresql_wakeup import PostgreSQLWakeups
 from .replication import StreamingReplication, has_many_hosts
 
 PING_SECONDS = 5.0  # of idleness, after which a connection is tested before use: its server may be gone silently

@@ -9,7 +9,7 @@ from uuid import uuid4
 from sqlalchemy import Connection, text
 
 from .postgresql_catalog import read_objects
-from .postgresql_repair import Objects, compare, index_by_key
+from .postgresql_schema_repair import Objects, compare, index_by_key
 from .schema_dialect import Fill, Obstacle, Repair
 
 # SQLSTATEs of a name that is taken: table, index, view or sequence; column; function; type, constraint or trigger.

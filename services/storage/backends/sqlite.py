@@ -24,7 +24,6 @@ from ..settings import EngineOptions
 from .base import AnchorConnection, Bind, ConnectionPool, Phase
 from .read_only import is_write, keyword_of
 from .sqlite_backup import SQLiteBackups
-from .sqlite_changes import SQLiteWakeups
 from .sqlite_errors import translate
 from .sqlite_facts import SQLiteFacts
 from .sqlite_files import MEMORY_VFS, create, explain, is_memory, is_present, path_of, uri_of
@@ -33,6 +32,7 @@ from .sqlite_schema import SQLiteSchema
 from .sqlite_search import FTS5Search, trim_or_fold
 from .sqlite_space import SQLiteSpace
 from .sqlite_sql import SQLiteSQL, compare_json_number
+from .sqlite_wakeup import SQLiteWakeups
 from .sqlite_wal import CHECKPOINT_BYTES, Checkpoints, has_wal_reset_bug, require_wal, use_wal
 
 MIGRATION_BUSY_TIMEOUT_SECONDS = 600.0  # long enough for another process to rebuild a table of millions of rows

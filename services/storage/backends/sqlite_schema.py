@@ -10,7 +10,7 @@ from sqlalchemy import Connection, NullPool, create_engine, event
 
 from .schema_dialect import Fill, Obstacle, Repair
 from .sqlite_ddl import normalize, quote
-from .sqlite_repair import PRAGMAS, Contents, compare, read_contents, write_script
+from .sqlite_schema_repair import PRAGMAS, Contents, compare, read_contents, write_script
 
 # Litestream keeps its position in these tables of every database that it replicates.
 TOOL_TABLES = ("_litestream_",)

@@ -1,4 +1,4 @@
-"""Compare the schema of a database with what the revisions create, and repair what differs. See ADR 32.
+"""Compare the schema of a database with what the revisions create, and repair what differs. See ADR 36.
 
 The revisions, run in an empty schema beside the database, say what every object has to be, so there is no list of them.
 """

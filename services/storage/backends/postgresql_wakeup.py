@@ -7,7 +7,7 @@ from typing import Any, Final
 from sqlalchemy import URL, ColumnElement, Engine, Select, func, literal_column
 
 from ..settings import EngineOptions
-from .changes import NEVER_SECONDS, ChangeSource, Interruptible, Ticker
+from .wakeup import NEVER_SECONDS, ChangeSource, Interruptible, Ticker
 
 # Notifications stay within a database. Two storages in one database have different schemas.
 CHANNEL: Final = "'dgx_due_' || md5(coalesce(current_schema(), ''))"

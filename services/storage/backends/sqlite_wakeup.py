@@ -17,9 +17,9 @@ from typing import Any, Final
 from sqlalchemy import URL, Dialect, Select, create_engine
 
 from ..settings import EngineOptions
-from .changes import NEVER_SECONDS, ChangeSource, Interruptible, Ticker
 from .sqlite_files import is_memory, open_url
 from .sqlite_open_files import close_connection, load_module, open_connection
+from .wakeup import NEVER_SECONDS, ChangeSource, Interruptible, Ticker
 
 # inotify reports the write to the -wal, before the commit is visible: looking only then had a median of 58 ms. Most
 # commits are visible within 1 ms, one that waits for a busy disk within 65 ms.

@@ -1,4 +1,4 @@
-"""Find what differs between two SQLite schemas, and the statements that repair it. See ADR 32.
+"""Find what differs between two SQLite schemas, and the statements that repair it. See ADR 36.
 
 SQLite cannot change a column or a constraint: the table is rebuilt (https://sqlite.org/lang_altertable.html, section
 7), with all rows, and with the columns, constraints, indexes and triggers that others added.

@@ -1,4 +1,4 @@
-"""Find what differs between two PostgreSQL schemas, and the statements that repair it. See ADR 32."""
+"""Find what differs between two PostgreSQL schemas, and the statements that repair it. See ADR 36."""
 
 from collections.abc import Iterable, Iterator
 from typing import Final
