@@ -1,6 +1,7 @@
-"""Which StorageError an error of SQLite becomes: by its error name."""
+"""Which StorageError an error of SQLite becomes: by its error name, or by its message where the driver names none."""
 
 import re
+from typing import Final
 
 from ..errors import (
     BusyError,
@@ -36,11 +37,22 @@ ERRORS: tuple[tuple[str, type[StorageError]], ...] = (
     ("SQLITE_TOOBIG", ConstraintError),
 )
 
+# What sqlite3_errstr() says (https://sqlite.org/c3ref/errcode.html): the errors of pysqlite3's backup() have no names.
+NAMES: Final = {
+    "database is locked": "SQLITE_BUSY",
+    "database or disk is full": "SQLITE_FULL",
+    "disk I/O error": "SQLITE_IOERR",
+    "attempt to write a readonly database": "SQLITE_READONLY",
+    "database disk image is malformed": "SQLITE_CORRUPT",
+    "file is not a database": "SQLITE_NOTADB",
+    "unable to open database file": "SQLITE_CANTOPEN",
+}
+
 
 def translate(error: BaseException) -> StorageError | None:
     """Return the StorageError for `error`, or None if there is no specific one."""
     # By the attribute, not by the class: each driver module has classes of its own.
-    code = getattr(error, "sqlite_errorname", "")
+    code = getattr(error, "sqlite_errorname", None) or NAMES.get(str(error), "")
     if code == "SQLITE_CONSTRAINT" and str(error).startswith("UNIQUE constraint failed"):
         code = "SQLITE_CONSTRAINT_UNIQUE"  # pysqlite3 gives no extended codes
     if code == "SQLITE_ERROR":
