@@ -6,6 +6,7 @@ The verbs are those of the command line, so a new verb is tested too.
 import os
 import random
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -122,7 +123,7 @@ def test_a_long_output_into_head_is_silent(line: str, scene: Scene) -> None:
     storage = Storage(scene.url)
     fill(storage, 600)
     storage.dispose()
-    program = " ".join(command())
+    program = shlex.join(command())
     done = subprocess.run(
         ["bash", "-o", "pipefail", "-c", f"{program} {line} | head -n 1"],
         cwd=ROOT,
