@@ -16,6 +16,7 @@ import pytest
 from click.testing import Result
 
 from services.storage.cli import commands
+from tests.conftest import DRILL_SCALE
 from tests.support.command_line import run
 from tests.support.databases import ask
 from tests.support.small_disk import fill_up, limit_file_size, limit_space
@@ -81,8 +82,16 @@ CAUSES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("verb", VERBS)
-@pytest.mark.parametrize("cause", CAUSES.values(), ids=CAUSES.keys())
+# A quarter of the pairs, in which each verb and each cause is, unless DRILL_SCALE=1.
+PAIRS = [
+    pytest.param(cause, verb, id=f"{name}-{verb}")
+    for row, (name, cause) in enumerate(CAUSES.items())
+    for column, verb in enumerate(VERBS)
+    if DRILL_SCALE >= 1 or (row + column) % 4 == 0
+]
+
+
+@pytest.mark.parametrize(("cause", "verb"), PAIRS)
 def test_a_verb_says_what_is_wrong_and_works_once_it_is_not(cause: Cause, verb: str, sqlite_template: Path) -> None:
     template = sqlite_template.read_bytes()  # in a folder that nobody may not enter
     with public_folder() as folder:
