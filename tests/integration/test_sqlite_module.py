@@ -1,13 +1,24 @@
 """SQLite through another module: chosen explicitly, and never two of them on one file in one process."""
 
+import importlib
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from sqlalchemy import text
 
-from services.storage import Storage, UnsafeOpenError, count_generations, migrations
+from services.storage import (
+    CorruptError,
+    FullError,
+    ReadOnlyError,
+    Storage,
+    UnsafeOpenError,
+    count_generations,
+    migrations,
+)
+from services.storage.backends.sqlite_errors import translate
 from tests.support.factories import a_generation
 from tests.support.processes import ROOT
 
@@ -66,3 +77,17 @@ def test_a_module_that_is_not_installed_is_named() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
     assert "pip install 'dgx-music-storage[sqlite]'" in run.stdout
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_the_errors_of_a_copy_are_recognized_with_either_module(module: str, tmp_path: Path) -> None:
+    """Those of pysqlite3's Connection.backup() have no error names."""
+    driver = importlib.import_module(f"{module}.dbapi2")
+    (tmp_path / "text").write_text("not a database\n" * 100)
+    with closing(driver.connect(tmp_path / "target")) as target, closing(driver.connect(tmp_path / "text")) as source:
+        with pytest.raises(driver.Error) as refused:
+            source.backup(target)
+        assert type(translate(refused.value)) is CorruptError
+    kinds = {"database or disk is full": FullError, "attempt to write a readonly database": ReadOnlyError}
+    for message, kind in kinds.items():
+        assert type(translate(driver.OperationalError(message))) is kind

@@ -91,6 +91,7 @@ PAIRS = [
 ]
 
 
+@pytest.mark.drill
 @pytest.mark.parametrize(("cause", "verb"), PAIRS)
 def test_a_verb_says_what_is_wrong_and_works_once_it_is_not(cause: Cause, verb: str, sqlite_template: Path) -> None:
     template = sqlite_template.read_bytes()  # in a folder that nobody may not enter
