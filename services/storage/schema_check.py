@@ -57,5 +57,6 @@ def require_head(revision: str, is_whole: bool, display_url: str) -> None:
     if not is_whole:
         raise SchemaDamagedError(
             f"The database {display_url} says that it is at revision {revision}, but a table or column of it is "
-            "missing: restore a backup, or, if `alembic stamp` set a wrong revision, stamp the right one."
+            "missing: restore a backup; or create it again, without its values, with `dgx-storage check --fix`; or, if "
+            "`alembic stamp` set a wrong revision, stamp the right one."
         )

@@ -206,6 +206,64 @@ def test_what_others_added_to_a_column_is_a_notice_and_stays(db: Storage, databa
     assert ask(database_url, "SELECT mood FROM generations") == [("calm",)]
 
 
+@pytest.mark.parametrize("has_default", [False, True])
+def test_a_column_of_others_that_lets_every_insert_fail_is_an_error(
+    db: Storage, database_url: str, has_default: bool
+) -> None:
+    if is_sqlite(database_url):
+        kind = "TEXT CONSTRAINT here NOT NULL COLLATE NOCASE" + (" DEFAULT ''calm''" if has_default else "")
+        changed = f"replace(sql, 'model_version TEXT', 'mood {kind}, model_version TEXT')"
+        edit = f"UPDATE sqlite_schema SET sql = {changed} WHERE name = 'generations'"
+        run_script(database_url, f"PRAGMA writable_schema = ON; {edit}")
+    else:
+        default = "DEFAULT 'calm'" if has_default else ""
+        run_script(database_url, f"ALTER TABLE generations ADD COLUMN mood TEXT NOT NULL {default}")
+    db.dispose()  # an open connection to SQLite would not read the edited schema
+    report = check_database()
+    assert report.is_sound is has_default
+    if not has_default:
+        (finding,) = report.findings
+        assert (finding.subject, finding.severity) == ("column generations.mood", "error")
+        assert "so every insert fails" in finding.problem
+        assert check_database(fix=True).findings[0].fixed
+    assert check_database().findings == ()
+    with db.session() as session:
+        a_generation(session)
+    assert ask(database_url, "SELECT mood FROM generations") == [("calm" if has_default else None,)]
+
+
+def test_a_trigger_of_others_may_give_their_column_its_value(postgresql_url: str) -> None:
+    run_script(
+        postgresql_url,
+        "ALTER TABLE generations ADD COLUMN mood TEXT NOT NULL;"
+        "CREATE FUNCTION set_mood() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN new.mood := 'calm'; RETURN new; END $$;"
+        "CREATE TRIGGER moody BEFORE INSERT ON generations FOR EACH ROW EXECUTE FUNCTION set_mood()",
+    )
+    with opened(postgresql_url) as storage:
+        assert check_database(storage=storage).findings == ()
+
+
+def test_a_renamed_column_is_created_again_and_its_values_are_said_to_be_lost(db: Storage, database_url: str) -> None:
+    with db.session() as session:
+        a_generation(session)
+    db.dispose()
+    run_script(database_url, "ALTER TABLE generations RENAME COLUMN channels TO chan")
+    found_by = run("check", url=database_url)
+    assert "restore a backup" not in found_by.stdout
+    assert "left to repair: dgx-storage backup, then dgx-storage check --fix" in found_by.stderr
+    fixed = run("check", "--fix", url=database_url)
+    assert fixed.exit_code == 0
+    lost = "it was missing, and was created again with 1 in every row; a backup has its values\n"
+    assert f"error: column generations.channels: {lost}" in fixed.stdout
+    assert "All problems" not in fixed.stderr
+    assert "the lost values are only in a backup" in fixed.stderr
+    assert check_database().findings == ()
+    with db.session() as session:
+        a_generation(session)
+    assert ask(database_url, "SELECT count(chan), min(channels) FROM generations")[0][0] == 1
+
+
 def test_a_rebuilt_table_keeps_what_others_added(sqlite_url: str) -> None:
     added = (
         "ALTER TABLE generations ADD COLUMN mood TEXT DEFAULT 'calm' CHECK (mood <> 'no');"

@@ -19,7 +19,7 @@ from services.storage import (
 from tests.support.copies import fill
 from tests.support.databases import ask, is_sqlite, make_old_database, run_script
 from tests.support.factories import a_generation
-from tests.support.sessions import path_of
+from tests.support.sessions import opened, path_of
 from tests.support.sqlite_module import sqlite3
 
 
@@ -81,6 +81,17 @@ def test_adopted_rows_that_break_a_constraint_are_found(empty_database_url: str)
     assert {finding.subject.split()[0] for finding in about_rows} <= {"generations", "prompts"}
 
 
+def test_a_row_that_breaks_several_rules_is_named_with_the_first_one_and_a_command(sqlite_url: str) -> None:
+    with opened(sqlite_url) as storage:
+        with storage.session() as session:
+            id = a_generation(session).id
+        change = "UPDATE generations SET status = 'odd', channels = 9, sample_rate = -1, version = 0"
+        run_script(sqlite_url, f"PRAGMA ignore_check_constraints = ON; {change}")
+        (finding,) = check_database(storage=storage).findings
+    assert finding.problem == "it violates ck_generations_channels_mono_or_stereo"
+    assert finding.advice == f"correct it, or dgx-storage delete {id}"
+
+
 def test_a_row_with_a_broken_foreign_key_is_found(db: Storage, database_url: str) -> None:
     with db.session() as session:
         lost = a_generation(session)
@@ -94,7 +105,9 @@ def test_a_row_with_a_broken_foreign_key_is_found(db: Storage, database_url: str
     assert problems() == []
 
 
-def test_a_missing_file_is_searched_in_outputs_dir(db: Storage, tmp_path: Path) -> None:
+def test_a_missing_file_is_searched_in_outputs_dir(
+    db: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with db.session() as session:
         ids = [a_generation(session, file_path=path).id for path in ("there.wav", "gone.wav", "x" * 4_000, "later.wav")]
         for id in ids[:3]:
@@ -102,6 +115,9 @@ def test_a_missing_file_is_searched_in_outputs_dir(db: Storage, tmp_path: Path) 
     (tmp_path / "there.wav").touch()
     expected = [("its file is missing", f"generations {id}") for id in sorted(ids[1:3])]
     assert problems(outputs_dir=tmp_path) == expected
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs").mkdir()
+    assert problems(outputs_dir="outputs") == expected  # below the current folder, as find_files() has it
     assert check_database().findings == ()
     with pytest.raises(ValueError, match="outputs_dir"):
         check_database(outputs_dir=tmp_path / "nowhere")

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from .postgresql_catalog import NOT_PLAIN, PROPERTIES, CatalogObject
-from .schema_dialect import Difference, Fill, Repair
+from .schema_dialect import REFUSES_INSERTS, Difference, Fill, Repair, lost_column, lost_table
 
 Key = tuple[str, str]
 Objects = dict[Key, CatalogObject]
@@ -45,6 +45,26 @@ class _Comparison:
         for one in self._present.values():
             if one.kind in PROPERTIES and one.key not in self._expected and ("column", one.name) in self._expected:
                 yield _remove_property(one)
+            elif self._refuses_inserts(one):
+                yield Repair((Difference("column", one.name, REFUSES_INSERTS),), one.drop)
+
+    def _refuses_inserts(self, one: CatalogObject) -> bool:
+        """Return whether a property of a column that others added lets inserts fail that do not name the column."""
+        is_foreign = ("table", one.table) in self._expected and ("column", one.name) not in self._expected
+        if one.kind != "NOT NULL of" or not is_foreign:
+            return False
+        column, default = self._present[("column", one.name)], self._present.get(("default of", one.name))
+        has_value = "GENERATED" in column.definition or (
+            default is not None and not default.definition.startswith("DEFAULT NULL")
+        )
+        # A trigger of others may give it a value: NOT NULL is checked afterwards.
+        return not has_value and not any(
+            other.kind == "trigger"
+            and other.table == one.table
+            and other.key not in self._expected
+            and " BEFORE INSERT" in other.definition
+            for other in self._present.values()
+        )
 
     def _is_part_of_lost(self, wanted: CatalogObject) -> bool:
         """Return whether an object comes back with its table or column, and needs no repair of its own."""
@@ -60,15 +80,23 @@ class _Comparison:
             return Repair((Difference(wanted.kind, wanted.name, problem),), ())
         if found is None:
             statements = [*self._free_name(wanted), *self._create(wanted)]
-            problem = f"is missing{_lost_values(wanted)}"
+            difference = self._name_missing(wanted)
         else:
             statements = self._change(wanted, found)
             problem = f"is {found.definition!r}, not {wanted.definition!r}"
             if wanted.kind in ("function", "view", "table") or len(problem) > 200:
                 problem = f"is {found.definition}" if wanted.kind == "table" else "differs from that of the revisions"
+            difference = Difference(wanted.kind, wanted.name, problem)
         if wanted.name.startswith(SEARCH_FUNCTION) and ("column", "prompts.words") in self._present:
             statements.append(UPDATE_SEARCH_INDEX)
-        return Repair((Difference(wanted.kind, wanted.name, problem),), tuple(statements))
+        return Repair((difference,), tuple(statements))
+
+    def _name_missing(self, wanted: CatalogObject) -> Difference:
+        if wanted.kind == "table":
+            return lost_table(wanted.name)
+        if wanted.kind == "column" and "GENERATED" not in wanted.definition:
+            return lost_column(wanted.table, wanted.column, self._fill)
+        return Difference(wanted.kind, wanted.name, "is missing")
 
     def _find_taken(self, wanted: CatalogObject, found: CatalogObject | None) -> str | None:
         """Return what else has the name that an object needs, if anything has."""
@@ -155,14 +183,6 @@ def _is_same(wanted: CatalogObject, found: CatalogObject | None) -> bool:
 
 def _needed_name(wanted: CatalogObject) -> str:
     return f"{wanted.name} key" if wanted.kind == "primary key" else wanted.name
-
-
-def _lost_values(wanted: CatalogObject) -> str:
-    if wanted.kind == "table":
-        return ", and its rows with it: restore a backup to get them back; the repair creates it empty"
-    if wanted.kind == "column" and "GENERATED" not in wanted.definition:
-        return ", and its values with it: restore a backup to get them back"
-    return ""
 
 
 def _remove_property(one: CatalogObject) -> Repair:

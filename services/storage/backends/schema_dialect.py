@@ -3,13 +3,17 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from sqlalchemy import URL, Connection
 
 # Called with a table and a column, returns the SQL expression that fills the column in existing rows. Raises KeyError
 # if the column may stay NULL.
 Fill = Callable[[str, str], str]
+REFUSES_INSERTS: Final = (
+    "is not this library's, may not be NULL and has no default, so every insert fails: give it a default, let it be "
+    "NULL, or drop it; the repair lets it be NULL"
+)
 
 
 class Difference(NamedTuple):
@@ -19,6 +23,7 @@ class Difference(NamedTuple):
     name: str
     problem: str
     is_kept: bool = False  # something that others added to an object of ours, and that repairs keep
+    loss: str = ""  # what is so after the repair, in words, if only a backup has what was lost
 
     @property
     def subject(self) -> str:
@@ -27,6 +32,28 @@ class Difference(NamedTuple):
 
     def __str__(self) -> str:
         return f"the {self.subject} {self.problem}"
+
+
+def lost_table(name: str) -> Difference:
+    """Return the difference for a table that is missing."""
+    return _lost("table", name, "rows", "empty")
+
+
+def lost_column(table: str, column: str, fill: Fill) -> Difference:
+    """Return the difference for a column that is missing and that is not computed."""
+    try:
+        value = fill(table, column)
+    except KeyError:
+        value = "NULL"
+    contents = "with what other columns tell" if "(" in value else f"with {value} in every row"
+    return _lost("column", f"{table}.{column}", "values", contents)
+
+
+def _lost(kind: str, name: str, what: str, contents: str) -> Difference:
+    problem = f"is missing, and its {what} with it: the repair creates it again {contents}; a backup has its {what}"
+    return Difference(
+        kind, name, problem, loss=f"was missing, and was created again {contents}; a backup has its {what}"
+    )
 
 
 class Repair(NamedTuple):

@@ -97,6 +97,12 @@ def read_table(name: str, sql: str) -> Table:
     return table
 
 
+def without_not_null(column: Column) -> str:
+    """Return the definition of a column that may be NULL, and is the same otherwise."""
+    head, *clauses = _split_clauses(column.sql, COLUMN_CLAUSES)
+    return " ".join([head, *(one for one in clauses if _words(_constraint(one).rule)[0].upper() != "NOT")])
+
+
 def _read_column(part: str) -> Column:
     head, *clauses = _split_clauses(part, COLUMN_CLAUSES)
     name, *kind = _words(head)

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
-from .schema_dialect import Difference, Fill, Repair
-from .sqlite_ddl import Column, Constraint, Table, normalize, quote, read_table
+from .schema_dialect import REFUSES_INSERTS, Difference, Fill, Repair, lost_column, lost_table
+from .sqlite_ddl import Column, Constraint, Table, normalize, quote, read_table, without_not_null
 
 # Set for a repair: rows that break a rule are copied as they are, and references to a table survive its rebuild.
 PRAGMAS: Final = ("ignore_check_constraints", "legacy_alter_table")
@@ -101,9 +101,8 @@ def _create_table(table: Table, expected: Contents, present: Contents) -> Repair
     name = table.name.lower()
     if (kind := present.kind_of(name)) is not None:
         return _taken("table", table.name, kind)
-    problem = "is missing, and its rows with it: restore a backup to get them back; the repair creates it empty"
     statements = [table.sql, *(stored.sql for stored in expected.on(name))]
-    return Repair((Difference("table", table.name, problem),), tuple(statements))
+    return Repair((lost_table(table.name),), tuple(statements))
 
 
 def _taken(kind: str, name: str, taken_by: str) -> Repair:
@@ -129,7 +128,7 @@ def _repair_other(kind: str, stored: Stored, expected: Contents, present: Conten
 
 
 def _repair_table(wanted: Table, found: Table, present: Contents, fill: Fill) -> list[Repair]:
-    differences = [*_compare_columns(wanted, found), *_compare_constraints(wanted, found)]
+    differences = [*_compare_columns(wanted, found, fill), *_compare_constraints(wanted, found)]
     if wanted.options != found.options:
         problem = f"has the options {found.options or 'none'!r}, not {wanted.options or 'none'!r}"
         differences.append(Difference("table", wanted.name, problem))
@@ -146,14 +145,16 @@ def _repair_table(wanted: Table, found: Table, present: Contents, fill: Fill) ->
     return repairs
 
 
-def _compare_columns(wanted: Table, found: Table) -> Iterator[Difference]:
+def _compare_columns(wanted: Table, found: Table, fill: Fill) -> Iterator[Difference]:
     for name, column in wanted.columns.items():
         subject = f"{wanted.name}.{column.name}"
         other = found.columns.get(name)
         if other is None:
             is_computed = bool(column.generated) or name == "folded"
-            lost = "" if is_computed else ", and its values with it: restore a backup to get them back"
-            yield Difference("column", subject, f"is missing{lost}")
+            if is_computed:
+                yield Difference("column", subject, "is missing")
+            else:
+                yield lost_column(wanted.name, column.name, fill)
             continue
         if column.type != other.type:
             yield Difference("column", subject, f"has the type {other.type!r}, not {column.type!r}")
@@ -168,6 +169,15 @@ def _compare_columns(wanted: Table, found: Table) -> Iterator[Difference]:
             elif theirs and not mine:
                 problem = f"has {theirs}, which this library did not add, so repairs keep it"
                 yield Difference("column", subject, problem, is_kept=True)
+    for name, column in found.columns.items():
+        if name not in wanted.columns and _refuses_inserts(column):
+            yield Difference("column", f"{wanted.name}.{column.name}", REFUSES_INSERTS)
+
+
+def _refuses_inserts(column: Column) -> bool:
+    """Return whether inserts that do not name the column fail."""
+    has_value = column.generated or normalize(column.default) not in ("", "default null")
+    return column.is_not_null and not has_value
 
 
 def _compare_constraints(wanted: Table, found: Table) -> Iterator[Difference]:
@@ -202,7 +212,8 @@ def _rebuild(wanted: Table, found: Table, present: Contents, fill: Fill, *, keep
     foreign = {name: column for name, column in found.columns.items() if name not in wanted.columns}
     inherited = [one for name in wanted.columns if name in found.columns for one in found.columns[name].constraints]
     inherited = [one for one in [*inherited, *found.own_constraints] if _is_foreign(one, wanted)]
-    body = [*columns, *(column.sql for column in foreign.values())]
+    body = [*columns]
+    body += [without_not_null(column) if _refuses_inserts(column) else column.sql for column in foreign.values()]
     body += [constraint.sql for constraint in [*wanted.own_constraints, *inherited]]
 
     names, values = [], []

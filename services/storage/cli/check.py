@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     "--outputs",
     metavar="DIR",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Check also that the files exist; a relative file_path is under DIR.",
+    help="Check also that the files exist; a relative file_path is below DIR or the current folder.",
 )
 @click.option("--sql", is_flag=True, help="Print only the SQL script that repairs what SQL can repair.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
@@ -40,17 +40,24 @@ def check(database_url: str | None, fix: bool, quick: bool, outputs: Path | None
         click.echo(report.repair_sql, nl=False)
     else:
         _print_report(report)
-    left = sum(not finding.fixed and finding.severity != "notice" for finding in report.findings)
+    left = [finding for finding in report.findings if not finding.fixed and finding.severity != "notice"]
     if left:
-        raise click.ClickException(f"{left:,} finding{'' if left == 1 else 's'} left to repair")
-    has_fixed = any(finding.fixed for finding in report.findings)
-    echo_err("All problems found have been fixed." if has_fixed else "No problems found.")
+        can_fix = not fix and any(not finding.advice or "--fix" in finding.advice for finding in left)
+        what_next = ": dgx-storage backup, then dgx-storage check --fix" if can_fix else ""
+        raise click.ClickException(f"{len(left):,} finding{'' if len(left) == 1 else 's'} left to repair{what_next}")
+    if any(finding.values_lost for finding in report.findings):
+        echo_err("The schema is repaired, but the lost values are only in a backup.")
+    elif any(finding.fixed for finding in report.findings):
+        echo_err("All problems found have been fixed.")
+    else:
+        echo_err("No problems found.")
 
 
 def _print_report(report: "DatabaseReport") -> None:
     echo_err(_describe_engine(report))
     for finding in report.findings:
-        what = f"{finding.severity}: {finding.subject}: {finding.problem}" + (" (fixed)" if finding.fixed else "")
+        is_whole = finding.fixed and not finding.values_lost
+        what = f"{finding.severity}: {finding.subject}: {finding.problem}" + (" (fixed)" if is_whole else "")
         click.echo(sanitize(what))
         if finding.advice and not finding.fixed:
             click.echo(sanitize(f"    {finding.advice}"))

@@ -42,8 +42,8 @@ def check_database(
     Finds damage to the file (SQLite; then nothing else is checked), every object of the schema that is missing or
     differs from what the revisions create, a search index that does not match the prompts, rows that violate a rule or
     refer to a missing row, generations without a prompt_id, generations that are processing without a lease or whose
-    lease nobody reclaims, a full disk, a large log, and files that other users may read. With `outputs_dir`, the folder
-    of relative file_paths, also completed generations whose file is missing.
+    lease nobody reclaims, a full disk, a large log, and files that other users may read. With `outputs_dir`, also
+    completed generations whose file is missing: a relative file_path is below it or, if not there, the current folder.
 
     `fix` repairs the schema and the search index, links generations to prompts, reclaims expired leases, and takes
     others' access to the files. It never drops what others added. `quick` leaves out what reads every row: the
@@ -113,7 +113,8 @@ def _check_schema(storage: Storage, *, fix: bool) -> Iterator[Found]:
         return
     for difference, error in outcomes.items():
         if error is None:
-            yield Found(Finding(f"it {difference.problem}", difference.subject, fixed=True))
+            problem = f"it {difference.loss or difference.problem}"
+            yield Found(Finding(problem, difference.subject, fixed=True, values_lost=bool(difference.loss)))
     for repair in repairs:
         for difference in repair.differences:
             failure = outcomes.get(difference)

@@ -19,7 +19,8 @@ class Finding(Report):
     """A problem, its subject (an object of the schema, or a table and key; never a stored value), and its repair.
 
     An error is something that fails or is wrong, a warning something that needs a look, a notice something that repairs
-    keep. `repair_sql` is the SQL that repairs it, `advice` what to do where SQL cannot or should not.
+    keep. `repair_sql` is the SQL that repairs it, `advice` what to do where SQL cannot or should not. `values_lost`
+    says that a table or column was created again, and that only a backup has what was in it.
     """
 
     problem: str
@@ -28,6 +29,7 @@ class Finding(Report):
     fixed: bool = False
     repair_sql: str = ""
     advice: str = ""
+    values_lost: bool = False
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ def _check_rows(
     """Yield each row of a table, and why a database with this schema would refuse it, or None."""
     rules = {
         f"it violates {check.name}": _violates(check)
-        for check in checks_of(table, backend_for(reader).name)
+        for check in sorted(checks_of(table, backend_for(reader).name), key=lambda check: str(check.name))
         if as_stored or not str(check.name).endswith("_form")
     }
     rules |= {f"{column.name} refers to a missing row": _orphaned(column) for column in _links(table)}

@@ -68,8 +68,9 @@ def _find_refused(session: Session, progress: Progress) -> Iterator[Found]:
     for row in find_refused_rows(session, progress):
         column = links.get((row.table, row.reason))
         if column is None:
-            finding = Finding(row.reason, f"{row.table} {row.key}", "warning", advice="correct or delete the row")
-            yield Found(finding)
+            is_generation = row.table == Generation.__tablename__
+            advice = f"correct it, or dgx-storage delete {row.key}" if is_generation else "correct or delete the row"
+            yield Found(Finding(row.reason, f"{row.table} {row.key}", "warning", advice=advice))
         elif column is Generation.__table__.c.prompt_id:
             yield _unlinked(row.reason, row.key)
         else:
@@ -112,6 +113,7 @@ def _find_missing_files(session: Session, outputs_dir: Path) -> Iterator[Found]:
     files = select(Generation.id, Generation.file_path).where(completed).order_by(Generation.id)
     for id, file_path in session.execute(files.execution_options(yield_per=1_000)):
         # Not Path.is_file(), which raises OSError if the name is too long.
-        if not os.path.isfile(os.path.join(outputs_dir, file_path)):
+        # Below the folder or, as `dgx-storage files` has it, in the current one.
+        if not os.path.isfile(os.path.join(outputs_dir, file_path)) and not os.path.isfile(file_path):
             advice = f"dgx-storage files {outputs_dir} --relink, or dgx-storage delete {id}"
             yield Found(Finding("its file is missing", f"generations {id}", "warning", advice=advice))

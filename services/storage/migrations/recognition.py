@@ -88,8 +88,9 @@ def refuse_foreign(connection: Connection, *, accept_partial: bool = False, acce
 def name_damage(revision: str, lost: str) -> str:
     """Return the message for a database that lacks something of the revision that it is stamped with."""
     return (
-        f"The database says that it is at revision {revision}, but {lost} is missing: restore a backup, or, if "
-        "`alembic stamp` set a wrong revision, stamp the right one. Nothing was changed."
+        f"The database says that it is at revision {revision}, but {lost} is missing: restore a backup; or create it "
+        "again, without its values, with `dgx-storage check --fix`; or, if `alembic stamp` set a wrong revision, stamp "
+        "the right one. Nothing was changed."
     )
 
 
