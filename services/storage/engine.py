@@ -223,7 +223,7 @@ class Storage:
         if not self.backend.is_present(self.url):
             return NotInitializedError(
                 f"The database {self.display_url} does not exist: check DATABASE_URL for a mistake, or create the "
-                "database with init_db() or `just db-init`."
+                "database with init_db(), `dgx-storage init` or `just db-init`."
             )
         tables = set(inspect(self.engine).get_table_names()) - {"alembic_version"}
         if tables and not tables & set(TABLES):
@@ -232,7 +232,8 @@ class Storage:
                 "DATABASE_URL. Nothing was changed."
             )
         return NotInitializedError(
-            f"The database {self.display_url} is not initialized yet: call init_db() or run `just db-init`."
+            f"The database {self.display_url} is not initialized yet: call init_db(), or run `dgx-storage init` or "
+            "`just db-init`."
         )
 
     def dispose(self, *, close: bool = True) -> None:

@@ -17,11 +17,11 @@ class DatabaseURLError(StorageError, ValueError):
 
 
 class NotInitializedError(StorageError, RuntimeError):
-    """The database has no tables yet: call init_db() or run `just db-init`."""
+    """The database has no tables yet: call init_db(), or run `dgx-storage init` or `just db-init`."""
 
 
 class SchemaOutdatedError(StorageError):
-    """The database has an older schema than this library: back it up, then run `just db-migrate`."""
+    """The database has an older schema than this library: back it up, run `dgx-storage migrate` or `just db-migrate`."""
 
 
 class SchemaTooNewError(StorageError):

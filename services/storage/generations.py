@@ -203,7 +203,7 @@ def find_generation_ids(session: Session, id_prefix: str, limit: int = 2) -> lis
     if session.scalar(select(Generation.id).where(Generation.id == id_prefix)) is not None:
         return [id_prefix]
     if len(id_prefix) < SHORTEST_ID_PREFIX:
-        raise ValueError(f"id_prefix must have at least {SHORTEST_ID_PREFIX} characters")
+        raise ValueError(f"id_prefix, the beginning of an id, must have at least {SHORTEST_ID_PREFIX} characters")
     begins = func.substr(Generation.id, 1, len(id_prefix)) == id_prefix
     return list(session.scalars(select(Generation.id).where(begins).order_by(Generation.id).limit(limit)))
 

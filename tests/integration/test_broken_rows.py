@@ -126,6 +126,15 @@ def prepare(db: Storage, values: dict[str, Any]) -> Storage:
     return db
 
 
+def test_why_names_a_status_that_the_library_does_not_know(db: Storage) -> None:
+    prepare(db, {"status": "archived"})
+    with db.session(read_only=True) as session:
+        wait = explain_wait(session, "odd")
+        assert wait is not None
+        assert (wait.reason, "'archived'" in wait.explanation) == (WaitReason.INVALID, True)
+        assert "retry" not in wait.explanation
+
+
 @pytest.mark.parametrize("number", range(max(len(odd) for odd in ODD.values()) + len(UNUSABLE)))
 def test_the_queue_goes_on_past_an_odd_row_and_check_names_it(db: Storage, number: int) -> None:
     odd = (*ODD[db.backend.name], *UNUSABLE)

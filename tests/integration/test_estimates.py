@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,7 +16,7 @@ from services.storage import (
     register_worker,
     unregister_worker,
 )
-from services.storage.analytics.estimates import remaining_times
+from services.storage.analytics.estimates import _explain_pending, remaining_times
 from services.storage.models import QueueState
 from services.storage.types import utcnow
 from tests.support.factories import a_generation
@@ -127,6 +128,23 @@ def test_only_workers_that_claim_the_model_and_their_jobs_count_for_an_estimate(
         shared = estimate_completion(session, job.id)
         assert shared is not None
         assert (shared.jobs_ahead, shared.workers) == (len(others), 2)
+
+
+@pytest.mark.parametrize(
+    ("wait", "words"),
+    [
+        (timedelta(seconds=45.4), "45 s"),
+        (timedelta(minutes=2), "2 minutes"),
+        (timedelta(minutes=119), "119 minutes"),
+        (timedelta(hours=47.5), "47 hours"),
+        (timedelta(days=5, hours=5), "5 days"),
+    ],
+)
+def test_a_wait_until_a_time_is_said_in_a_fitting_unit_and_with_the_time(wait: timedelta, words: str) -> None:
+    now = utcnow()
+    row = SimpleNamespace(paused_at=None, now=now, scheduled_at=now + wait, attempt=1, ahead=0)
+    at = f"{row.scheduled_at:%Y-%m-%d %H:%M} UTC"
+    assert _explain_pending(row).explanation == f"It is due in {words}, at {at}, after attempt 1."
 
 
 def test_explain_wait_returns_each_reason(db: Storage) -> None:

@@ -236,16 +236,22 @@ class TestPause:
             complete_generation(session, generation.id, 1.0, 1, lease=generation.lease)
             assert generation.is_complete
 
-    def test_pausing_again_keeps_paused_at_and_replaces_the_reason(self) -> None:
+    def test_pausing_again_keeps_paused_at_and_only_another_reason_replaces_the_first(self) -> None:
         with get_session() as session:
             pause_queue(session, "first")
         with get_session() as session:
             since = session.get_one(QueueState, 1).paused_at
-            pause_queue(session, "second")
-        with get_session() as session:
-            state = session.get_one(QueueState, 1)
-            assert (state.paused_at, state.reason) == (since, "second")
             assert since is not None
+        for given, kept in ((None, "first"), ("second", "second"), (None, "second")):
+            with get_session() as session:
+                pause_queue(session, given)
+            with get_session() as session:
+                state = session.get_one(QueueState, 1)
+                assert (state.paused_at, state.reason) == (since, kept)
+        with get_session() as session:
+            resume_queue(session)
+            pause_queue(session)
+            assert session.get_one(QueueState, 1, populate_existing=True).reason is None
 
     def test_resuming_a_queue_that_is_not_paused_does_nothing(self) -> None:
         submit()

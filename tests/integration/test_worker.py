@@ -599,7 +599,15 @@ class TestLog:
         said = messages(fail, count=2, retry_policy=AT_ONCE)
         assert said[0::2] == [f"generation ID: claimed, attempt {n} of 2, model musicgen-small" for n in (1, 2)]
         assert re.fullmatch(r"generation ID: pending again, due at \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", said[1])
-        assert said[3] == "generation ID: failed, no attempt is left after 2"
+        assert said[3] == "generation ID: failed after attempt 2, and is not tried again"
+
+    def test_a_job_that_must_not_be_retried_failed_after_its_first_attempt(
+        self, messages: Callable[..., list[str]]
+    ) -> None:
+        def refuse(job: Job) -> None:
+            raise DoNotRetry("unusable prompt")
+
+        assert messages(refuse)[-1] == "generation ID: failed after attempt 1, and is not tried again"
 
     def test_a_cancelled_job_is_said_to_be_cancelled(self, messages: Callable[..., list[str]]) -> None:
         def cancel(job: Job) -> Result:

@@ -39,6 +39,7 @@ HISTORY_SIZE = 2_000
 MODEL_SAMPLES = 200
 ENOUGH_ALIKE = 20
 GRID = 25
+RETRY = "retry_generation(), or `dgx-storage retry`"
 SHORTEST, LONGEST = 1e-3, 1e9  # seconds; stored times are clamped to these (1e9 s are about thirty years)
 
 
@@ -77,7 +78,12 @@ def explain_wait(session: Session, generation_id: str) -> Wait | None:
     row = connection_of(session).execute(statement, parameters).one_or_none()
     if row is None:
         return None
-    if not row.is_valid and row.status in (GenerationStatus.PENDING, GenerationStatus.PROCESSING):
+    if row.status not in set(GenerationStatus):
+        return Wait(
+            WaitReason.INVALID,
+            f"This library does not know its status {row.status!r}, so no worker gets it: `dgx-storage check` says why.",
+        )
+    if not row.is_valid and row.status not in FINISHED:
         return Wait(
             WaitReason.INVALID, "It violates a rule of the schema, so no worker gets it: `dgx-storage check` says why."
         )
@@ -87,8 +93,15 @@ def explain_wait(session: Session, generation_id: str) -> Wait | None:
         return _explain_processing(row)
     if row.status == GenerationStatus.FAILED and row.is_valid and row.attempt >= row.max_attempts:
         times = f"{row.attempt} of {row.max_attempts} attempts"
-        return Wait(WaitReason.EXHAUSTED, f"It failed after {times}: retry_generation() gives it one more.")
-    hint = "" if row.status == GenerationStatus.COMPLETED else ": retry_generation() makes it pending again"
+        return Wait(
+            WaitReason.EXHAUSTED,
+            f"It failed after {times}: retry_generation(), or `dgx-storage retry`, gives it one more.",
+        )
+    hint = (
+        ""
+        if row.status == GenerationStatus.COMPLETED
+        else ": retry_generation(), or `dgx-storage retry`, makes it pending again"
+    )
     return Wait(WaitReason.FINISHED, f"It is already {row.status}{hint}.")
 
 
@@ -163,14 +176,22 @@ def _job() -> Any:
 def _explain_pending(row: Any) -> Wait:
     if row.paused_at is not None:
         reason = f" ({row.pause_reason})" if row.pause_reason else ""
-        return Wait(WaitReason.PAUSED, f"The queue is paused{reason}: resume_queue() allows claims again.", row.ahead)
+        return Wait(
+            WaitReason.PAUSED,
+            f"The queue is paused{reason}: resume_queue(), or `dgx-storage resume`, allows claims again.",
+            row.ahead,
+        )
     if row.scheduled_at > row.now:
-        seconds = (row.scheduled_at - row.now).total_seconds()
-        after = f" after attempt {row.attempt}" if row.attempt else ""
-        return Wait(WaitReason.SCHEDULED, f"It is due in {seconds:.0f} s{after}.", row.ahead, row.scheduled_at)
+        due = f"It is due in {_round(row.scheduled_at - row.now)}, at {row.scheduled_at:%Y-%m-%d %H:%M} UTC"
+        after = f", after attempt {row.attempt}" if row.attempt else ""
+        return Wait(WaitReason.SCHEDULED, f"{due}{after}.", row.ahead, row.scheduled_at)
     claiming = [] if row.claiming is None else row.claiming.split("\n")
     if not claiming:
-        return Wait(WaitReason.NO_WORKERS, "No worker is running, or all are stopping: start one.", row.ahead)
+        return Wait(
+            WaitReason.NO_WORKERS,
+            "No worker is running, or all are stopping: start one with `dgx-storage worker`.",
+            row.ahead,
+        )
     if not any(claims_model(models, row.model_name) for models in claiming):
         return Wait(
             WaitReason.NO_WORKER_FOR_MODEL,
@@ -199,6 +220,14 @@ def _explain_processing(row: Any) -> Wait:
     return Wait(
         WaitReason.PROCESSING, f"{row.worker_id} is working on it, attempt {row.attempt}.", 0, row.lease_expires_at
     )
+
+
+def _round(wait: timedelta) -> str:
+    """Return a time in the largest unit of which it has at least two, such as "5 days"."""
+    for unit, seconds in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
+        if wait.total_seconds() >= 2 * seconds:
+            return f"{wait.total_seconds() // seconds:.0f} {unit}"
+    return f"{wait.total_seconds():.0f} s"
 
 
 def _row(kind: str, name: Any = None, number: Any = None, first: Any = None, second: Any = None) -> Select[Any]:

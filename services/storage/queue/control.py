@@ -71,13 +71,14 @@ def retry_generation(session: Session, generation_id: str) -> Generation | None:
 def pause_queue(session: Session, reason: str | None = None) -> None:
     """Stop all claims until resume_queue() is called. Generations being processed continue.
 
-    If the queue is already paused, `paused_at` stays and `reason` replaces the earlier reason.
+    If the queue is already paused, `paused_at` stays, and a `reason` replaces the earlier one.
     """
     reason = None if reason is None else validate_name("reason", reason)
     backend = backend_for(session)
     pause = backend.insert(QueueState).values(id=1, paused_at=backend.now(), reason=reason)
     since = func.coalesce(QueueState.paused_at, pause.excluded.paused_at)
-    session.execute(pause.on_conflict_do_update(index_elements=["id"], set_={"paused_at": since, "reason": reason}))
+    latest = func.coalesce(pause.excluded.reason, QueueState.reason)
+    session.execute(pause.on_conflict_do_update(index_elements=["id"], set_={"paused_at": since, "reason": latest}))
 
 
 def resume_queue(session: Session) -> None:

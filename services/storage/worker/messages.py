@@ -18,7 +18,7 @@ def describe_outcome(generation: Generation) -> str:
         case GenerationStatus.PENDING:
             outcome = f"pending again, due at {generation.scheduled_at:%Y-%m-%d %H:%M:%S} UTC"
         case GenerationStatus.FAILED:
-            outcome = f"failed, no attempt is left after {generation.attempt}"
+            outcome = f"failed after attempt {generation.attempt}, and is not tried again"
         case _:
             outcome = str(generation.status)
     return f"generation {generation.id}: {outcome}"
