@@ -21,7 +21,7 @@ class NotInitializedError(StorageError, RuntimeError):
 
 
 class SchemaOutdatedError(StorageError):
-    """The database has an older schema than this library: back it up, run `dgx-storage migrate` or `just db-migrate`."""
+    """The database has an older schema: back it up, then run `dgx-storage migrate` or `just db-migrate`."""
 
 
 class SchemaTooNewError(StorageError):

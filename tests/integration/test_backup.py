@@ -134,7 +134,22 @@ def test_a_bad_backup_is_refused_and_the_database_stays_as_it_is(db: Storage, tm
     for use in (verify_backup, restore_database):
         with pytest.raises((BackupError, SchemaTooNewError), match=r"copy|SQLite|archive"):
             use(path)
+    with pytest.raises((BackupError, SchemaTooNewError), match=r"[^.]\. Nothing was changed\.$"):
+        restore_database(path)
     assert contents(db) == before
+
+
+@pytest.mark.parametrize(
+    ("damage", "advice"),
+    [("truncated", "use another backup$"), ("text", "use another backup$"), ("folder", "name one of its files$")],
+)
+def test_a_bad_backup_is_refused_with_advice(sqlite_url: str, tmp_path: Path, damage: str, advice: str) -> None:
+    with opened(sqlite_url) as storage:
+        fill(storage, 300)
+        path = backup_database(tmp_path / "copy.db", storage=storage).path
+    write_invalid(path, damage)
+    with pytest.raises(BackupError, match=advice):
+        verify_backup(path)
 
 
 def write_invalid(path: Path, damage: str) -> None:

@@ -41,6 +41,11 @@ def rows_of(url: str) -> dict[str, object]:
         storage.dispose()
 
 
+def test_a_copy_to_the_same_database_is_refused(source: Storage) -> None:
+    with pytest.raises(CopyError, match="the same database: name another target"):
+        copy_database(str(source.url), str(source.url))
+
+
 @pytest.mark.drill
 @pytest.mark.timeout(1_800)
 def test_a_copy_to_postgresql_and_back_is_identical(

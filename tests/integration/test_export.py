@@ -312,6 +312,14 @@ class TestBadFiles:
         with pytest.raises(TransferError, match=message):
             imported(broken)
 
+    def test_a_file_that_is_no_export_is_named_with_advice(self, db: Storage, tmp_path: Path) -> None:
+        file = tmp_path / "README.md"
+        file.write_text("# Not an export")
+        with pytest.raises(TransferError) as caught:
+            import_database(file)
+        advice = "it is not the header of an export: name a file that `dgx-storage export` wrote"
+        assert (str(caught.value), caught.value.line) == (f"{file}: line 1: {advice}", 1)
+
     @pytest.mark.parametrize(
         ("added", "message"),
         [

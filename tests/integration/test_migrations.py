@@ -180,6 +180,20 @@ def test_a_downgrade_loses_only_what_its_docstring_names(db: Storage, database_u
     assert {table: rows_of(database_url, table) for table in tables_of(database_url)} == everything
 
 
+def test_a_revision_that_is_unknown_or_in_the_other_direction_is_refused_with_advice(db: Storage) -> None:
+    for move in (migrations.upgrade, migrations.downgrade):
+        with pytest.raises(ValueError, match=f"^there is no revision 999: the revisions are 001 to {REVISIONS[-1]}$"):
+            move(db, "999")
+    with pytest.raises(ValueError, match=rf"^003 is older than {REVISIONS[-1]}: use `dgx-storage rollback 003`$"):
+        migrations.upgrade(db, "003")
+    migrations.downgrade(db, "-1")
+    with pytest.raises(ValueError, match=rf"^{REVISIONS[-1]} is newer than {REVISIONS[-2]}: use `dgx-storage migrate"):
+        migrations.downgrade(db, REVISIONS[-1])
+    migrations.downgrade(db, REVISIONS[-2])
+    migrations.upgrade(db, REVISIONS[-1])
+    migrations.upgrade(db, REVISIONS[-1])
+
+
 def test_a_rebuild_keeps_the_children_of_every_row(db: Storage) -> None:
     """With foreign keys on, dropping the old table would delete them without a word."""
     fill(db)

@@ -81,7 +81,7 @@ def explain_wait(session: Session, generation_id: str) -> Wait | None:
     if row.status not in set(GenerationStatus):
         return Wait(
             WaitReason.INVALID,
-            f"This library does not know its status {row.status!r}, so no worker gets it: `dgx-storage check` says why.",
+            f"This library does not know its status {row.status!r}, so no worker gets it: see `dgx-storage check`.",
         )
     if not row.is_valid and row.status not in FINISHED:
         return Wait(

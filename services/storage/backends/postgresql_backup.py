@@ -69,7 +69,7 @@ class PostgreSQLBackups:
 
     def read(self, path: Path) -> Contents:
         if not self.recognizes(path):
-            raise BackupError(f"{path} is neither an SQLite database nor an archive of pg_dump")
+            raise BackupError(f"{path} is neither an SQLite database nor an archive of pg_dump: use another backup")
         command = [_find_program("pg_restore"), "--file=-", str(path)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
             assert running.stdout is not None

@@ -78,9 +78,10 @@ class SQLiteBackups:
             backup.text_factory = bytes
             found = [line.decode(errors="replace") for (line,) in backup.execute("PRAGMA integrity_check(5)")]
             if found != ["ok"]:
-                raise BackupError(f"{path} is damaged: {found[0]}")
+                raise BackupError(f"{path} is damaged ({found[0]}): use another backup")
             if broken := backup.execute("PRAGMA foreign_key_check").fetchone():
-                raise BackupError(f"{path} has a row of {broken[0].decode()} that refers to a missing row")
+                table = broken[0].decode()
+                raise BackupError(f"{path} has a row of {table} that refers to a missing row: use another backup")
             return _read_contents(backup)
 
     def restore(self, engine: Engine, path: Path) -> Path | None:
@@ -128,7 +129,9 @@ class SQLiteBackups:
         except Exception as error:
             known = self._translate(error)
             if path is not None and isinstance(known, CorruptError):
-                raise BackupError(f"{path} is not a sound SQLite database ({error})", orig=error) from error
+                raise BackupError(
+                    f"{path} is not a sound SQLite database ({error}): use another backup", orig=error
+                ) from error
             if live is not None and isinstance(known, (ReadOnlyError, UnreachableError)) and not is_memory(live):
                 raise type(known)(explain(path_of(live)) or str(known), orig=error) from error
             raise (known or error) from error

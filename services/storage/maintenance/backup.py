@@ -107,7 +107,11 @@ def restore_database(path: str | os.PathLike[str], *, storage: Storage | None = 
     system, BusyError when others hold the database for too long.
     """
     storage = storage or get_storage()
-    backup = verify_backup(path)
+    try:
+        backup = verify_backup(path)
+    except (BackupError, SchemaTooNewError) as error:
+        error.args = (f"{str(error).removesuffix('.')}. Nothing was changed.",)
+        raise
     if _dialect_of(backup.path).suffix != storage.backend.backups.suffix:
         raise BackupError(f"{path} is the backup of another database system than {storage.display_url}: use copy")
     if _is_live(storage, backup.path):
@@ -161,7 +165,7 @@ def _is_live(storage: Storage, path: Path) -> bool:
 
 
 def _exists(target: Path) -> BackupError:
-    return BackupError(f"{target} exists: name another file, or pass overwrite (--force) to replace it")
+    return BackupError(f"{target} exists: name another file, or pass overwrite=True or --force to replace it")
 
 
 def _is_backup_name(stem: str) -> bool:
@@ -184,6 +188,8 @@ def _delete_oldest(folder: Path, suffix: str, keep: int) -> tuple[Path, ...]:
 
 def _dialect_of(path: Path) -> BackupDialect:
     if not path.is_file():
+        if path.is_dir():
+            raise BackupError(f"{path} is a folder: name one of its files")
         raise BackupError(f"{path} is not a file" if path.exists() else f"{path} does not exist")
     return backups_of(path)
 

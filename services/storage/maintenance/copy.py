@@ -84,6 +84,8 @@ def copy_database(source_url: str, target_url: str, *, progress: Progress | None
         source = Storage(source_url)
     with _naming("target"):
         target = Storage(target_url)
+    if source.url == target.url and not source.is_memory:
+        raise CopyError("The source and the target of the copy are the same database: name another target.")
     report_progress = progress or (lambda step, done, total: None)
     try:
         return _copy(source, target, report_progress)

@@ -68,7 +68,7 @@ def open_target(file: str | os.PathLike[str] | IO[bytes], storage: Storage, *, o
         with new_file(target, overwrite=overwrite) as new:
             yield new
     except FileExistsError as error:
-        message = f"{target} exists: name another file, or pass overwrite (--force) to replace it"
+        message = f"{target} exists: name another file, or pass overwrite=True or --force to replace it"
         raise TransferError(message, orig=error) from error
     except OSError as error:
         raise UnreachableError(f"{target} cannot be written: {error.strerror}", orig=error) from error

@@ -76,7 +76,8 @@ def read_header(line: bytes) -> Header:
     except (ValueError, TypeError):
         header = {}
     if header.get("format") != FORMAT:
-        raise TransferError("line 1: it is not the header of an export of this library", line=1, field="format")
+        message = "line 1: it is not the header of an export: name a file that `dgx-storage export` wrote"
+        raise TransferError(message, line=1, field="format")
     counts, revision = header.get("counts"), header.get("revision")
     if header.get("version") != VERSION or revision not in REVISIONS:
         raise SchemaTooNewError(f"The file has revision {revision!r}, which this release does not know: upgrade it.")

@@ -83,7 +83,11 @@ def _open_source(file: str | os.PathLike[str] | IO[bytes], storage: Storage) -> 
         except OSError as error:
             raise UnreachableError(f"{path} cannot be read: {error.strerror}", orig=error) from error
         with source:
-            yield source
+            try:
+                yield source
+            except TransferError as error:
+                error.args = (f"{path}: {error}",)
+                raise
         return
     with TemporaryFile() as copy:
         copyfileobj(file, copy)

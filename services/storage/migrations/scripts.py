@@ -9,7 +9,7 @@ from alembic.util import CommandError
 from sqlalchemy import Connection
 
 from ..errors import ForeignDatabaseError, MigrationsMissingError
-from ..schema import get_schema_version
+from ..schema import REVISIONS, get_schema_version
 
 
 def script_location() -> Path:
@@ -35,6 +35,8 @@ def run(operation: Any, connection: Connection, revision: str) -> None:
 
     Raises ValueError for an unknown revision, and ForeignDatabaseError if a revision refuses what it finds.
     """
+    if revision.isdecimal() and revision not in REVISIONS:
+        raise ValueError(f"there is no revision {revision}: the revisions are {REVISIONS[0]} to {REVISIONS[-1]}")
     config = _config()
     config.attributes["connection"] = connection
     try:

@@ -30,27 +30,34 @@ def upgrade(storage: Storage, revision: str = "head") -> None:
     """Upgrade the database to `revision`; first create one that is missing, and adopt one that has no version.
 
     Raises ForeignDatabaseError or SchemaTooNewError, with nothing changed, for a database that this library cannot
-    upgrade, SchemaDamagedError for one that lacks tables of its revision, and ValueError for an unknown revision.
+    upgrade, SchemaDamagedError for one that lacks tables of its revision, and ValueError for a revision that is unknown
+    or older than the database.
     """
     if not revision:
         raise ValueError("revision must be one of " + ", ".join(REVISIONS) + " or head")
     storage.backend.create_database(storage.url)
     with exclusive(storage) as connection:
         adopt(connection)
+        current = read_revision(connection) or ""
+        if revision in REVISIONS and revision < current:
+            raise ValueError(f"{revision} is older than {current}: use `dgx-storage rollback {revision}`")
         run(command.upgrade, connection, revision)
 
 
 def downgrade(storage: Storage, revision: str) -> None:
     """Downgrade the database to `revision` ("-1" for one step). Each revision's docstring says what that loses.
 
-    Raises NotInitializedError for a database without a version, ValueError for an unknown revision, and
-    ForeignDatabaseError, with nothing changed, if another program's object depends on what has to go.
+    Raises NotInitializedError for a database without a version, ValueError for a revision that is unknown or newer than
+    the database, and ForeignDatabaseError, with nothing changed, if another program's object depends on what has to go.
     """
     if not storage.backend.is_present(storage.url):
         raise NotInitializedError
     with exclusive(storage) as connection:
-        if read_revision(connection) is None:
+        current = read_revision(connection)
+        if current is None:
             raise NotInitializedError
+        if revision in REVISIONS and revision > current:
+            raise ValueError(f"{revision} is newer than {current}: use `dgx-storage migrate {revision}`")
         run(command.downgrade, connection, revision)
 
 
