@@ -345,9 +345,13 @@ def test_copy_lists_the_rows_that_the_target_would_refuse_and_writes_nothing(sql
     assert "secret" not in result.stderr
 
 
-def test_copy_into_a_database_with_rows_is_refused(sqlite_url: str) -> None:
-    add(sqlite_url, "jazz")
-    result = run("copy", sqlite_url, sqlite_url)
-    assert (result.exit_code, result.stdout) == (1, "")
-    assert "not empty" in result.stderr
+def test_copy_into_a_database_with_rows_is_refused(sqlite_url: str, tmp_path: Path) -> None:
+    other = f"sqlite:///{tmp_path}/other.db"
+    assert run("init", url=other).exit_code == 0
+    for url in (sqlite_url, other):
+        add(url, "jazz")
+    for target, words in ((other, "not empty"), (sqlite_url, "are the same database")):
+        result = run("copy", sqlite_url, target)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert words in result.stderr
     assert run("copy", sqlite_url).exit_code == 2
