@@ -134,7 +134,7 @@ db-backup *args: (_venv "run")
 db-restore *args: (_venv "run")
     @.venv/bin/python -m services.storage restore "$@"
 
-# Check the database and rebuild a wrong search index
+# Check the database, and print how to repair what is wrong
 [group("database")]
 [no-exit-message]
 db-check *args: (_venv "run")

@@ -1,6 +1,7 @@
 """The verbs that change generations and the queue, through the real program."""
 
 import json
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -57,7 +58,17 @@ def test_a_bad_request_names_the_field_and_stores_nothing(sqlite_url: str, argum
 def test_the_same_key_again_stores_nothing_new(sqlite_url: str) -> None:
     arguments = ["submit", "x", "--model", "m", "--seconds", "1", "--key", "k"]
     assert run(*arguments, url=sqlite_url).stdout == run(*arguments, url=sqlite_url).stdout
-    assert listed(sqlite_url) == ["x"]
+    (line,) = run("list", "--json", url=sqlite_url).stdout.splitlines()
+    assert json.loads(line)["file_path"] == f"outputs/{json.loads(line)['id']}.wav"
+
+
+@pytest.mark.parametrize(("given", "delay"), [("2h", timedelta(hours=2)), ("3d", timedelta(days=3))])
+def test_a_generation_can_be_scheduled_after_a_delay(sqlite_url: str, given: str, delay: timedelta) -> None:
+    before = datetime.now(UTC)
+    run("submit", "x", "--model", "m", "--seconds", "1", "--at", given, url=sqlite_url)
+    (line,) = run("list", "--json", url=sqlite_url).stdout.splitlines()
+    scheduled_at = datetime.fromisoformat(json.loads(line)["scheduled_at"])
+    assert before + delay <= scheduled_at <= datetime.now(UTC) + delay
 
 
 def test_filters_change_what_the_list_with_the_same_filters_shows(sqlite_url: str) -> None:
@@ -65,7 +76,7 @@ def test_filters_change_what_the_list_with_the_same_filters_shows(sqlite_url: st
     filters = ["--search", "lofi", "--since", "1h"]
     assert listed(sqlite_url, *filters) == ["lofi two", "lofi one"]
     dry = run("cancel", *filters, "--dry-run", url=sqlite_url)
-    assert (dry.stdout, dry.stderr) == ("2\n", "Would change 2 generations.\n")
+    assert (dry.stdout, dry.stderr) == ("2\n", "Would cancel 2 generations.\n")
     assert listed(sqlite_url, "--status", "cancelled") == []
     refused = run("cancel", *filters, url=sqlite_url)
     assert refused.exit_code == 1
@@ -81,15 +92,36 @@ def test_ids_are_changed_without_a_question_unless_that_deletes(sqlite_url: str)
     first, second = submitted(sqlite_url, "one", "two")
     assert run("favorite", first, url=sqlite_url).stdout == "1\n"
     assert listed(sqlite_url, "--favorites") == ["one"]
+    removed = run("favorite", first, "--remove", url=sqlite_url)
+    assert (removed.stdout, removed.stderr) == ("1\n", "Removed from favorites: 1 generation.\n")
+    assert listed(sqlite_url, "--favorites") == []
     assert run("delete", second, url=sqlite_url).exit_code == 1
     assert run("delete", second, "--yes", url=sqlite_url).stdout == "1\n"
     assert listed(sqlite_url) == ["one"]
 
 
+@pytest.mark.parametrize(
+    ("verb", "said"),
+    [
+        ("cancel", "Would cancel 1 generation."),
+        ("delete", "Would delete 1 generation."),
+        ("favorite", "Would mark as favorites: 1 generation."),
+    ],
+)
+def test_a_dry_run_on_a_terminal_says_what_it_would_do_and_prints_no_bare_number(
+    sqlite_url: str, verb: str, said: str
+) -> None:
+    (generation_id,) = submitted(sqlite_url, "x")
+    code, screen = on_a_terminal("--database-url", sqlite_url, verb, generation_id, "--dry-run")
+    assert (code, screen.splitlines()) == (0, [said])
+
+
 @pytest.mark.parametrize("verb", ["cancel", "retry", "delete", "favorite"])
 def test_nothing_named_and_both_named_are_wrong_usage(sqlite_url: str, verb: str) -> None:
-    assert run(verb, url=sqlite_url).exit_code == 2
-    assert run(verb, "some-id", "--status", "failed", url=sqlite_url).exit_code == 2
+    for arguments, message in (([], "at least one filter such as --status"), (["x", "--status", "failed"], "not both")):
+        result = run(verb, *arguments, url=sqlite_url)
+        assert result.exit_code == 2
+        assert message in result.stderr
 
 
 @pytest.mark.parametrize("verb", ["show", "why", "cancel", "delete"])
@@ -98,7 +130,11 @@ def test_an_unknown_and_an_ambiguous_id_are_errors(sqlite_url: str, verb: str) -
         run("submit", name, "--model", "m", "--seconds", "1", "--key", name, url=sqlite_url)
     first = submitted(sqlite_url, "x")[0]
     submitted(sqlite_url, "y")
-    for given, message in (("unknown-id", "no generation has the id"), ("abc", "at least 6"), (first[:6], "several")):
+    for given, message in (
+        ("unknown-id", "no generation has the id"),
+        ("abc", "at least 6"),
+        (first[:6], "type more characters"),
+    ):
         result = run(verb, given, url=sqlite_url)
         assert result.exit_code == 1
         assert message in result.stderr
@@ -108,7 +144,13 @@ def test_a_pause_says_its_reason_until_the_queue_is_resumed(sqlite_url: str) -> 
     (generation_id,) = submitted(sqlite_url, "x")
     assert run("pause", "--reason", "maintenance", url=sqlite_url).exit_code == 0
     assert "maintenance" in run("why", generation_id, url=sqlite_url).stdout
-    assert run("resume", url=sqlite_url).exit_code == 0
+    code, screen = on_a_terminal("--database-url", sqlite_url, "stats", env={"NO_COLOR": "1"})
+    assert code == 0
+    assert "paused (maintenance)" in screen
+    for message in ("Claims are allowed again", "was not paused"):
+        resumed = run("resume", url=sqlite_url)
+        assert resumed.exit_code == 0
+        assert message in resumed.stderr
     assert "paused" not in run("why", generation_id, url=sqlite_url).stdout
 
 
@@ -125,11 +167,21 @@ def test_metadata_is_filtered_by_value_and_by_range(sqlite_url: str) -> None:
 def test_a_list_fits_a_narrow_terminal(sqlite_url: str, columns: str) -> None:
     submitted(sqlite_url, "a very long prompt " * 10, "another")
     code, screen = on_a_terminal(
-        "list", env={"DATABASE_URL": sqlite_url, "COLUMNS": columns, "NO_COLOR": "1", "TERM": "dumb"}
+        "list", env={"DATABASE_URL": sqlite_url, "COLUMNS": columns, "NO_COLOR": "1", "TERM": "xterm"}
     )
     assert code == 0
     assert max(map(len, screen.splitlines())) <= int(columns)
     assert "pend" in screen
+
+
+def test_an_id_from_a_terminal_can_be_typed_back(sqlite_url: str) -> None:
+    submitted(sqlite_url, "one", "two", "three")
+    for arguments in (["-n", "1"], []):
+        code, screen = on_a_terminal("--database-url", sqlite_url, "list", *arguments, env={"NO_COLOR": "1"})
+        assert code == 0
+        for line in screen.splitlines()[1:]:
+            if " pending " in line:
+                assert run("show", line.split()[0], url=sqlite_url).exit_code == 0, line
 
 
 def test_the_database_may_be_named_before_and_after_the_verb(sqlite_url: str, tmp_path: object) -> None:
@@ -148,7 +200,17 @@ def test_the_help_lists_the_verbs_in_sections() -> None:
 
 
 def test_a_rollback_says_where_it_started_and_ended(sqlite_url: str) -> None:
-    assert run("rollback", url=sqlite_url).exit_code == 1
+    submitted(sqlite_url, "x")
+    for arguments, question in (
+        ([], "from revision 010 to 009? Columns"),
+        (["-3"], "from revision 010 to 007? Columns"),
+        (["008"], "from revision 010 to 008? Columns"),
+        (["base"], "This drops every table"),
+        (["-10"], "with 1 generation and 1 prompt. Really"),
+    ):
+        refused = run("rollback", "--", *arguments, url=sqlite_url)
+        assert refused.exit_code == 1
+        assert question in refused.stderr
     result = run("rollback", "--yes", url=sqlite_url)
     assert result.exit_code == 0
     assert "was at revision" in result.stderr

@@ -8,7 +8,7 @@ import click
 from ..maintenance import Backup
 from .app import commands
 from .options import confirm, json_option, yes_option
-from .output import echo_err, open_storage, sanitize
+from .output import echo_err, open_storage, print_fields, sanitize, say_contents
 
 
 @commands.command()
@@ -73,8 +73,8 @@ def restore(database_url: str | None, path: Path, yes: bool) -> None:
 
 
 def _say_rows(backup: Backup) -> str:
-    counts = {table.rpartition(".")[2]: count for table, count in backup.row_counts.items()}
-    return f"{counts.get('generations', 0):,} generations and {counts.get('prompts', 0):,} prompts"
+    counts = {table.rpartition(".")[2]: number for table, number in backup.row_counts.items()}
+    return say_contents(counts.get("generations", 0), counts.get("prompts", 0))
 
 
 def _print(backup: Backup, as_json: bool) -> None:
@@ -94,4 +94,4 @@ def _print(backup: Backup, as_json: bool) -> None:
         return
     lines = [("path", str(backup.path)), ("revision", backup.revision), ("size_bytes", str(backup.size_bytes))]
     lines += [("checksum", backup.checksum), *((f"rows {name}", str(n)) for name, n in backup.row_counts.items())]
-    click.echo("\n".join(f"{name}\t{sanitize(value)}" for name, value in lines))
+    print_fields([(name, sanitize(value)) for name, value in lines])

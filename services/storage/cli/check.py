@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .app import commands
-from .output import echo_err, open_storage, sanitize
+from .output import echo_err, open_storage, sanitize, say_count
 
 if TYPE_CHECKING:
     from ..maintenance import DatabaseReport
@@ -44,7 +44,7 @@ def check(database_url: str | None, fix: bool, quick: bool, outputs: Path | None
     if left:
         can_fix = not fix and any(not finding.advice or "--fix" in finding.advice for finding in left)
         what_next = ": dgx-storage backup, then dgx-storage check --fix" if can_fix else ""
-        raise click.ClickException(f"{len(left):,} finding{'' if len(left) == 1 else 's'} left to repair{what_next}")
+        raise click.ClickException(f"{say_count(len(left), 'finding')} left to repair{what_next}")
     if any(finding.values_lost for finding in report.findings):
         echo_err("The schema is repaired, but the lost values are only in a backup.")
     elif any(finding.fixed for finding in report.findings):

@@ -10,7 +10,7 @@ from ..engine import Storage, get_storage
 from ..errors import CopyError, StorageError
 from .app import commands
 from .options import confirm, yes_option
-from .output import echo_err, open_storage, sanitize, shown_progress
+from .output import echo_err, open_storage, sanitize, say_contents, say_count, shown_progress
 
 
 @commands.command()
@@ -56,8 +56,7 @@ def rollback(database_url: str | None, revision: str, yes: bool) -> None:
 
     with open_storage(database_url) as storage:
         before = storage.read_revision()
-        question = f"Downgrade {storage.display_url} from revision {before}? Columns of newer revisions are lost."
-        confirm(question, yes=yes)
+        confirm(_ask_rollback(storage, before, revision), yes=yes)
         try:
             downgrade(storage, revision)
         except ValueError as error:
@@ -108,7 +107,7 @@ def copy(source: str, target: str) -> None:
     else:
         click.echo("\n".join(f"{name}\t{count}\t{checksum}" for name, count, checksum in rows))
     resumed = " (continued an interrupted copy)" if report.resumed else ""
-    echo_err(f"Copied {report.row_count:,} rows{resumed}; both databases have the same contents.")
+    echo_err(f"Copied {say_count(report.row_count, 'row')}{resumed}; both databases have the same contents.")
 
 
 def _print_copied(rows: Sequence[tuple[str, int, str]]) -> None:
@@ -128,7 +127,20 @@ def _say_contents(storage: Storage) -> str:
             counts = get_database_stats(session)
     except StorageError:  # another revision, or damaged: reset is the way out then
         return "every generation and prompt"
-    return f"{counts['total_generations']:,} generations and {counts['total_prompts']:,} prompts"
+    return say_contents(counts["total_generations"], counts["total_prompts"])
+
+
+def _ask_rollback(storage: Storage, before: str | None, revision: str) -> str:
+    """Return the question before a downgrade, which names the revision that it ends at and what is lost."""
+    from ..migrations.scripts import load_scripts
+
+    newest_first = [script.revision for script in load_scripts().walk_revisions()]
+    if before in newest_first and revision[:1] == "-" and revision[1:].isdecimal():
+        older = newest_first[newest_first.index(before) + int(revision[1:]) :]
+        revision = older[0] if older else "base"
+    if revision == "base":
+        return f"This drops every table of {storage.display_url}, with {_say_contents(storage)}. Really roll it back?"
+    return f"Downgrade {storage.display_url} from revision {before} to {revision}? Columns of newer revisions are lost."
 
 
 def _echo_ready(storage: Storage) -> None:

@@ -1,8 +1,10 @@
 """The verbs that add and change generations: submit, cancel, retry, delete, favorite."""
 
 import json
+import sys
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import click
 
@@ -10,8 +12,8 @@ from ..defaults import MAX_ATTEMPTS
 from ..maintenance import cancel_generations, delete_generations, retry_generations, set_favorites
 from ..types import uuid7
 from .app import commands
-from .options import Moment, confirm, dry_run_option, filter_options, given_filters, resolve_ids, yes_option
-from .output import echo_err, open_storage, sanitize
+from .options import DueTime, confirm, dry_run_option, filter_options, given_filters, resolve_ids, yes_option
+from .output import echo_err, open_storage, sanitize, say_count
 
 
 @commands.command()
@@ -22,7 +24,13 @@ from .output import echo_err, open_storage, sanitize
 @click.option("--channels", type=int, default=2, show_default=True, help="1 mono, 2 stereo.")
 @click.option("--file", "file_path", metavar="PATH", help="The file to write.  [default: outputs/ID.wav]")
 @click.option("--priority", type=int, default=0, show_default=True, help="Higher ones are claimed first.")
-@click.option("--at", "scheduled_at", metavar="TIME", type=Moment(), help="Not due before TIME.")
+@click.option(
+    "--at",
+    "scheduled_at",
+    metavar="TIME",
+    type=DueTime(),
+    help="Not due before TIME, such as 2026-11-25T12:00, or 2h from now.",
+)
 @click.option("--attempts", "max_attempts", type=int, default=MAX_ATTEMPTS, show_default=True, help="At most N.")
 @click.option("--batch", "batch_id", metavar="ID", help="The batch it belongs to.")
 @click.option("--key", "idempotency_key", metavar="KEY", help="The same KEY again stores nothing new.")
@@ -38,8 +46,8 @@ def submit(database_url: str | None, /, parameters: str | None, metadata: str | 
             request[name] = None if text is None else json.loads(text)
         except ValueError as error:
             raise click.BadParameter("it is not valid JSON", param_hint=f"--{name}") from error
-    request["generation_id"] = None if request["idempotency_key"] else uuid7()
-    request["file_path"] = request["file_path"] or f"outputs/{request['generation_id'] or uuid7()}.wav"
+    request["generation_id"] = uuid7()
+    request["file_path"] = request["file_path"] or f"outputs/{request['generation_id']}.wav"
     with open_storage(database_url) as storage:
         try:
             with storage.session() as session:
@@ -49,8 +57,17 @@ def submit(database_url: str | None, /, parameters: str | None, metadata: str | 
         click.echo(generation.id)
 
 
-def add_change_verb(name: str, change: Callable[..., int], summary: str, done: str, *, question: str = "") -> None:
-    """Register a verb that changes the generations named by ids, or all that meet filters."""
+class Change(NamedTuple):
+    """A change of generations: its function, and what to say before and after it."""
+
+    apply: Callable[..., int]
+    action: str
+    done: str
+    always_asks: bool = False
+
+
+def add_change_verb(name: str, summary: str, change: Change, note: str = "", removal: Change | None = None) -> None:
+    """Register a verb that changes the generations named by ids, or all that meet filters; --remove is `removal`."""
 
     @commands.command(name=name, short_help=f"{summary} by ID or by filters.")
     @click.argument("ids", metavar="[ID]...", nargs=-1)
@@ -58,34 +75,57 @@ def add_change_verb(name: str, change: Callable[..., int], summary: str, done: s
     @dry_run_option
     @yes_option
     @click.pass_obj
-    def verb(database_url: str | None, /, ids: tuple[str, ...], dry_run: bool, yes: bool, **options: Any) -> None:
-        filters = given_filters(options)
-        if bool(ids) == bool(filters):
-            raise click.UsageError("Name IDs or filters: one of them, not both.")
-        with open_storage(database_url) as storage:
-            selected: dict[str, Any] = {"ids": resolve_ids(storage, ids)} if ids else filters
-            try:
-                if not dry_run and (filters or question):
-                    count = change(dry_run=True, storage=storage, **selected)
-                    confirm(f"{question or name.capitalize()} {_say_count(count)} in {storage.display_url}?", yes=yes)
-                count = change(dry_run=dry_run, storage=storage, **selected)
-            except ValueError as error:
-                raise click.ClickException(sanitize(str(error))) from error
-        click.echo(count)
-        echo_err(f"Would change {_say_count(count)}." if dry_run else f"{done} {_say_count(count)}.")
+    def verb(database_url: str | None, /, *, dry_run: bool, yes: bool, remove: bool = False, **selected: Any) -> None:
+        _change(database_url, removal if removal and remove else change, dry_run=dry_run, yes=yes, **selected)
 
+    if removal:
+        click.option("--remove", is_flag=True, help="Remove the mark instead.")(verb)
     verb.help = (
-        f"{summary} with these IDs, or all that meet the filters.\n\n"
-        "An ID may be shortened to what is unique, 6 characters or more. Filters ask for confirmation. Prints the "
-        "number of generations that changed; those in another state stay as they are."
+        f"{summary} with these IDs, or all that meet the filters.{note}\n\n"
+        "An ID may be shortened to what is unique, 6 characters or more. "
+        f"{'It always asks' if change.always_asks else 'Filters ask'} for confirmation. Prints the number of "
+        f"generations that changed; those in another state stay as they are."
     )
 
 
-add_change_verb("cancel", cancel_generations, "Cancel generations", "Cancelled")
-add_change_verb("retry", retry_generations, "Retry failed and cancelled generations", "Made pending again:")
-add_change_verb("delete", delete_generations, "Delete generations", "Deleted", question="Delete")
-add_change_verb("favorite", set_favorites, "Mark generations as favorites,", "Marked as favorites:")
+def _change(
+    database_url: str | None, change: Change, *, ids: tuple[str, ...], dry_run: bool, yes: bool, **options: Any
+) -> None:
+    filters = given_filters(options)
+    if ids and filters:
+        raise click.UsageError("Name IDs or filters: one of them, not both.")
+    if not ids and not filters:
+        raise click.UsageError("Name IDs, or at least one filter such as --status.")
+    with open_storage(database_url) as storage:
+        selected: dict[str, Any] = {"ids": resolve_ids(storage, ids)} if ids else filters
+        try:
+            if not dry_run and (filters or change.always_asks):
+                count = change.apply(dry_run=True, storage=storage, **selected)
+                confirm(f"{change.action} {say_count(count, 'generation')} in {storage.display_url}?", yes=yes)
+            count = change.apply(dry_run=dry_run, storage=storage, **selected)
+        except ValueError as error:
+            raise click.ClickException(sanitize(str(error))) from error
+    if not sys.stdout.isatty():
+        click.echo(count)
+    said = f"Would {change.action.lower()}" if dry_run else change.done
+    echo_err(f"{said} {say_count(count, 'generation')}.")
 
 
-def _say_count(count: int) -> str:
-    return f"{count:,} generation{'' if count == 1 else 's'}"
+add_change_verb("cancel", "Cancel generations", Change(cancel_generations, "Cancel", "Cancelled"))
+add_change_verb(
+    "retry",
+    "Retry failed and cancelled generations",
+    Change(retry_generations, "Retry", "Made pending again:"),
+)
+add_change_verb(
+    "delete",
+    "Delete generations",
+    Change(delete_generations, "Delete", "Deleted", always_asks=True),
+    note=" The audio files stay.",
+)
+add_change_verb(
+    "favorite",
+    "Mark generations as favorites,",
+    Change(set_favorites, "Mark as favorites:", "Marked as favorites:"),
+    removal=Change(partial(set_favorites, False), "Remove from favorites:", "Removed from favorites:"),
+)

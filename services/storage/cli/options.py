@@ -24,20 +24,31 @@ class Moment(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     """A time: ISO 8601 (UTC unless it has an offset), or an age such as 90d, 12h or 30m."""
 
     name = "time"
+    direction = -1
+    span = "an age such as 90d"
+    too_large = "too long ago"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
         """Return the time as an aware datetime."""
         text = str(value)
         if text[-1:] in UNITS and text[:-1].isdecimal():
             try:
-                return datetime.now(UTC) - timedelta(**{UNITS[text[-1]]: int(text[:-1])})
+                return datetime.now(UTC) + self.direction * timedelta(**{UNITS[text[-1]]: int(text[:-1])})
             except OverflowError:
-                self.fail(f"{text!r} is too long ago", param, ctx)
+                self.fail(f"{text!r} is {self.too_large}", param, ctx)
         try:
             moment = datetime.fromisoformat(text)
         except ValueError:
-            self.fail(f"{text!r} is not a time: use 2026-11-25, 2026-11-25T12:00 or an age such as 90d", param, ctx)
+            self.fail(f"{text!r} is not a time: use 2026-11-25, 2026-11-25T12:00 or {self.span}", param, ctx)
         return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+class DueTime(Moment):
+    """A time: ISO 8601 as for Moment, or a delay from now such as 2h."""
+
+    direction = 1
+    span = "a delay such as 2h"
+    too_large = "too far in the future"
 
 
 class Member(click.ParamType):  # type: ignore[type-arg,unused-ignore]
@@ -106,8 +117,10 @@ def resolve_ids(storage: Storage, given: Sequence[str]) -> list[str]:
             if not found:
                 raise click.ClickException(f"no generation has the id {shorten(text)}")
             if len(found) > 1:
-                some = ", ".join(map(sanitize, found[:3]))
-                raise click.ClickException(f"several generations have ids that begin with {shorten(text)}: {some}, …")
+                some = ", ".join(map(sanitize, found[:3])) + (", …" if len(found) > 3 else "")
+                raise click.ClickException(
+                    f"several generations have ids that begin with {shorten(text)}: type more characters ({some})"
+                )
             ids.append(found[0])
         return ids
 

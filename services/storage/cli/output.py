@@ -46,6 +46,16 @@ def shorten(prompt: str) -> str:
     return prompt if len(prompt) <= 60 else f"{prompt[:59]}…"
 
 
+def say_count(number: int, noun: str) -> str:
+    """Return a number and its noun, in the singular for 1."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def say_contents(generations: int, prompts: int) -> str:
+    """Return the numbers of generations and prompts as text."""
+    return f"{say_count(generations, 'generation')} and {say_count(prompts, 'prompt')}"
+
+
 def print_fields(fields: Sequence[tuple[str, str]]) -> None:
     """Print names and values: aligned on a terminal, separated by a tab when piped."""
     width = max((len(name) for name, _ in fields), default=0)
@@ -70,7 +80,7 @@ def progress_bar() -> "Progress":
 def shown_progress() -> Iterator[Callable[[str, int, int], None]]:
     """Yield a progress callback: it updates a bar on a terminal, and prints a line for each step elsewhere."""
     if not (sys.stdout.isatty() and sys.stderr.isatty()):
-        yield lambda step, done, total: echo_err(f"{step}: {total:,} rows") if 0 < total == done else None
+        yield lambda step, done, total: echo_err(f"{step}: {say_count(total, 'row')}") if 0 < total == done else None
         return
     with progress_bar() as progress:
         bar = progress.add_task("", total=None)

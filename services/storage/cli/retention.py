@@ -25,7 +25,7 @@ finished = click.Choice(sorted(status.value for status in FINISHED))
 @click.option("--keep-newest", metavar="N", type=click.IntRange(min=0), help="Keep the N that finished last.")
 @click.option("--delete-files-under", metavar="DIR", type=folder, help="Delete their files too, only below DIR.")
 @click.option("--dry-run", is_flag=True, help="Print what would be deleted, a line each, and delete nothing.")
-@click.option("--force", is_flag=True, help="Also when more than half of all generations would be deleted.")
+@click.option("--force", is_flag=True, help="Also if it deletes more than 1,000 generations and more than half of all.")
 @yes_option
 @json_option
 @click.pass_obj

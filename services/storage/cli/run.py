@@ -17,7 +17,7 @@ from ..models import Generation
 from ..validation import clean_error_message
 from .app import commands
 from .history import print_stats
-from .output import echo_err, open_storage, progress_bar, sanitize, shorten
+from .output import echo_err, open_storage, progress_bar, sanitize, say_count, shorten
 
 if TYPE_CHECKING:
     from ..demo.processes import Event, LiveWorkers
@@ -142,12 +142,14 @@ def worker(
         which = "every model" if names is None else f"model {', '.join(names)}"
         echo_err(f"Worker {worker.worker_id} started, {which}, database {storage.display_url}")
         jobs = worker.run(max_jobs=max_jobs, until_empty=until_empty)
-        echo_err(f"Worker {worker.worker_id} stopped after {jobs:,} job{'' if jobs == 1 else 's'}")
+        echo_err(f"Worker {worker.worker_id} stopped after {say_count(jobs, 'job')}")
 
 
 def _load_handler(name: str) -> "Callable[[Job], Result | None]":
     """Return the function that MODULE:FUNCTION names; the current folder is searched first."""
     module, _, function = name.partition(":")
+    if not module or not function:
+        raise click.BadParameter(f"{sanitize(name)}: write MODULE:FUNCTION", param_hint="MODULE:FUNCTION")
     sys.path.insert(0, "")
     try:
         found = getattr(import_module(module), function)

@@ -15,7 +15,7 @@ from .output import sanitize
 
 BAR_WIDTH = 32
 MODEL_WIDTH = 20
-SHORTEST_ID = 8
+SHORTEST_ID = 13  # the whole milliseconds of a UUID of version 7: fewer characters are soon those of other ids too
 WIDE = 100  # from this terminal width on, the model and the year of creation are shown
 COLORS: Mapping[str, str] = {
     GenerationStatus.PENDING: "yellow",
@@ -84,7 +84,7 @@ def running_table(running: Sequence[tuple[Generation, str, str]], *, with_step: 
     """Return one line for each running generation: its progress, the time when it should finish, and its step."""
     length = _distinct_length([row.id for row, _, _ in running])
     table = Table("running", "model", "done", "ready", *(["step"] if with_step else []), box=None)
-    table.columns[0].min_width = min(length, SHORTEST_ID + 4)
+    table.columns[0].min_width = min(length, SHORTEST_ID)
     table.columns[1].max_width = MODEL_WIDTH
     for row, percent, ready in running:
         step = [row.current_step or ""] if with_step else []
@@ -164,7 +164,8 @@ def queue_line(queue: QueueStats) -> Text:
     if queue.expired:
         text.append(f", expired leases {queue.expired:,}", style="red")
     if queue.is_paused:
-        text.append(", paused", style="yellow")
+        reason = f" ({sanitize(queue.pause_reason)})" if queue.pause_reason else ""
+        text.append(f", paused{reason}", style="yellow")
     return text
 
 

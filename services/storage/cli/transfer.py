@@ -11,7 +11,7 @@ import click
 
 from .app import commands
 from .options import filter_options, given_filters, json_option, resolve_ids
-from .output import echo_err, open_storage, print_fields, sanitize, shown_progress
+from .output import echo_err, open_storage, print_fields, sanitize, say_contents, shown_progress
 
 STREAM = Path("-")
 file_argument = click.argument("file", metavar="FILE", type=click.Path(path_type=Path, allow_dash=True))
@@ -42,7 +42,7 @@ def export_(database_url: str | None, /, file: Path, force: bool, **options: Any
             raise click.ClickException(sanitize(str(error))) from error
         where = storage.display_url
     if file != STREAM:
-        print_fields([(name, str(count)) for name, count in report.row_counts.items()])
+        print_fields([(name, str(number)) for name, number in report.row_counts.items()])
     echo_err(f"Exported {_say(report.row_counts)} of {where} to {'stdout' if file == STREAM else file}.")
 
 
@@ -66,7 +66,7 @@ def import_(database_url: str | None, file: Path, as_json: bool) -> None:
         click.echo(json.dumps(report.to_dict()))
     else:
         existing = report.existing
-        print_fields([(name, f"{count} stored, {existing[name]} existing") for name, count in report.stored.items()])
+        print_fields([(name, f"{number} stored, {existing[name]} existing") for name, number in report.stored.items()])
     if report.missing_parents:
         echo_err(f"{report.missing_parents:,} parents are neither in the file nor in the database.")
     echo_err(f"Imported {_say(report.stored)} into {where}.")
@@ -101,9 +101,4 @@ def zip_(database_url: str | None, generation_id: str, file: Path, outputs: Path
 
 
 def _say(counts: Mapping[str, int]) -> str:
-    generations, prompts = counts.get("generations", 0), counts.get("prompts", 0)
-    return f"{_count(generations, 'generation')} and {_count(prompts, 'prompt')}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    return say_contents(counts.get("generations", 0), counts.get("prompts", 0))
