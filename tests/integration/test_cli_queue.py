@@ -167,7 +167,7 @@ def test_metadata_is_filtered_by_value_and_by_range(sqlite_url: str) -> None:
 def test_a_list_fits_a_narrow_terminal(sqlite_url: str, columns: str) -> None:
     submitted(sqlite_url, "a very long prompt " * 10, "another")
     code, screen = on_a_terminal(
-        "list", env={"DATABASE_URL": sqlite_url, "COLUMNS": columns, "NO_COLOR": "1", "TERM": "dumb"}
+        "list", env={"DATABASE_URL": sqlite_url, "COLUMNS": columns, "LINES": "25", "NO_COLOR": "1", "TERM": "dumb"}
     )
     assert code == 0
     assert max(map(len, screen.splitlines())) <= int(columns)

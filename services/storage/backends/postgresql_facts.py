@@ -29,6 +29,9 @@ class PostgreSQLFacts:
     def find_low_sequences(self, connection: Connection) -> list[LowSequence]:
         found = []
         for owned in (one for one in read_objects(connection) if one.kind == "owner of"):
+            may_read = text("SELECT has_sequence_privilege(:name, 'SELECT')")
+            if not connection.scalar(may_read, {"name": owned.name}):
+                continue
             key = owned.definition.removeprefix(f"{owned.table}.")
             next_key = f"(SELECT CASE WHEN is_called THEN last_value + 1 ELSE last_value END FROM {owned.name})"
             if connection.exec_driver_sql(f"SELECT max({key}) >= {next_key} FROM {owned.table}").scalar():
