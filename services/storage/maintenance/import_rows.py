@@ -68,7 +68,10 @@ def import_database(
     with _open_source(file, storage) as source:
         header = read_header(source.readline(LINE_BYTES_LIMIT + 1))
         run = partial(_import, source=source, header=header, progress=progress or (lambda step, done, total: None))
-        return storage.run_in_transaction(run)
+        try:
+            return storage.run_in_transaction(run)
+        except ConflictError:  # another import has stored prompts with the same ids meanwhile: now they exist
+            return storage.run_in_transaction(run)
 
 
 @contextmanager
