@@ -129,15 +129,16 @@ def test_bad_rows_are_reported_before_tables_are_created(source: Storage, empty_
     target.dispose()
 
 
-def test_a_target_with_rows_is_refused_and_not_changed(source: Storage, database_url: str) -> None:
+def test_a_target_with_rows_is_refused_and_not_changed(source: Storage, empty_database_url: str) -> None:
     with source.session() as session:
         a_generation(session)
-    target = Storage(database_url)
+    target = Storage(empty_database_url)
+    migrations.upgrade(target)
     with target.session() as session:
         track_prompt_usage(session, "somebody else's")
     before = contents(target)
     with pytest.raises(CopyError, match="rows in prompts"):
-        copy_database(str(source.url), database_url)
+        copy_database(str(source.url), empty_database_url)
     assert contents(target) == before
     target.dispose()
 
