@@ -127,6 +127,14 @@ class TestHealth:
         assert health.backlog is health.workers is health.paused is None
         assert health.problems[0].endswith(".")
 
+    @pytest.mark.parametrize("lost", ["generations RENAME COLUMN channels TO chan", "prompts RENAME TO texts"])
+    def test_what_only_other_statements_read_is_missed_too(self, db: Storage, lost: str) -> None:
+        with db.engine.begin() as connection:
+            connection.exec_driver_sql(f"ALTER TABLE {lost}")
+        health = check_health()
+        assert not health.ok
+        assert "dgx-storage check --fix" in health.problems[0]
+
     def test_the_verb_says_the_same(self, db: Storage) -> None:
         url = db.url.render_as_string(hide_password=False)
         healthy = run("health", url=url)

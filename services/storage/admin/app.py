@@ -66,7 +66,7 @@ def create_app(
         Route("/history", site.page("history", read_history)),
         Route("/generation", site.page("generation", read_generation)),
         Route("/audio", site.play),
-        Route("/numbers", site.page("numbers", Numbers().read)),
+        Route("/numbers", site.page("numbers", Numbers().read, checks_schema=True)),
         Mount("/static", StaticFiles(directory=HERE / "static")),
         Route("/{path:path}", site.page("missing", _refuse)),
     ]
@@ -94,11 +94,16 @@ class Site:
         """The given database, or the default one."""
         return self._storage or get_storage()
 
-    def page(self, name: str, read: Read) -> Callable[[Request], Awaitable[Response]]:
-        """Return the endpoint that renders the template `name` with what `read` returns."""
+    def page(self, name: str, read: Read, *, checks_schema: bool = False) -> Callable[[Request], Awaitable[Response]]:
+        """Return the endpoint that renders the template `name` with what `read` returns.
+
+        `checks_schema` says that `read` finds out itself whether another process has changed the schema meanwhile.
+        """
 
         async def answer(request: Request) -> Response:
-            return await to_thread.run_sync(partial(self._render, request, name, read), limiter=self.limiter)
+            return await to_thread.run_sync(
+                partial(self._render, request, name, read, checks_schema), limiter=self.limiter
+            )
 
         return answer
 
@@ -121,11 +126,11 @@ class Site:
     def _view(self, request: Request) -> View:
         return View(request, self.storage, can_play=self.outputs is not None, always_hides=self.hide_prompts)
 
-    def _render(self, request: Request, name: str, read: Read) -> Response:
+    def _render(self, request: Request, name: str, read: Read, checks_schema: bool) -> Response:
         view = self._view(request)
         try:
             self._notice_replacement()
-            if self.storage.replicas is None:
+            if self.storage.replicas is None and not checks_schema:
                 self.storage.require_schema(refresh=True)  # another process may have changed it meanwhile
             with self.storage.session(read_only=True) as session:
                 content = read(session, view)

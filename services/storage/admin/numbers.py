@@ -68,13 +68,16 @@ class Numbers:
         is_fresh = figures is not None and utcnow() - figures.at <= FRESH
         if not is_fresh and key not in self._being_read:
             view.afterwards = partial(self._read_again, view.storage, key)
+        health = check_health(storage=view.storage)
+        if not health.ok and view.storage.replicas is None:
+            view.storage.require_schema(refresh=True)  # another process may have changed it meanwhile
         return {
             "days": days,
             "periods": PERIODS,
             "figures": figures,
             "now": utcnow(),
             "chart_drawn": figures and draw_usage(figures.usage, "%H:00" if days == 1 else "%-d %b"),
-            "health": check_health(storage=view.storage),
+            "health": health,
             "is_searchable": _is_newest_found(session),
             "refresh": 0 if is_fresh else REFRESH_SECONDS,
         }

@@ -17,7 +17,7 @@ from ..engine import Storage, get_storage
 from ..errors import StorageError
 from ..models import Generation, QueueState
 from ..queue.workers import count_workers
-from ..schema_check import REVISION, require_head
+from ..schema_check import REVISION_OF_HEAD, require_head
 from ..serialization import Report
 
 BACKLOG_LIMIT: Final = 10_000  # due generations that are counted, so that the check takes no longer with a million
@@ -27,11 +27,12 @@ BACKLOG_LIMIT: Final = 10_000  # due generations that are counted, so that the c
 class Health(Report):
     """Whether a database can serve requests, and what its queue looks like; None where that is unknown.
 
-    `ok` is False if it cannot: it does not answer, its schema is not at this library's revision, or it cannot be
-    written. `problems` are sentences that say why, and also that generations are due but no worker is running. They
-    contain no password and no prompt. `database` is its URL without the password. `latency` is how long it took to
-    answer, in seconds. `backlog` counts the due generations, up to 10,000; `oldest_due` is how long the oldest of them
-    has been due, in seconds. `workers` counts the live workers; `paused` says whether claims are stopped.
+    `ok` is False if it cannot: it does not answer, its schema is not at this library's revision or lacks a table or
+    column, or it cannot be written. `problems` are sentences that say why, and also that generations are due but no
+    worker is running. They contain no password and no prompt. `database` is its URL without the password. `latency` is
+    how long it took to answer, in seconds. `backlog` counts the due generations, up to 10,000; `oldest_due` is how long
+    the oldest of them has been due, in seconds. `workers` counts the live workers; `paused` says whether claims are
+    stopped.
     """
 
     ok: bool
@@ -123,7 +124,7 @@ def _select_health(backend: Backend) -> tuple[Select[Any], StatementClock]:
     count = select(func.count()).select_from(counted).correlate(levels).scalar_subquery()
     backlog = select(func.sum(count).label("backlog"), func.min(oldest).label("oldest")).select_from(levels).subquery()
     statement = select(
-        literal_column(f"({REVISION})").label("revision"),
+        literal_column(f"({REVISION_OF_HEAD})").label("revision"),
         backlog.c.backlog,
         seconds_between(backend, now, backlog.c.oldest).label("oldest_due"),
         count_workers(clock).label("workers"),
