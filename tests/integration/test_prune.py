@@ -23,7 +23,7 @@ from services.storage import (
     prune_generations,
 )
 from services.storage.lifecycle import FINISHED, GenerationStatus
-from services.storage.maintenance import file_deletion, pacing, prune
+from services.storage.maintenance import output_folder, pacing, prune
 from services.storage.models import PrunedFile, UsageTotal
 from tests.support.databases import ask, is_sqlite, run_script
 from tests.support.factories import a_request
@@ -239,7 +239,7 @@ class TestFiles:
         path = tmp_path / "out/folder/a.wav"
         path.parent.mkdir(parents=True)
         path.write_bytes(b"1")
-        folder = file_deletion.Outputs("folder", tmp_path / "out", db)
+        folder = output_folder.Outputs("folder", tmp_path / "out", db)
         (tmp_path / "out/folder").rename(tmp_path / "moved")
         (tmp_path / "out/folder").symlink_to(tmp_path / "moved")
         with pytest.raises(OSError, match=r"folder"):

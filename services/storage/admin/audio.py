@@ -9,7 +9,7 @@ from typing import Any, Final
 from starlette.responses import FileResponse
 
 from ..engine import Storage
-from ..maintenance.file_deletion import Outputs
+from ..maintenance.output_folder import Outputs
 from ..models import Generation
 
 # By the name of the file, because the page must never serve a text as HTML, whatever a row says about it.

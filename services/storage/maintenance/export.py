@@ -19,7 +19,7 @@ from ..models import TABLES, Generation
 from ..row_loading import GENERATIONS
 from ..serialization import Report
 from .export_format import Values, exported_columns, links_to_owner, new_header, parts_of, write_header, write_line
-from .file_deletion import database_files
+from .output_folder import is_database_file
 from .row_checks import BATCH_ROWS, Progress
 
 PROMPTS: Final = GENERATIONS.metadata.tables["prompts"]
@@ -72,15 +72,6 @@ def open_target(file: str | os.PathLike[str] | IO[bytes], storage: Storage, *, o
         raise TransferError(message, orig=error) from error
     except OSError as error:
         raise UnreachableError(f"{target} cannot be written: {error.strerror}", orig=error) from error
-
-
-def is_database_file(path: Path, storage: Storage) -> bool:
-    """Return whether `path` is a file of the database, which only SQLite may open (ADR 28)."""
-    try:
-        found = path.stat()
-    except (OSError, ValueError):
-        return False
-    return (found.st_dev, found.st_ino) in set(database_files(storage))
 
 
 def _write(

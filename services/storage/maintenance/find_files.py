@@ -14,13 +14,12 @@ from ..backends import backend_for
 from ..engine import Storage, get_storage
 from ..lifecycle import GenerationStatus
 from ..limits import ROWS_PER_STATEMENT
-from ..models import Base, Generation
+from ..models import Generation
+from ..row_loading import GENERATIONS
 from ..serialization import Report
 from ..validation import validate_flag
-from .file_deletion import Outputs
+from .output_folder import Outputs
 from .pacing import Pace
-
-GENERATIONS = Base.metadata.tables["generations"]
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,9 @@ from ..file_reading import open_file
 from ..models import TABLES, Base
 from ..row_loading import GENERATIONS
 from ..serialization import Report
-from .export import PROMPTS, is_database_file
+from .export import PROMPTS
 from .export_format import LINE_BYTES_LIMIT, Header, parts_of, read_header, read_line
+from .output_folder import is_database_file
 from .row_checks import BATCH_ROWS, Progress, own_links, plain_table
 
 MEMORY_BYTES: Final = 1 << 20  # the links between generations take more than this in a temporary file
@@ -68,10 +69,7 @@ def import_database(
     with _open_source(file, storage) as source:
         header = read_header(source.readline(LINE_BYTES_LIMIT + 1))
         run = partial(_import, source=source, header=header, progress=progress or (lambda step, done, total: None))
-        try:
-            return storage.run_in_transaction(run)
-        except ConflictError:  # another import has stored prompts with the same ids meanwhile: now they exist
-            return storage.run_in_transaction(run)
+        return storage.run_in_transaction(run)
 
 
 @contextmanager
@@ -260,7 +258,10 @@ class _Run:
         return missing
 
     def _execute(self, table: Table, statement: Any, lines: Sequence[Line], *, left_out: Sequence[str] = ()) -> None:
-        """Execute an INSERT for each line. Raises TransferError for the first line that the database refuses."""
+        """Execute an INSERT for each line. Raises TransferError for the first line that the database refuses.
+
+        Line by line, none may be refused: another import has stored the same rows meanwhile, and now they are found.
+        """
         if not lines:
             return
         rows = [{name: value for name, value in line.row.items() if name not in left_out} for line in lines]
@@ -274,7 +275,6 @@ class _Run:
                         self._session.connection().execute(statement, row)
                 except (ConflictError, ConstraintError) as error:
                     raise self._explain(line, table, error) from error
-            raise
 
     def _explain(self, line: Line, table: Table, error: StorageError) -> TransferError:
         """Return the error that says what the database refused: the rule, and a column that is in it."""

@@ -23,7 +23,7 @@ from ..models import Base, Generation, PrunedFile
 from ..serialization import Report
 from ..types import TimeText
 from ..validation import validate_count, validate_flag, validate_moment
-from .file_deletion import Outputs
+from .output_folder import Outputs
 from .pacing import Pace
 from .row_checks import Progress
 from .space import vacuum

@@ -18,7 +18,7 @@ from ..queue import get_attempts
 from ..queue.enqueue import REQUEST
 from ..serialization import Report
 from .export import open_target
-from .file_deletion import Outputs
+from .output_folder import Outputs
 
 DOCUMENT: Final = "generation.json"
 

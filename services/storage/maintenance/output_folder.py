@@ -14,11 +14,13 @@ from contextlib import contextmanager
 from datetime import timedelta
 from functools import lru_cache
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any, Final
 
 from sqlalchemy import select
 
 from ..engine import Storage
+from ..file_reading import COMPANIONS
 from ..models import Generation
 
 ROWS_AT_ONCE: Final = 2_000
@@ -226,9 +228,18 @@ def _hash(path: str) -> int:
 
 def database_files(storage: Storage) -> Iterator[tuple[int, int]]:
     """Yield the device and inode of the database file and of the files that SQLite keeps beside it."""
-    for suffix in ("", "-wal", "-shm", "-journal"):
+    for suffix in ("", *COMPANIONS):
         try:
             found = os.stat(f"{storage.url.database}{suffix}")
         except (OSError, ValueError):
             continue
         yield found.st_dev, found.st_ino
+
+
+def is_database_file(path: Path, storage: Storage) -> bool:
+    """Return whether `path` is a file of the database, which only SQLite may open (ADR 28)."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return False
+    return (found.st_dev, found.st_ino) in set(database_files(storage))
