@@ -5,7 +5,7 @@ A watch takes no thread: the reader that all watches of a storage share hands it
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
 from typing import Final, TypeVar
 
@@ -14,8 +14,7 @@ from sqlalchemy.orm import Session
 from .defaults import TRANSACTION_ATTEMPTS
 from .engine import Storage, get_storage
 from .models import Generation
-from .validation import validate_seconds
-from .watching import Delivery, Watch, read_generation, unpack
+from .watching import Delivery, Watch, read_generation, unpack, validate_timeout
 
 __all__ = ["run_in_transaction", "wait_for_generation", "watch_generation"]
 
@@ -59,9 +58,7 @@ async def wait_for_generation(
     generation_id: str, *, timeout: float | None = None, storage: Storage | None = None
 ) -> Generation:
     """Return the generation once it is finished; see services.storage.wait_for_generation()."""
-    if timeout is not None and timeout != 0:
-        timeout = validate_seconds("timeout", timeout)
-    async with asyncio.timeout(timeout):
+    async with asyncio.timeout(validate_timeout(timeout)):
         states = watch_generation(generation_id, storage=storage)
         try:
             async for generation in states:
@@ -89,7 +86,7 @@ async def watch_generation(generation_id: str, *, storage: Storage | None = None
         with suppress(RuntimeError):  # the event loop is closed
             loop.call_soon_threadsafe(deliveries.put_nowait, delivery)
 
-    with Watch(storage, generation, deliver):
+    with closing(Watch(storage, generation, deliver)):
         while (state := unpack(await deliveries.get())) is not None:
             yield state
             if state.is_finished:

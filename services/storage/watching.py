@@ -7,11 +7,11 @@ within milliseconds may arrive as one. All watches of a storage share one reader
 import os
 import threading
 from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
 from functools import partial
 from queue import Empty, SimpleQueue
 from time import monotonic
-from types import TracebackType
-from typing import Any, Final, Self, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from sqlalchemy import Row, select
 from sqlalchemy.orm import Session
@@ -43,14 +43,13 @@ def wait_for_generation(
     Raises LookupError for an unknown id and when the generation is deleted meanwhile, TimeoutError when it is not
     finished after `timeout` seconds, and the errors of sessions.
     """
-    if timeout is not None and timeout != 0:
-        timeout = validate_seconds("timeout", timeout)
+    timeout = validate_timeout(timeout)
     ends_at = None if timeout is None else monotonic() + timeout
     storage = storage or get_storage()
     generation = read_generation(storage, generation_id)
     if generation.is_finished:
         return generation
-    with QueuedWatch(storage, generation) as watch:
+    with closing(QueuedWatch(storage, generation)) as watch:
         while True:
             state = watch.get(None if ends_at is None else max(0.0, ends_at - monotonic()))
             if state is None:
@@ -69,6 +68,11 @@ def watch_generation(generation_id: str, *, storage: Storage | None = None) -> G
     return _follow(storage, read_generation(storage, generation_id))
 
 
+def validate_timeout(timeout: float | None) -> float | None:
+    """Return how long to wait: seconds, 0 for a single look, or None for ever. Raises ValueError or TypeError."""
+    return timeout if timeout is None or timeout == 0 else validate_seconds("timeout", timeout)
+
+
 def read_generation(storage: Storage, generation_id: str) -> Generation:
     """Return the generation, read from the primary. Raises LookupError for an unknown id."""
     generation = storage.run_step(lambda session: get_generation(session, generation_id))
@@ -81,7 +85,7 @@ def _follow(storage: Storage, generation: Generation) -> Generator[Generation]:
     yield generation
     if generation.is_finished:
         return
-    with QueuedWatch(storage, generation) as watch:
+    with closing(QueuedWatch(storage, generation)) as watch:
         while (state := watch.get()) is not None:
             yield state
             if state.is_finished:
@@ -105,14 +109,6 @@ class Watch:
     def close(self) -> None:
         """End the watch; with the last one, the reader ends too."""
         self._reader.leave(self)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class QueuedWatch(Watch):

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -454,14 +454,14 @@ class TestLifetime:
 
         calls: list[float] = []
         wakeups = Wakeups(lambda: Source(1), longest_pause=0.02)
-        with wakeups.subscribe(lambda: calls.append(time.monotonic())):
+        with closing(wakeups.subscribe(lambda: calls.append(time.monotonic()))):
             time.sleep(0.5)
         wakeups.close()
         assert 3 <= len(calls) <= 40
 
     def test_a_paused_subscription_gets_no_calls(self, db: Storage, other: Storage) -> None:
         calls: list[int] = []
-        with db.due_wakeups.subscribe(lambda: calls.append(1)) as subscription:
+        with closing(db.due_wakeups.subscribe(lambda: calls.append(1))) as subscription:
             wait_until(lambda: calls)
             subscription.pause()
             time.sleep(0.05)

@@ -1,5 +1,6 @@
 """Estimate when one generation will finish, and explain why it waits, from the history and the queue. Read-only."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from math import fsum, sqrt
@@ -95,13 +96,9 @@ def explain_wait(session: Session, generation_id: str) -> Wait | None:
         times = f"{row.attempt} of {row.max_attempts} attempts"
         return Wait(
             WaitReason.EXHAUSTED,
-            f"It failed after {times}: retry_generation(), or `dgx-storage retry`, gives it one more.",
+            f"It failed after {times}: {RETRY}, gives it one more.",
         )
-    hint = (
-        ""
-        if row.status == GenerationStatus.COMPLETED
-        else ": retry_generation(), or `dgx-storage retry`, makes it pending again"
-    )
+    hint = "" if row.status == GenerationStatus.COMPLETED else f": {RETRY}, makes it pending again"
     return Wait(WaitReason.FINISHED, f"It is already {row.status}{hint}.")
 
 
@@ -111,14 +108,8 @@ def _estimation(backend: Backend) -> tuple[CompoundSelect[Any], StatementClock]:
     now = clock(timedelta(0))
     job = _job()
     generation_id = bindparam("generation_id", type_=Text())
-    finished = select(Generation).where(Generation.completed_at.is_not(None))
-    latest = finished.order_by(Generation.completed_at.desc()).limit(HISTORY_SIZE).subquery()
-    age = func.row_number().over(partition_by=latest.c.model_name, order_by=latest.c.completed_at.desc()).label("age")
-    completed = (latest.c.status == GenerationStatus.COMPLETED) & latest.c.generation_time_seconds.is_not(None)
-    samples = select(latest, age).where(completed).subquery()
-    times = (samples.c.duration_seconds, samples.c.generation_time_seconds)
     elapsed = seconds_between(backend, now, Generation.started_at)
-    length = _clamp_seconds(Generation.duration_seconds)
+    length = clamp_seconds(Generation.duration_seconds)
     claiming = select_claiming_models(clock).subquery()
     statement = union_all(
         _row("now", number=backend.epoch_microseconds(now)),
@@ -126,7 +117,7 @@ def _estimation(backend: Backend) -> tuple[CompoundSelect[Any], StatementClock]:
             "job",
             job.model_name,
             None,
-            _clamp_seconds(job.duration_seconds),
+            clamp_seconds(job.duration_seconds),
             seconds_between(backend, job.scheduled_at, now),
         ).where(job.id == generation_id),
         _row("status", job.status, None, seconds_between(backend, now, job.started_at)).where(job.id == generation_id),
@@ -136,7 +127,7 @@ def _estimation(backend: Backend) -> tuple[CompoundSelect[Any], StatementClock]:
         .where(PENDING, Generation.scheduled_at <= now, is_before(Generation, job), job.id == generation_id)
         .group_by(Generation.model_name),
         _row("running", Generation.model_name, None, length, elapsed).where(PROCESSING, Generation.id != generation_id),
-        _row("sample", samples.c.model_name, None, *map(_clamp_seconds, times)).where(samples.c.age <= MODEL_SAMPLES),
+        select_samples(lambda model, length, seconds: _row("sample", model, None, length, seconds)),
     )
     return statement, clock
 
@@ -237,7 +228,22 @@ def _row(kind: str, name: Any = None, number: Any = None, first: Any = None, sec
     return select(literal(kind), *columns)
 
 
-def _clamp_seconds(seconds: Any) -> ColumnElement[float]:
+def select_samples(row: Callable[[Any, Any, Any], Select[Any]]) -> Select[Any]:
+    """Return the query for the lengths and times of the latest completed generations of each model.
+
+    `row` returns the SELECT of a model name, a length and a time.
+    """
+    finished = select(Generation).where(Generation.completed_at.is_not(None))
+    latest = finished.order_by(Generation.completed_at.desc()).limit(HISTORY_SIZE).subquery()
+    age = func.row_number().over(partition_by=latest.c.model_name, order_by=latest.c.completed_at.desc()).label("age")
+    completed = (latest.c.status == GenerationStatus.COMPLETED) & latest.c.generation_time_seconds.is_not(None)
+    samples = select(latest, age).where(completed).subquery()
+    times = (samples.c.duration_seconds, samples.c.generation_time_seconds)
+    return row(samples.c.model_name, *map(clamp_seconds, times)).where(samples.c.age <= MODEL_SAMPLES)
+
+
+def clamp_seconds(seconds: Any) -> ColumnElement[float]:
+    """Return SQL for seconds within what estimates compute with."""
     return case((seconds > LONGEST, LONGEST), (seconds < SHORTEST, SHORTEST), else_=seconds)
 
 

@@ -4,15 +4,14 @@ from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Any
 
-from sqlalchemy import BigInteger, CompoundSelect, Double, Select, Text, cast, func, null, select, union_all
+from sqlalchemy import BigInteger, CompoundSelect, Double, Select, Text, cast, null, select, union_all
 from sqlalchemy.orm import Session
 
 from ..backends import Backend, StatementClock, backend_for
 from ..conditions import PROCESSING
-from ..lifecycle import GenerationStatus
 from ..models import Generation
 from ..row_loading import connection_of
-from .estimates import HISTORY_SIZE, LONGEST, MODEL_SAMPLES, SHORTEST, percentile, remaining_times, times_alike
+from .estimates import LONGEST, clamp_seconds, percentile, remaining_times, select_samples, times_alike
 from .report_types import Remaining
 from .reports import seconds_between
 
@@ -31,13 +30,13 @@ def estimate_running(session: Session) -> dict[str, Remaining]:
         if generation_id is not None:
             jobs.append((generation_id, model, duration, seconds))
         elif model is not None:
-            history.setdefault(model, []).append((_clamp(duration), _clamp(seconds)))
+            history.setdefault(model, []).append((duration, seconds))
         else:
             at = datetime.fromtimestamp(0, tz=UTC) + timedelta(microseconds=now)
     assert at is not None
     found = {}
     for generation_id, model, duration, elapsed in jobs:
-        times = times_alike(history.get(model, []), _clamp(duration))
+        times = times_alike(history.get(model, []), duration)
         if times:
             left = remaining_times(times, elapsed or 0.0)
             low, middle, high = (
@@ -51,25 +50,16 @@ def estimate_running(session: Session) -> dict[str, Remaining]:
 def _running(backend: Backend) -> tuple[CompoundSelect[Any], StatementClock]:
     clock = backend.statement_clock()
     now = clock(timedelta(0))
-    finished = select(Generation).where(Generation.completed_at.is_not(None))
-    latest = finished.order_by(Generation.completed_at.desc()).limit(HISTORY_SIZE).subquery()
-    age = func.row_number().over(partition_by=latest.c.model_name, order_by=latest.c.completed_at.desc()).label("age")
-    completed = (latest.c.status == GenerationStatus.COMPLETED) & latest.c.generation_time_seconds.is_not(None)
-    samples = select(latest, age).where(completed).subquery()
     running = _row(
         Generation.id,
         Generation.model_name,
-        duration=Generation.duration_seconds,
+        duration=clamp_seconds(Generation.duration_seconds),
         seconds=seconds_between(backend, now, Generation.started_at),
     )
     return union_all(
         _row(now=backend.epoch_microseconds(now)),
         running.where(PROCESSING),
-        _row(
-            model=samples.c.model_name,
-            duration=samples.c.duration_seconds,
-            seconds=samples.c.generation_time_seconds,
-        ).where(samples.c.age <= MODEL_SAMPLES),
+        select_samples(lambda model, length, seconds: _row(model=model, duration=length, seconds=seconds)),
     ), clock
 
 
@@ -80,7 +70,3 @@ def _row(
     values = ((generation_id, Text), (model, Text), (now, BigInteger), (duration, Double), (seconds, Double))
     columns: list[Any] = [cast(null() if value is None else value, its_type) for value, its_type in values]
     return select(*columns)
-
-
-def _clamp(seconds: float) -> float:
-    return min(max(seconds, SHORTEST), LONGEST)

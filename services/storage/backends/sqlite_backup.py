@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from sqlalchemy import URL, Engine
 
-from ..durable_files import flush
+from ..durable_files import flush, partial_path
 from ..errors import BackupError, BusyError, CorruptError, ReadOnlyError, StorageError, UnreachableError
 from .backup_dialect import Contents
 from .sqlite_files import explain, is_memory, path_of
@@ -103,7 +103,7 @@ class SQLiteBackups:
     def _restore_aside(self, live: Path, path: Path) -> Path:
         """Move a database that cannot be opened into a folder beside it, and put a copy of the backup in its place."""
         aside = live.with_name(f"{live.name}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%S%fZ}")
-        partial = live.with_name(f".{live.name}.{os.getpid()}.partial")
+        partial = partial_path(live)
         with self._errors(path):
             os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
             try:

@@ -4,11 +4,8 @@ import json
 import sys
 
 import click
-from sqlalchemy import select
-from sqlalchemy.orm import Session
 
 from ..queue import WorkerStatus, get_workers, pause_queue, resume_queue
-from ..queue_tables import QueueState
 from .app import commands
 from .output import echo_err, open_storage, sanitize
 
@@ -31,7 +28,7 @@ def pause(database_url: str | None, reason: str | None) -> None:
 def resume(database_url: str | None) -> None:
     """Allow claims again after `pause`."""
     with open_storage(database_url) as storage:
-        if storage.run_in_transaction(_resume):
+        if storage.run_in_transaction(resume_queue):
             echo_err(f"Claims are allowed again in {storage.display_url}.")
         else:
             echo_err(f"The queue of {storage.display_url} was not paused.")
@@ -60,13 +57,6 @@ def workers(database_url: str | None, as_json: bool) -> None:
             click.echo("\t".join(sanitize(field) for field in worker_fields(worker)))
     if not found:
         echo_err("No live workers.")
-
-
-def _resume(session: Session) -> bool:
-    """Resume the queue, and return whether it was paused."""
-    was_paused = session.scalar(select(QueueState.paused_at)) is not None
-    resume_queue(session)
-    return was_paused
 
 
 def worker_fields(worker: WorkerStatus) -> list[str]:

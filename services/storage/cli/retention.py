@@ -12,7 +12,7 @@ from ..lifecycle import FINISHED
 from ..maintenance import Optimization, PrunedGeneration, PruneReport
 from .app import commands
 from .options import Moment, confirm, json_option, yes_option
-from .output import echo_err, open_storage, print_fields, sanitize
+from .output import echo_err, open_storage, print_fields, sanitize, say_count
 
 folder = click.Path(path_type=Path, exists=True, file_okay=False)
 finished = click.Choice(sorted(status.value for status in FINISHED))
@@ -112,10 +112,10 @@ def _print(report: PruneReport | Optimization, as_json: bool) -> None:
 
 
 def _say(report: PruneReport) -> str:
-    rows = f"{report.rows:,} generation{'' if report.rows == 1 else 's'}"
+    rows = say_count(report.rows, "generation")
     if not report.files:
         return rows
-    return f"{rows} and {report.files:,} file{'' if report.files == 1 else 's'} of {_megabytes(report.bytes_freed)}"
+    return f"{rows} and {say_count(report.files, 'file')} of {_megabytes(report.bytes_freed)}"
 
 
 def _megabytes(size: int) -> str:

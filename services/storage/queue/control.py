@@ -81,10 +81,12 @@ def pause_queue(session: Session, reason: str | None = None) -> None:
     session.execute(pause.on_conflict_do_update(index_elements=["id"], set_={"paused_at": since, "reason": latest}))
 
 
-def resume_queue(session: Session) -> None:
-    """Allow claims again. Does nothing if the queue is not paused."""
-    session.execute(update(QueueState).values(paused_at=None, reason=None))
+def resume_queue(session: Session) -> bool:
+    """Allow claims again. Returns whether the queue was paused; does nothing if it was not."""
+    paused = QueueState.paused_at.is_not(None)
+    resumed: Any = session.execute(update(QueueState).where(paused).values(paused_at=None, reason=None))
     announce_due(session)
+    return bool(resumed.rowcount)
 
 
 def get_queue_position(session: Session, generation_id: str) -> int | None:

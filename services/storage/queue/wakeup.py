@@ -12,8 +12,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
 from time import monotonic
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from sqlalchemy import URL, Select
 
@@ -68,14 +67,6 @@ class Subscription:
     def close(self) -> None:
         """End the subscription; with the last one, the thread ends too. Does not wait for a call that is running."""
         self._wakeups.remove(self)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class Wakeups:
