@@ -29,7 +29,7 @@ worker *args: (_venv "run")
 [group("start here")]
 [no-exit-message]
 test *args: (_venv "dev")
-    @.venv/bin/python -m pytest -n auto --dist loadfile "$@"
+    @.venv/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder "$@"
 
 # Run the tests that need no database
 [group("tests")]

@@ -26,6 +26,11 @@ def pytest_configure(config: pytest.Config) -> None:
         require_server_user()
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Run two tests for each core: half of the time a test waits for processes, clocks or the disk."""
+    return 2 * (os.cpu_count() or 1)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """With another module of SQLite, run only the tests that open an SQLite file; without it, run all."""
     if "DATABASE_SQLITE_MODULE" not in os.environ:

@@ -32,6 +32,8 @@ from tests.support.factories import a_generation
 BROWSERS = ("chromium-headless-shell", "chromium", "google-chrome", "chrome")
 WIDTHS = (360, 1280, 3840)
 SECONDS = 3
+# For what the browser does with a page: test_admin_pages.py compares the pages of both databases.
+on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 
 @pytest.fixture(scope="session")
@@ -138,6 +140,7 @@ def assert_plays(page: Page) -> None:
     assert page.evaluate("document.querySelector('audio').duration") == pytest.approx(SECONDS, abs=0.1)
 
 
+@on_sqlite
 def test_only_one_player_plays_at_a_time_and_seeking_asks_for_a_range(db: Storage, page: Page, outputs: Path) -> None:
     for name in ("a.wav", "b.wav"):
         render(outputs / name)
@@ -187,6 +190,7 @@ def test_filters_survive_a_reload_and_the_next_page(db: Storage, page: Page) -> 
     expect(page.get_by_role("link", name="waltz 3", exact=True)).to_be_visible()
 
 
+@on_sqlite
 def test_hostile_prompts_run_nothing(db: Storage, page: Page) -> None:
     with db.session() as session:
         rows = [
@@ -207,6 +211,7 @@ def test_hostile_prompts_run_nothing(db: Storage, page: Page) -> None:
         expect(page.get_by_role("link", name=prompt, exact=True).first).to_be_visible()
 
 
+@on_sqlite
 def test_the_page_stops_asking_while_hidden_or_paused_and_says_when_the_server_is_away(
     db: Storage, browser: Browser, outputs: Path
 ) -> None:
@@ -251,6 +256,7 @@ def test_a_page_comes_back_by_itself_when_the_database_does(sqlite_url: str, bro
     storage.dispose()
 
 
+@on_sqlite
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_page_passes_axe_core_and_fits_every_screen(db: Storage, page: Page, outputs: Path, scheme: Any) -> None:
     render(outputs / "a.wav")
@@ -292,6 +298,7 @@ def assert_accessible(page: Page, path: str) -> None:
         assert page.evaluate("document.documentElement.scrollWidth") <= width, (path, width)
 
 
+@on_sqlite
 def test_the_keyboard_alone_reaches_everything(db: Storage, page: Page, outputs: Path) -> None:
     fill(db)
     render(outputs / "a.wav")
@@ -327,6 +334,7 @@ def test_the_keyboard_alone_reaches_everything(db: Storage, page: Page, outputs:
     wait_until(page, "document.querySelector('audio').currentTime > 0.1")
 
 
+@on_sqlite
 def test_nothing_shifts_while_a_page_loads_or_refreshes(db: Storage, page: Page, outputs: Path) -> None:
     fill(db)
     page.add_init_script(
@@ -339,6 +347,7 @@ def test_nothing_shifts_while_a_page_loads_or_refreshes(db: Storage, page: Page,
         assert page.evaluate("window.shift") < 0.02, path
 
 
+@on_sqlite
 def test_pages_work_without_scripts(db: Storage, browser: Browser, address: str) -> None:
     fill(db)
     context = browser.new_context(base_url=address, java_script_enabled=False)

@@ -31,7 +31,7 @@ def kill_after_every_statement(url: str, work: str, scaled: Callable[[int], int]
     complete, if the kill came after the commit. A drill at small scale skips some numbers of statements.
     """
     before = contents(url)
-    stride = max(1, (5 if is_sqlite(url) else 20) // scaled(20))
+    stride = max(1, 20 // scaled(20))
     with drill_processes(1, "fork_and_kill") as (server,):
         statements = 1 - stride
         while True:

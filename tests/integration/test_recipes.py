@@ -183,7 +183,7 @@ def test_recipes_use_the_database_of_the_env_file_unless_the_environment_names_o
 @pytest.mark.parametrize(
     ("recipe", "expected"),
     [
-        ("test", ["python", "-m", "pytest", "-n", "auto", "--dist", "loadfile"]),
+        ("test", ["python", "-m", "pytest", "-n", "auto", "--dist", "loadfile", "--no-loadscope-reorder"]),
         ("test-unit", ["python", "-m", "pytest", "tests/unit"]),
         ("test-integration", ["python", "-m", "pytest", "tests/integration"]),
         ("bench", ["python", "-m", "benchmarks"]),

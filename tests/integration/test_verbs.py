@@ -1,6 +1,6 @@
 """Each verb as the real program: in a pipe, on terminals of 40 and 80 columns, interrupted, and into a closed pipe.
 
-The verbs are those of the command line, so a new verb is tested too.
+The verbs are those of the command line, so a new verb is tested too. `just drill` tries each verb in each way.
 """
 
 import os
@@ -17,6 +17,7 @@ from contextlib import suppress
 import pytest
 
 from services.storage.cli import commands
+from tests.conftest import DRILL_SCALE
 from tests.support.command_line import ROOT, command, environment
 from tests.support.sessions import path_of
 from tests.support.terminal import Terminal
@@ -29,6 +30,20 @@ COLOR = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-8]|4[0-8]|9[0-7]|10[0-7])(?:;\d+)*m")
 COMPLAINTS = ("Traceback", "BrokenPipe", "Broken pipe", "Exception ignored", "Warning")
 # The program as it is, but it says when its own code begins: before that, Python itself handles Ctrl-C.
 ANNOUNCED = "from services.storage.__main__ import main; print('begins', flush=True); main()"
+
+
+def verbs_without(*left_out: str, turn: int) -> list[str]:
+    """Return a quarter of the verbs, another one at each turn, and those that print tables; all if DRILL_SCALE=1."""
+    chosen = [verb for number, verb in enumerate(VERBS) if DRILL_SCALE >= 1 or number % 4 == turn or verb in TABLES]
+    return [verb for verb in chosen if verb not in left_out]
+
+
+# Both widths for each verb; colors are allowed at 80 columns.
+SCREENS = [
+    (verb, columns, no_color)
+    for turn, (columns, no_color) in enumerate([(40, "1"), (80, "")])
+    for verb in verbs_without(*ENDLESS, turn=turn)
+]
 
 
 @pytest.fixture
@@ -64,8 +79,8 @@ def test_in_a_pipe_it_prints_no_control_characters(verb: str, scene: Scene) -> N
     assert is_quiet(done.stderr), done.stderr
 
 
-@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ENDLESS])
-@pytest.mark.parametrize(("columns", "no_color"), [(40, "1"), (80, "")])
+@pytest.mark.drill
+@pytest.mark.parametrize(("verb", "columns", "no_color"), SCREENS)
 def test_on_a_terminal_its_tables_fit_and_no_color_has_none(
     verb: str, columns: int, no_color: str, scene: Scene
 ) -> None:
@@ -80,7 +95,8 @@ def test_on_a_terminal_its_tables_fit_and_no_color_has_none(
             assert max(map(len, terminal.lines)) <= columns, terminal.lines
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.drill
+@pytest.mark.parametrize("verb", verbs_without(turn=2))
 def test_ctrl_c_ends_it_without_a_traceback(verb: str, scene: Scene, scaled: Callable[[int], int]) -> None:
     for seed in range(scaled(20)):
         arguments = [sys.executable, "-c", ANNOUNCED, *scene.arguments(verb)]
@@ -96,7 +112,8 @@ def test_ctrl_c_ends_it_without_a_traceback(verb: str, scene: Scene, scaled: Cal
             (scene.folder / name).unlink(missing_ok=True)
 
 
-@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "admin"])
+@pytest.mark.drill
+@pytest.mark.parametrize("verb", verbs_without("admin", turn=3))
 def test_when_the_reader_of_its_output_has_gone_it_says_nothing(verb: str, scene: Scene) -> None:
     reader, writer = os.pipe()
     os.close(reader)
