@@ -57,7 +57,7 @@ def main() -> None:
     if not arguments.names:
         for name, workload in workloads.items():
             first_line = (workload.__doc__ or "").partition("\n")[0]
-            print(f"{name:<12} {first_line} (size {workload.SIZE:,})")
+            print(f"{name:<24} {first_line} (size {workload.SIZE:,})")
         return
     print(json.dumps(machine()) if arguments.json else ", ".join(f"{key} {value}" for key, value in machine().items()))
     for name in arguments.names:

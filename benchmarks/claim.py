@@ -5,7 +5,7 @@ from typing import Any
 
 from services.storage import Storage, claim_generation
 
-from .databases import KINDS, Scratch, fill, scratch
+from .scratch_databases import KINDS, Scratch, fill, scratch
 from .timing import Report, compare
 
 SIZE = 1_000_000

@@ -7,7 +7,7 @@ from typing import Any
 
 from services.storage import Storage, check_health, get_metrics, register_worker
 
-from .databases import KINDS, fill, scratch
+from .scratch_databases import KINDS, fill, scratch
 from .timing import Report
 
 SIZE = 1_000_000

@@ -9,7 +9,7 @@ from typing import Any
 
 from services.storage import Storage, create_generation, search_generations, search_prompts
 
-from .dataset import build, median_ms
+from .example_history import build, median_ms
 from .timing import Report
 
 QUERIES = {

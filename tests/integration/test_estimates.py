@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks.forecast import share_inside
+from benchmarks.estimate_accuracy import share_inside
 from services.storage import (
     Generation,
     Storage,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sqlalchemy import delete, text, update
 from sqlalchemy.orm import Session
 
-from benchmarks.dataset import build
+from benchmarks.example_history import build
 from services.storage import (
     Generation,
     InvalidCursorError,
@@ -32,7 +32,7 @@ from services.storage.pagination import encode_cursor
 from tests.support.databases import is_sqlite, run_script
 from tests.support.factories import a_generation, a_request
 from tests.support.plans import explain
-from tests.support.unchecked import break_row
+from tests.support.rows_that_break_checks import break_row
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 FILTERS = ("status", "model_name", "prompt", "batch_id", "favorite", "created_after", "created_before", "metadata")

@@ -11,7 +11,7 @@ from statistics import median, quantiles
 
 from services.storage import Job, Storage, Worker, create_generation, set_favorite
 
-from .databases import Scratch, scratch
+from .scratch_databases import Scratch, scratch
 from .timing import Report
 
 SIZE = 60  # submissions, and seconds of idleness
@@ -55,7 +55,7 @@ def measure(report: Report, title: str, place: Scratch, mode: str, size: int) ->
 
 @contextmanager
 def idle_worker(url: str, mode: str) -> Iterator[WorkerProcess]:
-    command = [sys.executable, "-m", "benchmarks.worker", url, mode]
+    command = [sys.executable, "-m", "benchmarks.worker_wakeup", url, mode]
     worker = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert worker.stdout is not None
     worker.stdout.readline()

@@ -1,6 +1,6 @@
 """A job's life: create, claim, complete with metadata; then get by id, and a page. Each in a session of its own."""
 
-from .sides import Cost, compare_sides, databases, open_side, time_calls
+from .driver_comparison import Cost, compare_with_driver, databases, open_operations, time_calls
 from .timing import Report
 
 SIZE = 1_000
@@ -10,17 +10,17 @@ PAGES = 50
 
 def run(report: Report, *, size: int) -> None:
     for title, place, synchronous in databases():
-        compare_sides(report, title, Lives(size), lambda: place.url(synchronous), synchronous)  # noqa: B023
+        compare_with_driver(report, title, JobLifeCycles(size), lambda: place.url(synchronous), synchronous)  # noqa: B023
 
 
-class Lives:
-    """Measures so many lives. A class, because a process is sent it with its size."""
+class JobLifeCycles:
+    """measures so many jobs. A class, because a process is sent it with its size."""
 
     def __init__(self, size: int) -> None:
         self.size = size
 
     def __call__(self, side: str, url: str, synchronous: str) -> dict[str, Cost]:
-        operations = open_side(side, url, synchronous)
+        operations = open_operations(side, url, synchronous)
         for number in range(WARM_UP):
             operations.get(operations.create(f"warm up {number % 10}"))
             operations.complete(operations.claim())

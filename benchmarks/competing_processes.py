@@ -6,8 +6,8 @@ from typing import Any
 
 from services.storage import Storage
 
-from .databases import fill
-from .sides import ROUNDS, databases, get_context, open_side
+from .driver_comparison import ROUNDS, databases, get_context, open_operations
+from .scratch_databases import fill
 from .timing import Report
 
 SIZE = 4_000
@@ -52,7 +52,7 @@ def race(side: str, url: str, synchronous: str, size: int) -> float:
 
 
 def work(side: str, url: str, synchronous: str, barrier: Any, finished: Any) -> None:
-    operations = open_side(side, url, synchronous)
+    operations = open_operations(side, url, synchronous)
     operations.page()  # connects
     barrier.wait()
     done = 0

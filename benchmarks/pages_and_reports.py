@@ -15,7 +15,7 @@ from services.storage import (
 )
 from services.storage.pagination import PagePosition, encode_cursor
 
-from .dataset import build, median_ms, raw, time_of
+from .example_history import build, median_ms, raw, time_of
 from .search import main
 from .timing import Report
 

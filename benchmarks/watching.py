@@ -21,7 +21,7 @@ from services.storage import (
     watch_generation,
 )
 
-from .databases import KINDS, scratch
+from .scratch_databases import KINDS, scratch
 from .timing import Report
 
 SIZE = 60  # changes

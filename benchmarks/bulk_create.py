@@ -1,6 +1,6 @@
 """Many generations at once: create_generations() beside executemany on the driver."""
 
-from .sides import Cost, compare_sides, databases, open_side, time_calls
+from .driver_comparison import Cost, compare_with_driver, databases, open_operations, time_calls
 from .timing import Report
 
 SIZE = 100_000
@@ -8,7 +8,7 @@ SIZE = 100_000
 
 def run(report: Report, *, size: int) -> None:
     for title, place, synchronous in databases():
-        compare_sides(report, title, Bulk(size), lambda: place.url(synchronous), synchronous)  # noqa: B023
+        compare_with_driver(report, title, Bulk(size), lambda: place.url(synchronous), synchronous)  # noqa: B023
 
 
 class Bulk:
@@ -18,7 +18,7 @@ class Bulk:
         self.size = size
 
     def __call__(self, side: str, url: str, synchronous: str) -> dict[str, Cost]:
-        operations = open_side(side, url, synchronous)
+        operations = open_operations(side, url, synchronous)
         operations.create_many(["warm up"] * 10)
         prompts = [f"slow waltz in D minor, take {number % (self.size // 2)}" for number in range(self.size)]
         cost, _ = time_calls(operations.create_many, [prompts])

@@ -19,7 +19,7 @@ METADATA = {"bpm": 140, "key": "Cm"}
 
 
 class Library:
-    """The operations of raw.py through `with storage.session()`: validated, fenced, as objects."""
+    """The operations of raw_driver.py through `with storage.session()`: validated, fenced, as objects."""
 
     def __init__(self, url: str, synchronous: str) -> None:
         self.storage = Storage(url, synchronous=synchronous, busy_timeout=60.0)

@@ -1,4 +1,4 @@
-"""Questions about the queue and the prompts, each in a session of its own, on SQLite: CPU time."""
+"""Single queries about the queue and the prompts, each in a session of its own, on SQLite: CPU time."""
 
 import time
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from services.storage import (
     get_queue_stats,
 )
 
-from .databases import scratch
+from .scratch_databases import scratch
 from .timing import Report
 
 SIZE = 1_000
@@ -43,7 +43,7 @@ def run(report: Report, *, size: int) -> None:
                 complete_generation(session, claimed.id, 18.5, 5_242_880, lease=claimed.lease)
             claim_generation(session, "benchmark")
             job = get_pending_generations(session, size)[size // 2].id
-        questions: dict[str, Callable[[Session], Any]] = {
+        queries: dict[str, Callable[[Session], Any]] = {
             "select 1": lambda session: session.execute(text("select 1")),
             "get by id": lambda session: get_generation(session, job),
             "position, estimate and reason": lambda session: (
@@ -56,13 +56,13 @@ def run(report: Report, *, size: int) -> None:
             "10 popular prompts": get_most_used_prompts,
             "prompt by text": lambda session: get_prompt_by_text(session, PROMPT.format(1)),
         }
-        costs: dict[str, list[float]] = {name: [] for name in questions}
+        costs: dict[str, list[float]] = {name: [] for name in queries}
         for _ in range(ROUNDS + 1):  # the first round fills caches
-            for name, question in questions.items():
+            for name, query in queries.items():
                 started = time.process_time()
                 for _ in range(CALLS):
                     with storage.session() as session:
-                        question(session)
+                        query(session)
                 costs[name].append(1e6 * (time.process_time() - started) / CALLS)
         floor = median(costs["select 1"][1:])
         for name, taken in costs.items():

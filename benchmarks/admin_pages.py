@@ -11,8 +11,8 @@ from typing import Any
 from services.storage import Storage, claim_generation, heartbeat_generation, list_generations, migrations
 from services.storage.admin import create_app
 
-from .databases import fill
-from .dataset import build
+from .example_history import build
+from .scratch_databases import fill
 from .search import main
 from .timing import Report
 

@@ -18,8 +18,8 @@ from services.storage import (
     prune_generations,
 )
 
-from .databases import fill
-from .sides import databases, get_context, in_process
+from .driver_comparison import databases, get_context, in_process
+from .scratch_databases import fill
 from .timing import Report
 
 SIZE = 1_000_000  # pruned; as many as a tenth of them stay, and as many are cancelled

@@ -17,7 +17,7 @@ from typing import Any
 
 from services.storage import Storage, claim_generation, complete_generation
 
-from .databases import fill, scratch
+from .scratch_databases import fill, scratch
 from .timing import Report
 
 SIZE = 20_000

@@ -1,4 +1,4 @@
-"""Two sides of a comparison: the bare driver and the library, in fresh processes that take turns."""
+"""Compare the library with the bare driver: the same operations, in fresh processes that take turns."""
 
 import statistics
 import time
@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator
 from multiprocessing import get_context
 from typing import Any, NamedTuple
 
-from .databases import Scratch, scratch
-from .library import Library, WorkerSteps
-from .raw import RawPostgreSQL, RawSQLite
+from .library_operations import Library, WorkerSteps
+from .raw_driver import RawPostgreSQL, RawSQLite
+from .scratch_databases import Scratch, scratch
 from .timing import Report
 
 ROUNDS = 5
-SIDES = {"library": Library, "worker": WorkerSteps}
+LIBRARY_SIDES = {"library": Library, "worker": WorkerSteps}
 SETTINGS = (("sqlite", "NORMAL"), ("sqlite", "FULL"), ("postgresql", "FULL"))
 
 
@@ -23,10 +23,10 @@ class Cost(NamedTuple):
     cpu: float
 
 
-def open_side(side: str, url: str, synchronous: str) -> Any:
+def open_operations(side: str, url: str, synchronous: str) -> Any:
     """Return the operations of one side on the database at `url`."""
     if side != "raw":
-        return SIDES[side](url, synchronous)
+        return LIBRARY_SIDES[side](url, synchronous)
     if url.startswith("postgresql"):
         return RawPostgreSQL(url, synchronous)
     return RawSQLite(url.removeprefix("sqlite:///"), synchronous)
@@ -53,7 +53,7 @@ def databases() -> Iterator[tuple[str, Scratch, str]]:
             yield f"{kind} {synchronous}", place, synchronous
 
 
-def compare_sides(
+def compare_with_driver(
     report: Report,
     title: str,
     measure: Callable[[str, str, str], dict[str, Cost]],
@@ -61,7 +61,7 @@ def compare_sides(
     synchronous: str,
 ) -> None:
     """Run `measure(side, url, synchronous)` in turns and report the medians of wall and CPU time, and their ratios."""
-    rounds: dict[str, list[dict[str, Cost]]] = {"raw": [], **{side: [] for side in SIDES}}
+    rounds: dict[str, list[dict[str, Cost]]] = {"raw": [], **{side: [] for side in LIBRARY_SIDES}}
     for number in range(ROUNDS):
         for side in list(rounds)[:: 1 if number % 2 == 0 else -1]:
             rounds[side].append(in_process(measure, side, new_url(), synchronous))
