@@ -18,7 +18,7 @@ from alembic.config import Config  # noqa: E402
 from alembic.script import ScriptDirectory  # noqa: E402
 from sqlalchemy.dialects import postgresql  # noqa: E402
 
-from services.storage import Storage, migrations, models, queue_tables  # noqa: E402
+from services.storage import Storage, migrations, models, queue_models  # noqa: E402
 from services.storage.schema import LEGAL_MOVES, REVISIONS, GenerationStatus  # noqa: E402
 
 DOCUMENT = ROOT / "database-schema.md"
@@ -288,7 +288,7 @@ def describe_table(connection: sqlite3.Connection, table: sa.Table) -> str:
 
 def comments_of_indexes() -> dict[str, str]:
     """Return the comment above each index in the models, which names the queries that the index serves."""
-    source = "".join(Path(str(module.__file__)).read_text("utf-8") for module in (models, queue_tables))
+    source = "".join(Path(str(module.__file__)).read_text("utf-8") for module in (models, queue_models))
     found = re.findall(r'((?:^ +#.*\n)+) +(?:partial_index|Index)\(\s*"(\w+)"', source, re.MULTILINE)
     served = {name: " ".join(line.strip(" #") for line in comment.strip().splitlines()) for comment, name in found}
     indexes = {str(index.name) for table in models.Base.metadata.tables.values() for index in table.indexes}

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import create_engine, make_url
 
 from services.storage import Storage, engine, init_db, migrations
-from tests.support.server_user import require_server_user, start_server
+from tests.support.server_requirements import require_server_user, start_server
 
 BACKENDS = ("sqlite", "postgresql")
 DRILL_SCALE = float(os.environ.get("DRILL_SCALE", "0.05"))

@@ -1,4 +1,4 @@
-"""The mapped classes, except those of retention_tables.py; those of queue_tables.py are imported. Uses no session."""
+"""The mapped classes, except those of retention_models.py; those of queue_models.py are imported. Uses no session."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -25,10 +25,10 @@ from .defaults import MAX_ATTEMPTS
 from .errors import ConflictError, IllegalTransitionError
 from .lifecycle import GenerationStatus, Lease, is_legal_move, transition_values, validate_status
 from .model_base import Row, SameAs
-from .queue_tables import Attempt, QueueState, RegisteredWorker
-from .retention_tables import PrunedFile, UsageTotal
+from .queue_models import Attempt, QueueState, RegisteredWorker
+from .retention_models import PrunedFile, UsageTotal
 from .serialization import plain
-from .status_checks import StatusChecks
+from .status_predicates import StatusPredicates
 from .types import BigInt, JSONObject, JSONText, load_json_object, load_read_only, time_form, utcnow, uuid7
 
 __all__ = [
@@ -110,7 +110,7 @@ def _add_in_sql(mapper: Any, connection: Any, prompt: Prompt) -> None:
         prompt.used_count = Prompt.used_count + count.added
 
 
-class Generation(StatusChecks, HasMetadata, Row):  # type: ignore[misc]  # see ADR 4
+class Generation(StatusPredicates, HasMetadata, Row):  # type: ignore[misc]  # see ADR 4
     """A music generation job: one row is both the queue entry and the history."""
 
     __tablename__ = "generations"

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import text
 
 from services.storage import Storage, backup_database, restore_database, verify_backup
-from tests.support.copies import contents, fill
+from tests.support.copy_process import contents, fill
 from tests.support.databases import ask, is_sqlite
 from tests.support.processes import DrillProcess, drill_processes
 

@@ -20,8 +20,8 @@ from services.storage import (
     reclaim_generations,
 )
 from services.storage.types import utcnow
-from tests.support.clock import set_clock_back
 from tests.support.factories import a_request
+from tests.support.stored_times import set_clock_back
 
 LEASE_SECONDS = 60.0
 STEPS = (3, 30, 3_600, 86_400)  # seconds; a step of less than one is waited for

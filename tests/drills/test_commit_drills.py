@@ -20,7 +20,7 @@ from services.storage import (
     get_prompt_by_text,
 )
 from tests.support.factories import a_request
-from tests.support.proxy import Fate, proxied
+from tests.support.lost_answer_proxy import Fate, proxied
 
 pytestmark = [pytest.mark.drill, pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)]
 WORKERS = 3

@@ -15,8 +15,8 @@ from sqlalchemy import select
 
 from services.storage import Attempt, Generation, Storage, WorkerStatus, get_session, get_workers, set_favorite
 from tests.drills.test_queue_drills import attempts, completed, finish, start
-from tests.support.clock import ahead
 from tests.support.factories import a_generation
+from tests.support.stored_times import ahead
 
 pytestmark = pytest.mark.drill
 PROCESSES = 4

@@ -26,10 +26,10 @@ from services.storage import (
 )
 from services.storage.models import QueueState
 from services.storage.types import utcnow
-from tests.support.clock import rewrite_worker
 from tests.support.factories import a_generation, a_request
 from tests.support.plans import statements_of
-from tests.support.unchecked import break_row
+from tests.support.rows_that_break_checks import break_row
+from tests.support.stored_times import rewrite_worker
 
 
 def test_reports_of_an_empty_database_are_empty(db: Storage) -> None:

@@ -25,7 +25,7 @@ from services.storage import (
     verify_backup,
 )
 from services.storage.schema import get_schema_version
-from tests.support.copies import contents, fill
+from tests.support.copy_process import contents, fill
 from tests.support.databases import run_script
 from tests.support.factories import a_generation
 from tests.support.sessions import opened, path_of

@@ -40,9 +40,9 @@ from services.storage import (
     update_generation_status,
 )
 from services.storage.queue import seconds_until_due
-from tests.support.clock import ago
 from tests.support.factories import a_generation, a_request
-from tests.support.unchecked import break_row, unchecked
+from tests.support.rows_that_break_checks import break_row, unchecked
+from tests.support.stored_times import ago
 
 OLD = "2020-01-01 00:00:00"
 TEXTS = ("high", "", "10/03/2024 07:00", "now", b"\xff")

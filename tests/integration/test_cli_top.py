@@ -6,7 +6,7 @@ import pytest
 
 from services.storage import Storage, claim_generation, create_generations, fail_generation, heartbeat_generation
 from tests.support.command_line import add, command, environment, process
-from tests.support.copies import contents
+from tests.support.copy_process import contents
 from tests.support.factories import a_request
 from tests.support.terminal import Terminal
 from tests.support.verbs import make_scene

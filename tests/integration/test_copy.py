@@ -21,8 +21,8 @@ from services.storage import (
     migrations,
     track_prompt_usage,
 )
-from services.storage.maintenance.row_checks import BATCH_ROWS
-from tests.support.copies import contents, fill
+from services.storage.maintenance.row_scan import BATCH_ROWS
+from tests.support.copy_process import contents, fill
 from tests.support.factories import a_generation, a_request
 
 
@@ -98,7 +98,7 @@ def test_a_killed_copy_continues_where_it_stopped(
 
 def kill_after(step: str, source_url: str, target_url: str) -> None:
     """Copy in another process, and kill it after it has copied a batch of `step`."""
-    command = [sys.executable, "-m", "tests.support.copies", source_url, target_url]
+    command = [sys.executable, "-m", "tests.support.copy_process", source_url, target_url]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         seen = 0

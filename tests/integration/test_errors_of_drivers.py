@@ -42,9 +42,9 @@ from services.storage.errors import (
 )
 from tests.conftest import administer
 from tests.support.factories import a_generation, a_request
+from tests.support.rows_that_break_checks import break_row
 from tests.support.sessions import at_once, path_of
 from tests.support.sqlite_module import sqlite3
-from tests.support.unchecked import break_row
 
 SECRET = "a secret prompt"
 POSTGRESQL = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)

@@ -37,9 +37,9 @@ from services.storage import (
 )
 from services.storage.engine import get_storage
 from services.storage.maintenance.export_format import read_line, write_line
-from services.storage.maintenance.row_checks import BATCH_ROWS
+from services.storage.maintenance.row_scan import BATCH_ROWS
 from services.storage.models import TABLES
-from tests.support.copies import contents, fill
+from tests.support.copy_process import contents, fill
 from tests.support.factories import a_generation, a_request
 from tests.support.hostile_rows import DOCUMENTS, TEXTS, fill_with_hostile_rows
 from tests.support.processes import drill_processes

@@ -22,7 +22,7 @@ from services.storage import (
     track_prompt_usage,
 )
 from tests.support.factories import a_generation, a_request
-from tests.support.proxy import Fate, proxied
+from tests.support.lost_answer_proxy import Fate, proxied
 from tests.support.sessions import used_count
 
 pytestmark = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)

@@ -31,9 +31,9 @@ from services.storage import (
 from services.storage.maintenance import health as health_module
 from services.storage.maintenance.metrics import METRICS, MODEL_LIMIT
 from services.storage.types import utcnow
-from tests.support.clock import ago, ahead, pass_time
 from tests.support.command_line import run
 from tests.support.factories import a_generation, a_request
+from tests.support.stored_times import ago, ahead, pass_time
 
 ALERTS = Path(__file__).parents[2] / "docs/how-to/alert-rules.yml"
 SECRET = "s3cret-passw0rd"

@@ -28,8 +28,8 @@ from services.storage import (
 )
 from services.storage.models import QueueState
 from services.storage.queue import seconds_until_due
-from tests.support.clock import ago, ahead, make_due
 from tests.support.factories import a_generation, a_request
+from tests.support.stored_times import ago, ahead, make_due
 
 
 def submit(**changes: Any) -> str:

@@ -23,9 +23,9 @@ from services.storage import (
     retry_generation,
 )
 from services.storage.types import utcnow
-from tests.support.clock import ago, ahead, set_clock_back
 from tests.support.factories import a_generation, a_request
 from tests.support.plans import statements_of
+from tests.support.stored_times import ago, ahead, set_clock_back
 
 
 def fail(session: Session) -> None:

@@ -30,8 +30,8 @@ from services.storage import (
     update_generation_status,
 )
 from services.storage.types import utcnow
-from tests.support.clock import ago, expire_lease, make_due, rewrite
 from tests.support.factories import a_generation, a_request
+from tests.support.stored_times import ago, expire_lease, make_due, rewrite
 
 pytestmark = pytest.mark.usefixtures("db")
 AT_ONCE = RetryPolicy(base_seconds=0, cap_seconds=0)

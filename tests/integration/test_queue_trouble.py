@@ -30,8 +30,8 @@ from services.storage import (
     retry_generation,
 )
 from services.storage.queue import seconds_until_due
-from tests.support.clock import ago
 from tests.support.factories import a_generation
+from tests.support.stored_times import ago
 
 Call = Callable[[Session, Lease], Any]
 

@@ -26,7 +26,7 @@ from services.storage.maintenance import copy_database
 from tests.support.factories import a_generation
 from tests.support.sessions import path_of
 from tests.support.sqlite_module import sqlite3
-from tests.support.users import as_nobody, give_to_nobody, public_folder
+from tests.support.unprivileged_user import as_nobody, give_to_nobody, public_folder
 
 
 def mode_of(path: Path) -> int:

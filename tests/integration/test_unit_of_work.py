@@ -341,7 +341,7 @@ class TestRelationships:
         assert counts == {"create": create, "page": 1, "get": 1, "claim": 1}
 
 
-class TestStatusChecks:
+class TestStatusPredicates:
     def test_they_are_conditions_on_the_class(self, db: Storage) -> None:
         checks = ("is_pending", "is_processing", "is_complete", "is_failed", "is_cancelled", "is_finished")
         with get_session() as session:

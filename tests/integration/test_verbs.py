@@ -135,7 +135,7 @@ def test_when_the_reader_of_its_output_has_gone_it_says_nothing(verb: str, scene
 @pytest.mark.parametrize("line", ["list --json -n 100000", "export -", "prune --older-than 1s --dry-run"])
 def test_a_long_output_into_head_is_silent(line: str, scene: Scene) -> None:
     from services.storage import Storage
-    from tests.support.copies import fill
+    from tests.support.copy_process import fill
 
     storage = Storage(scene.url)
     fill(storage, 600)

@@ -21,7 +21,7 @@ from tests.support.command_line import run
 from tests.support.databases import ask
 from tests.support.small_disk import fill_up, limit_file_size, limit_space
 from tests.support.sqlite_module import sqlite3
-from tests.support.users import NOBODY, as_nobody, public_folder
+from tests.support.unprivileged_user import NOBODY, as_nobody, public_folder
 from tests.support.verbs import EXIT_CODES, READERS, Scene, make_scene
 
 VERBS = sorted(commands.commands.keys() - {"admin", "demo"})

@@ -32,8 +32,8 @@ from services.storage.backends import wakeup as backend_wakeup
 from services.storage.queue import seconds_until_due, wakeup
 from services.storage.queue.wakeup import Wakeups
 from tests.integration.test_fork import Child
-from tests.support.clock import ahead
 from tests.support.factories import a_generation, a_request
+from tests.support.stored_times import ahead
 
 NEVER = 3_000.0
 

@@ -37,8 +37,8 @@ from services.storage import (
     reclaim_generations,
 )
 from services.storage.worker import WorkerInterrupted
-from tests.support.clock import ago, ahead, expire_lease
 from tests.support.factories import a_generation, a_request
+from tests.support.stored_times import ago, ahead, expire_lease
 
 
 class Interruption(BaseException):

@@ -38,8 +38,8 @@ from services.storage.models import RegisteredWorker
 from services.storage.types import utcnow
 from services.storage.worker import WorkerInterrupted, heartbeat, loop, registration
 from services.storage.worker.waiting import Waiting
-from tests.support.clock import ago, expire_lease, pass_time, rewrite_worker, set_clock_back
 from tests.support.factories import a_generation
+from tests.support.stored_times import ago, expire_lease, pass_time, rewrite_worker, set_clock_back
 
 
 def workers() -> list[WorkerStatus]:

@@ -50,8 +50,8 @@ from services.storage import (
 from services.storage.models import RegisteredWorker
 from services.storage.queue import seconds_until_due
 from services.storage.schema import FINISHED
-from tests.support.clock import ago, ahead, rewrite_worker
 from tests.support.factories import a_generation
+from tests.support.stored_times import ago, ahead, rewrite_worker
 
 AT_ONCE = RetryPolicy(base_seconds=0, cap_seconds=0)
 MODELS = ("small", "large")

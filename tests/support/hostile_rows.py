@@ -7,8 +7,8 @@ from typing import Any
 from sqlalchemy import text, update
 
 from services.storage import Base, Storage
-from tests.support.copies import fill
-from tests.support.unchecked import unchecked
+from tests.support.copy_process import fill
+from tests.support.rows_that_break_checks import unchecked
 
 TEXTS = (
     'quote " and \\ back\\slash', "'; DROP TABLE prompts; --", "line\nbreak\r\n\ttab", "a\u2028b\u2029c\x85d",

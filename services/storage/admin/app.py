@@ -24,12 +24,12 @@ from ..errors import BusyError, CorruptError, InvalidCursorError, SchemaOutdated
 from ..generations import get_generation
 from .access import Access
 from .audio import AudioResponse, open_audio
+from .formatting import FILTERS, write_band
 from .generation import read_generation
 from .history import read_history
 from .now import Now
 from .numbers import Numbers
 from .view import Missing, View
-from .wording import FILTERS, write_band
 
 # Pages that are read at the same time, so that many readers leave connections and processors to the writers.
 PAGES_AT_ONCE: Final = 2

@@ -21,7 +21,7 @@ from .reports import (
     get_prompt_stats,
     get_queue_stats,
 )
-from .running import estimate_running
+from .running_estimates import estimate_running
 from .usage import get_usage
 
 __all__ = [

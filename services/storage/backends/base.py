@@ -23,7 +23,7 @@ from ..json_members import JSONKind
 from ..models import Base
 from ..settings import EngineOptions
 from .backup_dialect import BackupDialect
-from .schema_dialect import FactsDialect, SchemaDialect
+from .schema_dialect import DiagnosticsDialect, SchemaDialect
 from .wakeup import WakeupDialect
 
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ class SpaceDialect(Protocol):
         """Write the log into the database file and empty it, unless others are reading."""
 
 
-class Backend(SQLDialect, SearchDialect, SchemaDialect, FactsDialect, SpaceDialect, WakeupDialect, Protocol):
+class Backend(SQLDialect, SearchDialect, SchemaDialect, DiagnosticsDialect, SpaceDialect, WakeupDialect, Protocol):
     """One database system: its SQL, its search, its engines, its migration lock and its errors."""
 
     name: str

@@ -29,8 +29,8 @@ from ..settings import EngineOptions, read_libpq_options
 from ..types import dump_json, load_json
 from .base import Bind, ConnectionPool, Phase
 from .postgresql_backup import PostgreSQLBackups
+from .postgresql_diagnostics import PostgreSQLDiagnostics
 from .postgresql_errors import translate
-from .postgresql_facts import PostgreSQLFacts
 from .postgresql_schema import PostgreSQLSchema
 from .postgresql_search import TSVectorSearch
 from .postgresql_session import apply_to_connection, apply_to_transactions
@@ -58,7 +58,9 @@ CONNECT_ARGUMENTS: dict[str, Any] = {
 JSON_EXPONENT = re.compile(r'"(?:[^"\\]|\\.)*"|-?[0-9][0-9.]*[eE][-+]?[0-9]+')
 
 
-class PostgreSQL(PostgreSQLSQL, PostgreSQLSchema, PostgreSQLFacts, PostgreSQLSpace, PostgreSQLWakeups, TSVectorSearch):
+class PostgreSQL(
+    PostgreSQLSQL, PostgreSQLSchema, PostgreSQLDiagnostics, PostgreSQLSpace, PostgreSQLWakeups, TSVectorSearch
+):
     """PostgreSQL: many concurrent writers; one server, or a primary with replicas."""
 
     name = "postgresql"

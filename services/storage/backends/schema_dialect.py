@@ -75,7 +75,7 @@ class Obstacle(NamedTuple):
     exists: bool
 
 
-class EngineFacts(NamedTuple):
+class EngineDiagnostics(NamedTuple):
     """What the database system says about itself; None for what it does not have or this user may not know."""
 
     version: str
@@ -102,10 +102,10 @@ class LowSequence(NamedTuple):
     statement: str
 
 
-class FactsDialect(Protocol):
+class DiagnosticsDialect(Protocol):
     """What a check reports beside the schema and the rows."""
 
-    def read_facts(self, connection: Connection) -> EngineFacts:
+    def read_diagnostics(self, connection: Connection) -> EngineDiagnostics:
         """Return what the database system says about itself and the database."""
 
     def find_low_sequences(self, connection: Connection) -> list[LowSequence]:

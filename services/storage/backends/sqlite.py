@@ -24,8 +24,8 @@ from ..settings import EngineOptions
 from .base import AnchorConnection, Bind, ConnectionPool, Phase
 from .read_only import is_write, keyword_of
 from .sqlite_backup import SQLiteBackups
+from .sqlite_diagnostics import SQLiteDiagnostics
 from .sqlite_errors import translate
-from .sqlite_facts import SQLiteFacts
 from .sqlite_files import MEMORY_VFS, create, explain, is_memory, is_present, path_of, uri_of
 from .sqlite_open_files import load_module, refuse_inherited, watch
 from .sqlite_schema import SQLiteSchema
@@ -48,7 +48,7 @@ DRIVER_ARGUMENTS = {"timeout", "isolation_level", "detect_types", "check_same_th
 DECODE = methodcaller("decode", "utf-8", "replace")
 
 
-class SQLite(SQLiteSQL, SQLiteSchema, SQLiteFacts, SQLiteSpace, SQLiteWakeups, FTS5Search):
+class SQLite(SQLiteSQL, SQLiteSchema, SQLiteDiagnostics, SQLiteSpace, SQLiteWakeups, FTS5Search):
     """SQLite through Python's sqlite3: one file, many readers, one writer at a time."""
 
     name = "sqlite"

@@ -55,7 +55,7 @@ def list_(database_url: str | None, /, limit: int, after: str | None, as_json: b
             except ValueError as error:
                 raise click.ClickException(sanitize(str(error))) from error
             if as_table:
-                from .tables import print_generations
+                from .terminal_tables import print_generations
 
                 print_generations(page.items)
             else:
@@ -131,7 +131,7 @@ def search(database_url: str | None, words: tuple[str, ...], order: str, limit: 
         prompts = [{**match.prompt.to_dict(), "snippet": match.snippet, "rank": match.rank} for match in found]
         click.echo(json.dumps({"prompts": prompts}))
     elif bold:
-        from .tables import print_matches
+        from .terminal_tables import print_matches
 
         print_matches([(match.prompt.used_count, _split(match.snippet)) for match in found])
     else:
@@ -208,7 +208,7 @@ def print_stats(storage: Storage, limit: int, *, as_json: bool = False) -> None:
         return
     used = [(prompt.used_count, sanitize(prompt.text)) for prompt in prompts]
     if sys.stdout.isatty():
-        from .tables import print_tables
+        from .terminal_tables import print_tables
 
         print_tables(counts, queue, days, models, used)
         return

@@ -49,7 +49,7 @@ def workers(database_url: str | None, as_json: bool) -> None:
         for worker in found:
             click.echo(json.dumps(worker.to_dict()))
     elif sys.stdout.isatty():
-        from .tables import print_workers
+        from .terminal_tables import print_workers
 
         print_workers(found)
     else:

@@ -100,7 +100,7 @@ def _render(view: View, where: str, console: "Console") -> "Group":
     from rich.console import Group
     from rich.text import Text
 
-    from .tables import blocks_for, failure_table, queue_line, running_table, sparkline, workers_table
+    from .terminal_tables import blocks_for, failure_table, queue_line, running_table, sparkline, workers_table
 
     completed = [hour.completed for hour in view.hours]
     spark = sparkline(completed[-HOURS:], blocks_for(console))

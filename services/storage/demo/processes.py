@@ -23,7 +23,7 @@ from ..lifecycle import GenerationStatus, WorkerState
 from ..models import Attempt, Generation, QueueState
 from ..queue import get_workers
 from ..worker import Job, Result, Worker, WorkerInterrupted
-from ..worker.supervision import stop_at_end_of
+from ..worker.parent_process import stop_at_end_of
 from . import MODEL_NAME, render_job
 from .synthesis import read_style
 

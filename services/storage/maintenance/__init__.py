@@ -3,15 +3,15 @@
 from .backup import Backup, backup_database, restore_database, verify_backup
 from .bulk_changes import cancel_generations, delete_generations, retry_generations, set_favorites
 from .check import check_database
+from .check_report import DatabaseReport, Finding
 from .copy import copy_database
 from .export import ExportReport, export_database
 from .find_files import FileReport, MissingFile, MovedFile, find_files
-from .findings import DatabaseReport, Finding
 from .health import Health, check_health
 from .import_rows import ImportReport, import_database
 from .metrics import get_metrics
+from .optimize import Optimization, optimize_database
 from .prune import PrunedGeneration, PruneReport, prune_generations
-from .space import Optimization, optimize_database
 from .zip_generation import ZipReport, zip_generation
 
 __all__ = [

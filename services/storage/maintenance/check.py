@@ -12,13 +12,13 @@ from typing import Final
 from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
 from sqlalchemy.orm import Session
 
-from ..backends.schema_dialect import EngineFacts, FileMode
+from ..backends.schema_dialect import EngineDiagnostics, FileMode
 from ..engine import Storage, get_storage
 from ..errors import AccessDeniedError, ReadOnlyError, StorageError
 from ..schema import get_schema_version
 from ..search import check_search_index, rebuild_search_index
-from .findings import DatabaseReport, Finding, Found, Severity, fix_all
-from .row_findings import find_in_rows
+from .check_report import DatabaseReport, Finding, Found, Severity, fix_all
+from .check_rows import find_in_rows
 
 Progress = Callable[[str, int, int], None]
 FIX: Final = "dgx-storage check --fix"
@@ -57,17 +57,17 @@ def check_database(
         raise ValueError("outputs_dir must be an existing folder")
     revision = _read_revision(storage)
     with storage.backend.read_only(storage.engine).connect() as connection, Session(connection) as session:
-        facts = storage.backend.read_facts(connection)
+        diagnostics = storage.backend.read_diagnostics(connection)
         damage = [] if quick else storage.backend.check_integrity(session)
     found = [_describe_damage(storage, message) for message in damage]
     if all(one.statements for one in found):
         found += _check_schema(storage, fix=fix)
         found += _check_contents(storage, folder, progress or (lambda step, done, total: None), quick=quick)
-    found += _check_host(facts, storage)
+    found += _check_host(diagnostics, storage)
     if fix:
         fix_all(storage, found)
         revision = _read_revision(storage)
-    return _report(storage, revision, facts, found)
+    return _report(storage, revision, diagnostics, found)
 
 
 def _read_revision(storage: Storage) -> str | None:
@@ -151,18 +151,19 @@ def _check_search_index(storage: Storage) -> Iterator[Found]:
         yield Found(finding, fix=lambda storage: storage.run_in_transaction(rebuild_search_index))
 
 
-def _check_host(facts: EngineFacts, storage: Storage) -> Iterator[Found]:
+def _check_host(diagnostics: EngineDiagnostics, storage: Storage) -> Iterator[Found]:
     for mode in storage.backend.find_open_files(storage.url):
         what = "write in the folder" if mode.is_folder else "open the file"
         problem = f"other users of this host may {what}: its mode is {mode.mode:04o}"
         finding = Finding(problem, str(mode.path), "warning", advice=f"chmod {mode.wanted:o} {mode.path}")
         yield Found(finding, fix=None if mode.is_folder else partial(_change_mode, mode=mode))
-    if facts.disk_free_bytes is not None and facts.disk_free_bytes < LOW_DISK_BYTES:
-        problem = f"only {facts.disk_free_bytes / 1e6:,.0f} MB of disk are free"
+    if diagnostics.disk_free_bytes is not None and diagnostics.disk_free_bytes < LOW_DISK_BYTES:
+        problem = f"only {diagnostics.disk_free_bytes / 1e6:,.0f} MB of disk are free"
         yield Found(Finding(problem, "disk", "warning", advice="free some space, or dgx-storage prune"))
-    if facts.wal_bytes is not None and facts.wal_bytes > LARGE_WAL_BYTES:
+    if diagnostics.wal_bytes is not None and diagnostics.wal_bytes > LARGE_WAL_BYTES:
         problem = (
-            f"it has grown to {facts.wal_bytes / 1e6:,.0f} MB: a reader or another program keeps it from shrinking"
+            f"it has grown to {diagnostics.wal_bytes / 1e6:,.0f} MB: "
+            "a reader or another program keeps it from shrinking"
         )
         yield Found(
             Finding(problem, "write-ahead log", "warning", advice="end long readers, then dgx-storage optimize")
@@ -173,7 +174,9 @@ def _change_mode(storage: Storage, *, mode: FileMode) -> None:
     mode.path.chmod(mode.wanted)
 
 
-def _report(storage: Storage, revision: str | None, facts: EngineFacts, found: list[Found]) -> DatabaseReport:
+def _report(
+    storage: Storage, revision: str | None, diagnostics: EngineDiagnostics, found: list[Found]
+) -> DatabaseReport:
     """Return the findings, most important first, each with the script that repairs it."""
     with storage.engine.connect() as connection:
         schema = storage.backend.own_schema(connection)
@@ -190,4 +193,6 @@ def _report(storage: Storage, revision: str | None, facts: EngineFacts, found: l
         for one in ordered
     )
     repair_sql = write_script(one.statements for one in left)
-    return DatabaseReport(not left, storage.display_url, revision, *facts, findings=findings, repair_sql=repair_sql)
+    return DatabaseReport(
+        not left, storage.display_url, revision, *diagnostics, findings=findings, repair_sql=repair_sql
+    )

@@ -32,7 +32,7 @@ from sqlalchemy.orm import Session
 from ..engine import Storage
 from ..errors import ConflictError, CopyError, NotInitializedError, StorageError
 from ..serialization import Report
-from .row_checks import (
+from .row_scan import (
     COPIED_TABLES,
     CopiedTable,
     Digest,

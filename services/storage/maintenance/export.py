@@ -20,7 +20,7 @@ from ..row_loading import GENERATIONS
 from ..serialization import Report
 from .export_format import Values, exported_columns, links_to_owner, new_header, parts_of, write_header, write_line
 from .output_folder import is_database_file
-from .row_checks import BATCH_ROWS, Progress
+from .row_scan import BATCH_ROWS, Progress
 
 PROMPTS: Final = GENERATIONS.metadata.tables["prompts"]
 

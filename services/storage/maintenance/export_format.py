@@ -18,7 +18,7 @@ from ..schema import REVISIONS, get_schema_version
 from ..serialization import plain
 from ..types import JSONObject, JSONText, TimeText, UTCDateTime, as_utc, dump_json
 from ..validation import validate_generation_field
-from .row_checks import find_problem, is_portable_json, load_document, plain_table, portable_float
+from .row_scan import find_problem, is_portable_json, load_document, plain_table, portable_float
 
 FORMAT: Final = "dgx-music-storage export"
 VERSION: Final = 1

@@ -27,7 +27,7 @@ from ..serialization import Report
 from .export import PROMPTS
 from .export_format import LINE_BYTES_LIMIT, Header, parts_of, read_header, read_line
 from .output_folder import is_database_file
-from .row_checks import BATCH_ROWS, Progress, own_links, plain_table
+from .row_scan import BATCH_ROWS, Progress, own_links, plain_table
 
 MEMORY_BYTES: Final = 1 << 20  # the links between generations take more than this in a temporary file
 TOTALS: Final = Base.metadata.tables["usage_totals"]

@@ -12,7 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from ..analytics import get_database_stats, get_queue_stats
-from ..analytics.distributions import Distribution, LastHour, read_last_hour
+from ..analytics.duration_histograms import Distribution, LastHour, read_last_hour
 from ..engine import Storage, get_storage
 from ..errors import StorageError
 from ..lifecycle import FINISHED, GenerationStatus, WorkerState

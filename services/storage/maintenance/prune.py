@@ -23,10 +23,10 @@ from ..models import Base, Generation, PrunedFile
 from ..serialization import Report
 from ..types import TimeText
 from ..validation import validate_count, validate_flag, validate_moment
+from .optimize import vacuum
 from .output_folder import Outputs
 from .pacing import Pace
-from .row_checks import Progress
-from .space import vacuum
+from .row_scan import Progress
 
 HOUR_MICROSECONDS: Final = 3_600_000_000
 SUSPICIOUS_ROWS: Final = 1_000

@@ -4,7 +4,7 @@ No other package imports Alembic, and this one is imported only where the schema
 transaction under one lock: many processes may start at once, and a killed process leaves the old schema or the new one.
 """
 
-from .comparison import check, options, reflection
+from .autogenerate import check, options, reflection
 from .connections import connect, exclusive
 from .drift import find_differences, find_drift, is_head_without_version, repair
 from .recognition import BASELINE_COLUMNS, is_empty

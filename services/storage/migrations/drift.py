@@ -16,8 +16,8 @@ from ..backends.schema_dialect import Difference, Repair
 from ..engine import Storage
 from ..errors import NotInitializedError, StorageError
 from ..schema import get_schema_version
+from .backfill_values import fill_on
 from .connections import connect, exclusive
-from .lost_values import fill_on
 from .recognition import VERSION_TABLE, find_missing, read_revision
 from .scripts import run
 

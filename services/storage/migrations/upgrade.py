@@ -11,7 +11,7 @@ from ..engine import Storage
 from ..errors import NotInitializedError
 from ..models import TABLES
 from ..schema import REVISIONS, get_schema_version
-from .comparison import options, reflection
+from .autogenerate import options, reflection
 from .connections import exclusive
 from .drift import expected_schema, recreate
 from .recognition import VERSION_TABLE, find_missing, is_empty, read_revision

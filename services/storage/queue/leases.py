@@ -31,9 +31,9 @@ from ..validation import (
     validate_generation_field,
     validate_seconds,
 )
-from .clock import correct_times
+from .clock_correction import correct_times
 from .due import announce_due
-from .endings import ATTEMPTS, LEASE_HELD, complete_at_once, fail_at_once, lease_parameters
+from .end_attempt import ATTEMPTS, LEASE_HELD, complete_at_once, fail_at_once, lease_parameters
 from .workers import remove_silent_workers
 
 CANCEL_REQUESTED = Generation.cancel_requested_at.is_not(None)

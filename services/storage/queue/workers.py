@@ -36,12 +36,12 @@ from ..conditions import PROCESSING
 from ..defaults import ALIVE_SECONDS
 from ..lifecycle import WorkerState
 from ..models import Base, Generation, RegisteredWorker
-from ..queue_tables import WORKER_RULES
+from ..queue_models import WORKER_RULES
 from ..row_loading import connection_of
 from ..serialization import Report
 from ..types import UTCDateTime, load_json_names
 from ..validation import is_storable, validate_seconds
-from .clock import TOLERANCE_SECONDS
+from .clock_correction import TOLERANCE_SECONDS
 
 WORKERS: Final = Base.metadata.tables["workers"]
 TOLERANCE: Final = timedelta(seconds=TOLERANCE_SECONDS)

@@ -37,7 +37,7 @@ from ..retry_policy import DEFAULT_RETRY_POLICY, RetryPolicy
 from ..validation import validate_count, validate_name, validate_seconds
 from .heartbeat import HEARTBEAT_SECONDS, HEARTBEATS_PER_LEASE, HeartbeatThread
 from .job import DoNotRetry, Job, Result, WorkerInterrupted
-from .messages import describe_claim, describe_outcome
+from .log_messages import describe_claim, describe_outcome
 from .registration import TRANSIENT_ERRORS, Registration
 from .waiting import Waiting
 

@@ -5,15 +5,15 @@ from sqlalchemy.exc import DBAPIError
 
 from ..errors import StorageError
 from .postgresql_catalog import read_objects
-from .schema_dialect import EngineFacts, FileMode, LowSequence
+from .schema_dialect import EngineDiagnostics, FileMode, LowSequence
 
 CHECKPOINT = text("SELECT extract(epoch FROM clock_timestamp() - checkpoint_time) FROM pg_control_checkpoint()")
 
 
-class PostgreSQLFacts:
-    """The facts dialect of PostgreSQL; see FactsDialect."""
+class PostgreSQLDiagnostics:
+    """The diagnostics dialect of PostgreSQL; see DiagnosticsDialect."""
 
-    def read_facts(self, connection: Connection) -> EngineFacts:
+    def read_diagnostics(self, connection: Connection) -> EngineDiagnostics:
         version = f"PostgreSQL {connection.scalar(text('SHOW server_version'))}"
         age: float | None = None
         try:
@@ -21,7 +21,7 @@ class PostgreSQLFacts:
                 age = float(connection.scalar(CHECKPOINT) or 0.0)
         except (DBAPIError, StorageError):
             pass  # not every user may ask
-        return EngineFacts(version, (), None, None, age, None)
+        return EngineDiagnostics(version, (), None, None, age, None)
 
     def find_open_files(self, url: URL) -> list[FileMode]:
         return []

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from tests.support.server_user import require_server_user
+from tests.support.server_requirements import require_server_user
 
 
 def test_root_finds_the_programs_of_the_administrator(monkeypatch: pytest.MonkeyPatch) -> None:

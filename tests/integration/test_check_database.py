@@ -16,7 +16,7 @@ from services.storage import (
     search_prompts,
     update_generation_status,
 )
-from tests.support.copies import fill
+from tests.support.copy_process import fill
 from tests.support.databases import ask, is_sqlite, make_old_database, run_script
 from tests.support.factories import a_generation
 from tests.support.sessions import opened, path_of

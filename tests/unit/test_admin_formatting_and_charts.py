@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from services.storage import Usage
 from services.storage.admin.charts import draw_usage, draw_waveform
-from services.storage.admin.wording import (
+from services.storage.admin.formatting import (
     write_age,
     write_band,
     write_duration,

@@ -17,4 +17,4 @@ def stop_at_end_of(stream: IO[bytes], worker: Worker) -> None:
             pass
         worker.stop()
 
-    threading.Thread(target=wait, name=f"supervision of {worker.worker_id}", daemon=True).start()
+    threading.Thread(target=wait, name=f"parent of {worker.worker_id}", daemon=True).start()

@@ -23,7 +23,7 @@ def _status_is(*statuses: GenerationStatus) -> hybrid_property[bool]:
     return hybrid_property(check, expr=condition)
 
 
-class StatusChecks:
+class StatusPredicates:
     """A mixin for a model with the column `status`."""
 
     is_pending = _status_is(GenerationStatus.PENDING)

@@ -15,8 +15,8 @@ from ..lifecycle import GenerationStatus
 from ..models import TABLES, Generation, RegisteredWorker
 from ..queue import reclaim_generations
 from ..queue.workers import remove_silent_workers
-from .findings import Finding, Found
-from .row_checks import Progress, find_refused_rows
+from .check_report import Finding, Found
+from .row_scan import Progress, find_refused_rows
 
 STUCK_SECONDS: Final = 60.0  # after the end of the lease: a running worker reclaims it within seconds
 ROWS_AT_ONCE: Final = 500

@@ -9,28 +9,28 @@ from typing import Any
 
 from sqlalchemy import URL, Connection
 
-from .schema_dialect import EngineFacts, FileMode, LowSequence
+from .schema_dialect import EngineDiagnostics, FileMode, LowSequence
 from .sqlite_files import is_memory, path_of
 from .sqlite_wal import has_wal_reset_bug
 
 WAL_RESET_BUG = "WAL-reset: a checkpoint that coincides with a commit may corrupt the file; the library avoids it"
 
 
-class SQLiteFacts:
-    """The facts dialect of SQLite; see FactsDialect."""
+class SQLiteDiagnostics:
+    """The diagnostics dialect of SQLite; see DiagnosticsDialect."""
 
-    def read_facts(self, connection: Connection) -> EngineFacts:
+    def read_diagnostics(self, connection: Connection) -> EngineDiagnostics:
         module: Any = connection.dialect.loaded_dbapi
         mode = str(connection.exec_driver_sql("PRAGMA journal_mode").scalar())
         bugs = (WAL_RESET_BUG,) if has_wal_reset_bug(module.sqlite_version_info) else ()
         version = f"SQLite {module.sqlite_version}"
         if is_memory(connection.engine.url):
-            return EngineFacts(version, (), mode, None, None, None)
+            return EngineDiagnostics(version, (), mode, None, None, None)
         path = Path(os.path.realpath(path_of(connection.engine.url)))
         wal_bytes = _size(path.with_name(f"{path.name}-wal"))
         # In WAL mode only a checkpoint writes the file itself.
         age = max(0.0, time.time() - path.stat().st_mtime) if wal_bytes else 0.0
-        return EngineFacts(version, bugs, mode, wal_bytes, age, shutil.disk_usage(path.parent).free)
+        return EngineDiagnostics(version, bugs, mode, wal_bytes, age, shutil.disk_usage(path.parent).free)
 
     def find_open_files(self, url: URL) -> list[FileMode]:
         if is_memory(url):
