@@ -152,8 +152,9 @@ class RawPostgreSQL:
         with self.connection.transaction():
             found = self.connection.execute(
                 "INSERT INTO prompts (text, used_count, first_used_at, last_used_at) "
-                "SELECT text, 1, %s, %s FROM unnest(%s::text[]) AS text ON CONFLICT (md5(text)) DO UPDATE "
-                "SET used_count = prompts.used_count + 1, last_used_at = excluded.last_used_at RETURNING text, id",
+                "SELECT text, count(*), %s, %s FROM unnest(%s::text[]) AS text GROUP BY text ON CONFLICT (md5(text)) "
+                "DO UPDATE SET used_count = prompts.used_count + excluded.used_count, "
+                "last_used_at = excluded.last_used_at RETURNING text, id",
                 (now, now, list(prompts)),
             )
             ids: dict[str, int] = dict(found.fetchall())

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from statistics import median, quantiles
 
 from services.storage import Job, Storage, Worker, create_generation, set_favorite
@@ -104,7 +104,7 @@ def cpu_seconds(pid: int) -> float:
     """Return the CPU time of a process, of all its threads that still run, in nanosecond resolution."""
     used = 0
     for task in os.listdir(f"/proc/{pid}/task"):
-        with open(f"/proc/{pid}/task/{task}/schedstat", encoding="ascii") as statistics:
+        with suppress(FileNotFoundError), open(f"/proc/{pid}/task/{task}/schedstat", encoding="ascii") as statistics:
             used += int(statistics.read().split()[0])
     return used / 1e9
 
