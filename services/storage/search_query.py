@@ -18,7 +18,7 @@ from .search_words import locate_words, split_words
 SNIPPET_LENGTH = 160
 SNIPPET_LEAD = 40
 
-_TOKEN = re.compile(r'(-?)["“”„]([^"“”„]*)["“”„]?(\*?)|(-?)([^\s"“”„]+)')
+_TOKEN = r'(-?)["“”„]([^"“”„]*)["“”„]?(\*?)|(-?)([^\s"“”„]+)'
 _FULL_WIDTH_OPERATORS = str.maketrans("\uff02\uff0a\uff0d", '"*-')
 
 
@@ -134,7 +134,7 @@ def _clean(text: str) -> str:
 
 def _split(text: str) -> Iterator[tuple[bool, str, bool]]:
     """Yield the parts of a query: whether a part is excluded, its words, and whether the last word is a prefix."""
-    for match in _TOKEN.finditer(text):
+    for match in re.finditer(_TOKEN, text):
         phrase_minus, phrase, star, minus, word = match.groups()
         if word is None:
             yield bool(phrase_minus), phrase, bool(star)

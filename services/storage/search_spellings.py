@@ -15,12 +15,12 @@ SPELLINGS: Final = (
     ("breakbeat", "break beat"),
 )
 
-_TEMPO = re.compile(r"(\d{1,3}) ?bpm", re.ASCII)
+_TEMPO = r"(?a)(\d{1,3}) ?bpm"
 _GENRES = {spelling: group for group in SPELLINGS for spelling in group}
 
 
 def spellings_of(words: str) -> tuple[str, ...]:
     """Return all spellings of the genre or tempo that `words` name, or ()."""
-    if tempo := _TEMPO.fullmatch(words):
+    if tempo := re.fullmatch(_TEMPO, words):
         return f"{tempo[1]} bpm", f"{tempo[1]}bpm"
     return _GENRES.get(words, ())

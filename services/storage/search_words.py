@@ -11,6 +11,7 @@ The function prompt_words() of PostgreSQL does the same in SQL; revision 008 has
 import re
 import unicodedata
 from collections.abc import Sequence
+from functools import cache
 from itertools import pairwise
 from typing import Final, NamedTuple
 
@@ -53,11 +54,19 @@ def upper_case(blocks: Sequence[tuple[int, int]]) -> str:
 
 
 _LETTER = rf"[^\0{SEPARATORS}{UNSPACED}]"
-_WORD = re.compile(f"{_LETTER}+|[{UNSPACED}]|[#♯](?<=[a-g].)(?<!{_LETTER}[a-g].)")
-_ACCENTS = re.compile("(^|[\x00-\x7f])[\u0300-\u036f]+")
-_UPPER = upper_case(((ord("A"), ord("Z")), *CASED, *RARELY_CASED)) + "\N{GREEK SMALL LETTER FINAL SIGMA}"
-_LOWER = str.maketrans(_UPPER, _UPPER[:-1].lower() + "\N{GREEK SMALL LETTER SIGMA}")
+_ACCENTS = "(^|[\x00-\x7f])[\u0300-\u036f]+"
 _ASCII_PUNCTUATION = {code: " " for code in range(128) if not chr(code).isalnum()}
+
+
+@cache  # when first needed, because it takes 6 ms
+def _word() -> re.Pattern[str]:
+    return re.compile(f"{_LETTER}+|[{UNSPACED}]|[#♯](?<=[a-g].)(?<!{_LETTER}[a-g].)")
+
+
+@cache
+def _lower() -> dict[int, int]:
+    upper = upper_case(((ord("A"), ord("Z")), *CASED, *RARELY_CASED)) + "\N{GREEK SMALL LETTER FINAL SIGMA}"
+    return str.maketrans(upper, upper[:-1].lower() + "\N{GREEK SMALL LETTER SIGMA}")
 
 
 class Word(NamedTuple):
@@ -72,7 +81,7 @@ def split_words(text: str) -> list[str]:
     """Return the words of a text, folded, in order."""
     if text.isascii() and "#" not in text:
         return text.lower().translate(_ASCII_PUNCTUATION).split()
-    words: list[str] = _WORD.findall(_fold(text))
+    words: list[str] = _word().findall(_fold(text))
     return ["sharp" if word in "#♯" else word for word in words] if "#" in words or "♯" in words else words
 
 
@@ -80,7 +89,7 @@ def locate_words(text: str) -> list[Word]:
     """Return the words of split_words() with their places in the text."""
     folded, starts, ends = _fold_by_cluster(text)
     words = []
-    for match in _WORD.finditer(folded):
+    for match in _word().finditer(folded):
         start, end = match.span()
         if match.group() in "#♯":
             words.append(Word("sharp", [starts[start]] * 5, [ends[start]] * 5))
@@ -94,7 +103,7 @@ def _fold(text: str) -> str:
         return text.lower()
     # Without the spaces "Moog™" would be one word, moogtm.
     decomposed = unicodedata.normalize("NFKD", text.replace("™", " ").replace("℠", " "))
-    return unicodedata.normalize("NFC", _ACCENTS.sub(r"\1", decomposed).translate(_LOWER))
+    return unicodedata.normalize("NFC", re.sub(_ACCENTS, r"\1", decomposed).translate(_lower()))
 
 
 def _fold_by_cluster(text: str) -> tuple[str, Sequence[int], Sequence[int]]:

@@ -23,12 +23,11 @@ BOOLEANS: Final = {
     "1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False
 }  # fmt: skip
 
-CONTROL_CHARACTER: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+# Patterns as text: `import services.storage` compiles none of them.
+CONTROL_CHARACTER: Final = r"[\x00-\x1f\x7f-\x9f\u2028\u2029]"
 
 # libpq's form for several hosts, postgresql://user@first:5432,second:5433/name, which SQLAlchemy cannot parse
-MANY_HOSTS: Final = re.compile(
-    r"(?P<head>postgresql[^:]*://(?:[^@/?]*@)?)(?P<hosts>[^@/?]*,[^@/?]*)(?P<tail>(?:[/?].*)?)", re.DOTALL
-)
+MANY_HOSTS: Final = r"(?s)(?P<head>postgresql[^:]*://(?:[^@/?]*@)?)(?P<hosts>[^@/?]*,[^@/?]*)(?P<tail>(?:[/?].*)?)"
 
 
 @dataclass(frozen=True)
@@ -137,7 +136,7 @@ def normalize_url(url: str) -> str:
     """Return a URL in SQLAlchemy's form; it may be in libpq's form."""
     if url.startswith("postgres://"):
         url = url.replace("postgres://", "postgresql://", 1)
-    if (many := MANY_HOSTS.fullmatch(url)) is None:
+    if (many := re.fullmatch(MANY_HOSTS, url)) is None:
         return url
     path, _, query = many["tail"].partition("?")
     hosts = [f"host={host}" if ":" in host else f"host={host}:5432" for host in many["hosts"].split(",")]
@@ -182,7 +181,7 @@ def _trim(text: str) -> str:
 
 
 def _read_url(text: str) -> URL | None:
-    if CONTROL_CHARACTER.search(text) or text.endswith(("'", '"')):
+    if re.search(CONTROL_CHARACTER, text) or text.endswith(("'", '"')):
         return None
     try:
         return make_url(normalize_url(text))

@@ -12,8 +12,9 @@ CONTROL: Final = frozenset({"BEGIN", "COMMIT", "ROLLBACK", "RELEASE", "VACUUM", 
 COMMENT: Final = r"--[^\n]*(?:\n|\Z)|/\*(?:(?!/\*|\*/).)*\*/"
 BEFORE_KEYWORD: Final = re.compile(rf"(?:[\s(]|{COMMENT})*", re.DOTALL)
 KEYWORD: Final = re.compile(r"[A-Za-z]*")
-NOT_CODE: Final = re.compile(rf"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|{COMMENT}", re.DOTALL)
-PRAGMA: Final = re.compile(r"\s*PRAGMA\s+(?:\w+\.)?(?P<name>\w+)\s*(?P<argument>\([^()]*\))?[\s;]*", re.IGNORECASE)
+# Two patterns that are compiled when a read-only session needs them, because that takes a millisecond.
+NOT_CODE: Final = rf"(?s:'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|{COMMENT})"
+PRAGMA: Final = r"(?i)\s*PRAGMA\s+(?:\w+\.)?(?P<name>\w+)\s*(?P<argument>\([^()]*\))?[\s;]*"
 # The PRAGMAs whose argument says what to read (https://sqlite.org/pragma.html); any other argument is a new setting.
 WITH_ARGUMENT: Final = frozenset(
     {
@@ -56,7 +57,7 @@ def is_refused_when_reading(statement: str, context: ExecutionContext | None) ->
 
 
 def _is_reading_pragma(statement: str) -> bool:
-    pragma = PRAGMA.fullmatch(NOT_CODE.sub(" ", statement))
+    pragma = re.fullmatch(PRAGMA, re.sub(NOT_CODE, " ", statement))
     if pragma is None:
         return False
     name = pragma["name"].lower()
@@ -68,4 +69,4 @@ def _has_several(statement: str) -> bool:
 
     In doubt it does: a backslash or a dollar may be part of PostgreSQL's other kinds of quotes.
     """
-    return "\\" in statement or "$" in statement or ";" in NOT_CODE.sub(" ", statement).rstrip("; \t\r\n")
+    return "\\" in statement or "$" in statement or ";" in re.sub(NOT_CODE, " ", statement).rstrip("; \t\r\n")

@@ -23,7 +23,7 @@ from .check_rows import find_in_rows
 Progress = Callable[[str, int, int], None]
 FIX: Final = "dgx-storage check --fix"
 # What SQLite says of an index that does not agree with its table, which alone is damaged then.
-DAMAGED_INDEX: Final = re.compile(r"(?:missing from|wrong # of entries in|non-unique entry in) index (.+)")
+DAMAGED_INDEX: Final = r"(?:missing from|wrong # of entries in|non-unique entry in) index (.+)"
 LOW_DISK_BYTES: Final = 256 * 1024 * 1024
 LARGE_WAL_BYTES: Final = 64 * 1024 * 1024  # 16 times the size at which the library empties it
 SEVERITIES: Final = ("error", "warning", "notice")
@@ -88,7 +88,7 @@ def _read_revision(storage: Storage) -> str | None:
 
 def _describe_damage(storage: Storage, message: str) -> Found:
     """Return the finding for a message of the database; damage to an index alone can be repaired from its table."""
-    name = DAMAGED_INDEX.search(message)
+    name = re.search(DAMAGED_INDEX, message)
     if name is None:
         return Found(Finding(message, "database", advice="restore a backup: dgx-storage restore PATH"))
     statement = f'REINDEX "{name[1]}"'
