@@ -6,7 +6,21 @@ Claims, queue positions, estimates and lists of pending generations all use it. 
 from collections.abc import Sequence
 from typing import Any, Final
 
-from sqlalchemy import CTE, ColumnElement, Integer, and_, cast, exists, func, literal_column, or_, select, tuple_
+from sqlalchemy import (
+    CTE,
+    ColumnElement,
+    Integer,
+    ScalarSelect,
+    Text,
+    and_,
+    cast,
+    exists,
+    func,
+    literal_column,
+    or_,
+    select,
+    tuple_,
+)
 
 from .models import Generation
 
@@ -37,3 +51,18 @@ def distinct_priorities(
         step = select(lower.scalar_subquery(), seen.c.found + cast(has_due, Integer))
         step = step.where(seen.c.priority.is_not(None), seen.c.found < enough)
     return seen.union_all(step)
+
+
+def first_due(waiting: Sequence[ColumnElement[bool]], due: ColumnElement[bool]) -> ScalarSelect[str]:
+    """Return the id of the first row in claim order that meets `waiting` and is `due`; NULL if there is none.
+
+    Seeks each priority as distinct_priorities() does, until one has such a row, and so evaluates `due` once for it.
+    """
+    highest = func.max(Generation.priority).label("priority")
+    seen = select(highest, literal_column("NULL", Text).label("id")).where(*waiting).cte(recursive=True)
+    lower = select(func.max(Generation.priority)).where(*waiting, Generation.priority < seen.c.priority)
+    first = select(Generation.id).where(*waiting, Generation.priority == seen.c.priority, due)
+    first = first.order_by(Generation.scheduled_at, Generation.id).limit(literal_column("1")).correlate(seen)
+    step = select(lower.scalar_subquery(), first.scalar_subquery())
+    found = seen.union_all(step.where(seen.c.priority.is_not(None), seen.c.id.is_(None)))
+    return select(found.c.id).where(found.c.id.is_not(None)).scalar_subquery()

@@ -1,7 +1,7 @@
 """SQLite's SQL for the clock, claims, upserts, JSON members and exact times."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, Final
@@ -26,7 +26,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
-from ..claim_order import CLAIM_ORDER, distinct_priorities
+from ..claim_order import CLAIM_ORDER, distinct_priorities, first_due
 from ..conditions import is_valid, literal_int
 from ..json_members import JSONKind
 from ..models import Generation, Prompt
@@ -48,8 +48,9 @@ class _AfterNow(UTCDateTime):
 
     cache_ok = True
 
-    def process_bind_param(self, value: Any, dialect: Dialect) -> datetime:
-        return utcnow() + value  # type: ignore[no-any-return]
+    def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any]:
+        write: Any = super().bind_processor(dialect)
+        return lambda offset: write(utcnow() + offset)
 
 
 class _BoundClock:
@@ -103,6 +104,8 @@ class SQLiteSQL:
         self, waiting: Sequence[ColumnElement[bool]], columns: Sequence[Any], limit: int, *, locked: bool = True
     ) -> Select[Any]:
         due = and_(Generation.scheduled_at <= self.now(), is_valid("sqlite"))
+        if limit == 1:
+            return select(*columns).where(Generation.id == first_due(waiting, due))
         levels = distinct_priorities(waiting, due, enough=limit)
         # SQLite reads the values of IN in the order of the index, so it does not sort. See ADR 15.
         first = select(*columns).where(*waiting, Generation.priority.in_(select(levels.c.priority)), due)
