@@ -5,10 +5,10 @@ its rows become objects in a fifth of the time. See ADR 25.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import Connection, Row, Select, Table, inspect
+from sqlalchemy import Connection, CursorResult, Dialect, Row, Select, Table, inspect
 from sqlalchemy.orm import InstanceState, Mapper, Session
 from sqlalchemy.orm.attributes import instance_state
 
@@ -36,6 +36,32 @@ def connection_of(session: Session) -> Connection:
     if session.autoflush:
         session.flush()
     return session.connection()
+
+
+def execute_directly(connection: Connection, statement: Any, parameters: Mapping[str, Any]) -> CursorResult[Any]:
+    """Execute a statement as SQL text of the driver where it takes parameters by position (SQLite): 25 µs less.
+
+    The rows of the result have the values of the driver, and `before_execute` of the engine does not fire. See ADR 25.
+    """
+    if not connection.dialect.positional:
+        return connection.execute(statement, parameters)
+    sql, binds = compile_for_driver(statement, connection.dialect, tuple(parameters))
+    values = []
+    for name, bind, process in binds:
+        value = parameters[name] if bind.required else bind.effective_value
+        values.append(value if process is None else process(value))
+    return connection.exec_driver_sql(sql, tuple(values))
+
+
+@lru_cache(maxsize=128)
+def compile_for_driver(statement: Any, dialect: Dialect, names: tuple[str, ...]) -> tuple[str, list[Any]]:
+    """Return the SQL text of a statement with parameters of these names, and what it binds, in order of position.
+
+    That is for each the name, the parameter of the statement, and what makes a value one of the driver, or None.
+    """
+    compiled: Any = statement.compile(dialect=dialect, column_keys=list(names))
+    binds = [compiled.binds[name] for name in compiled.positiontup]
+    return str(compiled), [(bind.key, bind, bind.type.dialect_impl(dialect).bind_processor(dialect)) for bind in binds]
 
 
 def find(
@@ -80,9 +106,10 @@ def load(session: Session, model: type[Model], rows: Iterable[Row[Any]]) -> list
     """
     mapper, keys, position = _attributes(model)
     held_by, new_instance = session.identity_map, mapper.class_manager.new_instance
+    identity, _, token = mapper.identity_key_from_primary_key(("",))
     objects: list[Model] = []
     for row in rows:
-        key = mapper.identity_key_from_primary_key((row[position],))
+        key = (identity, (row[position],), token)  # made here, because a page of 100 needs as many
         held = held_by.get(key)
         if held is None:
             held = new_instance()

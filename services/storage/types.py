@@ -76,10 +76,6 @@ class _TextTime(UserDefinedType[datetime]):
     def get_col_spec(self, **_: Any) -> str:
         return "DATETIME"
 
-    def bind_processor(self, dialect: Dialect) -> Callable[[datetime | None], str | None]:
-        # Without the offset, +00:00. A naive copy, by replace(tzinfo=None), takes twice as long.
-        return lambda value: None if value is None else value.isoformat(" ", "microseconds")[:26]
-
     def literal_processor(self, dialect: Dialect) -> Callable[[datetime], str]:
         return lambda value: f"'{value.isoformat(' ', 'microseconds')[:26]}'"
 
@@ -99,10 +95,17 @@ class UTCDateTime(TypeDecorator[datetime]):
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         return None if value is None else as_utc(value)
 
+    def bind_processor(self, dialect: Dialect) -> Callable[[datetime | None], Any] | None:
+        # One function for what SQLAlchemy does in three; a page of 100 rows calls that of the results 700 times.
+        return _write_text_time if dialect.name == "sqlite" else super().bind_processor(dialect)
+
     def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], datetime | None]:
-        # One function for what SQLAlchemy would do in three: a row has seven times, so a page of a hundred calls it 700
-        # times.
         return _read_text_time if dialect.name == "sqlite" else _read_time
+
+
+def _write_text_time(value: datetime | None) -> str | None:
+    # Without the offset, +00:00. A naive copy, by replace(tzinfo=None), takes twice as long.
+    return None if value is None else as_utc(value).isoformat(" ", "microseconds")[:26]
 
 
 def _read_time(value: Any) -> datetime | None:

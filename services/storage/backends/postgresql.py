@@ -121,15 +121,6 @@ class PostgreSQL(
             if getattr(context.original_exception, "sqlstate", None) == "25006" and connection is not None:
                 context.is_disconnect = not connection.get_execution_options().get("read_only", False)
 
-        @event.listens_for(engine, "commit")
-        def begin_commit(connection: Connection) -> None:
-            connection.info["committing"] = not connection.get_execution_options().get("read_only", False)
-
-        @event.listens_for(engine, "rollback")
-        def begin_rollback(connection: Connection) -> None:
-            if not connection.invalidated:
-                connection.info.pop("committing", None)
-
         return engine
 
     def _create_engine(self, url: URL, *, per_transaction: bool, **arguments: Any) -> Engine:
@@ -232,25 +223,28 @@ def _ping_suspects(engine: Engine) -> None:
 
 
 def _execute_alone(engine: Engine) -> None:
-    """Execute a query that is marked as ALONE in autocommit if it is the first of its transaction.
+    """Execute a query that is marked as ALONE, and the statement of a step, in autocommit, if no transaction has begun.
 
     READ COMMITTED gives each statement a snapshot of its own, so the result is the same; BEGIN and COMMIT would be two
-    more round trips, each as long as a short query. The next statement begins the transaction. See ADR 25.
+    more round trips, each as long as a short query. Another statement begins the transaction. See ADR 25. Here and not
+    by the isolation level AUTOCOMMIT, because SQLAlchemy sets and resets that for each session: 75 µs.
     """
     from psycopg.pq import TransactionStatus
 
     @event.listens_for(engine, "do_execute")
     def execute(cursor: Any, statement: str, parameters: Any, context: Any) -> bool:
         options, driver = context.execution_options, cursor.connection
-        if not options.get("is_alone", False) or "isolation_level" in options or driver.autocommit:
+        if not (options.get("is_alone", False) or options.get("is_step", False)):
             return False
-        if driver.info.transaction_status != TransactionStatus.IDLE:
+        if "isolation_level" in options or driver.autocommit:
+            return False
+        if driver.pgconn.transaction_status != TransactionStatus.IDLE:
             return False
         driver.autocommit = True
         try:
             context.dialect.do_execute(cursor, statement, parameters, context)
         finally:
-            if driver.info.transaction_status == TransactionStatus.IDLE:
+            if driver.pgconn.transaction_status == TransactionStatus.IDLE:
                 driver.autocommit = False
             else:
                 driver.close()  # lost, or interrupted in the query: the pool must not keep it in autocommit

@@ -9,15 +9,15 @@ from datetime import timedelta
 from functools import cache
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, Text, bindparam, case, literal_column, select, update
+from sqlalchemy import ColumnElement, Connection, Text, bindparam, case, literal_column, null, select, update
 from sqlalchemy.orm import Session
 
 from ..backends import Backend, backend_for
-from ..conditions import HAS_ATTEMPTS_LEFT, PROCESSING
+from ..conditions import HAS_ATTEMPTS_LEFT, PROCESSING, literal_int
 from ..errors import LeaseLostError
 from ..lifecycle import AttemptOutcome, GenerationStatus, transition_values
 from ..models import Base, Generation, Lease
-from ..row_loading import GENERATIONS, connection_of, load_generations, require_transaction
+from ..row_loading import GENERATIONS, connection_of, execute_directly, load_generations, require_transaction
 from ..validation import is_storable, validate_generation_field
 
 ATTEMPTS: Final = Base.metadata.tables["attempts"]
@@ -27,7 +27,7 @@ LEASE_HELD: Final = (
     Generation.attempt == bindparam("lease_attempt"),
     PROCESSING,
 )
-NEXT_VERSION: Final = Generation.version + 1
+NEXT_VERSION: Final = Generation.version + literal_int(1)
 STORED_METADATA: Final = select(GENERATIONS.c.metadata).where(GENERATIONS.c.id == bindparam("lease_generation_id"))
 
 
@@ -81,7 +81,7 @@ def _execute(
     if history:
         require_transaction(session)
     for record in history:
-        if connection.execute(record, parameters).rowcount != 1:
+        if execute_directly(connection, record, parameters).rowcount != 1:
             return None
     ended = load_generations(session, connection.execute(end, parameters))
     return ended[0] if ended else None
@@ -123,10 +123,10 @@ def _if_attempts_left(field: str, pending: Mapping[str, Any], failed: Mapping[st
 
 
 def _transition(backend: Backend, target: GenerationStatus) -> dict[str, Any]:
-    values = transition_values(GenerationStatus.PROCESSING, target)
+    values: dict[str, Any] = dict.fromkeys(transition_values(GenerationStatus.PROCESSING, target), null())
     if "completed_at" in values:
         values["completed_at"] = backend.now()
-    return values | {"status": target.value, "version": NEXT_VERSION}
+    return values | {"status": literal_column(f"'{target}'"), "version": NEXT_VERSION}
 
 
 def _statements(
@@ -151,7 +151,7 @@ def _statements(
     }
     leased = select(*history.values()).where(*LEASE_HELD, Generation.cancel_requested_at.is_(None), *conditions)
     record = backend.insert(ATTEMPTS).from_select(list(history), leased.with_for_update()).on_conflict_do_nothing()
-    end = update(Generation).values(values).returning(*GENERATIONS.c)
+    end = update(Generation).values(values).returning(GENERATIONS)
     if not backend.has_writing_ctes:
         return [record, end.where(Generation.id == bindparam("lease_generation_id"))]
     recorded = record.returning(ATTEMPTS.c.generation_id).cte("recorded")

@@ -4,14 +4,13 @@ Rows are inserted with Core statements, not with the ORM's unit of work: it is s
 already complete. See ADR 9.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
-from functools import cache, lru_cache
+from functools import cache
 from operator import itemgetter
 from typing import Any
 
-from sqlalchemy import Connection, Dialect, bindparam, case, event, func, insert, inspect, select, type_coerce
+from sqlalchemy import Connection, Row, bindparam, case, event, func, insert, inspect, select, type_coerce
 from sqlalchemy.orm import Session, object_session
 from sqlalchemy.orm.attributes import set_committed_value
 from sqlalchemy.orm.util import identity_key
@@ -21,7 +20,7 @@ from ..errors import ConflictError, ConstraintError
 from ..limits import ROWS_PER_STATEMENT
 from ..model_base import new_row
 from ..models import Generation, Prompt
-from ..row_loading import GENERATIONS, attach
+from ..row_loading import GENERATIONS, attach, compile_for_driver, execute_directly
 from ..types import UTCDateTime, utcnow
 from ..validation import GENERATION_RULES
 from .due import SOON, announce_due, is_announced
@@ -46,10 +45,10 @@ def build_generation(request: Mapping[str, Any], *, new_id: str | None = None) -
     `new_id` is a valid id for a request without one. Raises TypeError for an unknown or missing argument, ValueError or
     TypeError naming the field for a bad value.
     """
-    if unknown := request.keys() - ARGUMENTS:
-        raise TypeError(f"{min(unknown)} is not an argument of create_generation()")
-    if missing := REQUIRED - request.keys():
-        raise TypeError(f"create_generation() needs the argument {min(missing)}")
+    if not REQUIRED <= request.keys() <= ARGUMENTS:
+        if unknown := request.keys() - ARGUMENTS:
+            raise TypeError(f"{min(unknown)} is not an argument of create_generation()")
+        raise TypeError(f"create_generation() needs the argument {min(REQUIRED - request.keys())}")
     valid = {} if new_id is None else {"id": new_id}
     for name, value in request.items():
         if value is not None or name not in OPTIONAL:
@@ -113,15 +112,17 @@ def insert_all(session: Session, generations: list[Generation]) -> list[Generati
         if is_unscheduled:
             _store_now([generations[0]], stored.scheduled_at)
     else:
-        counted = connection.execute(_count_uses_for_ids(backend), uses).all()
-        ids = {text: prompt_id for prompt_id, text, *_ in counted}
+        counted = _count(connection, backend, uses)
+        ids = {row.text: row.id for row in counted}
         if backend.has_own_clock:
             _store_now(list(filter(_is_unscheduled, generations)), counted[0].now)
         for generation in generations:
             generation.__dict__["prompt_id"] = ids[generation.prompt]  # the object has no history that could differ
         _insert_rows(connection, generations)
-        if any(generation.scheduled_at < utcnow() + SOON for generation in generations):
-            announce_due(session)
+        if is_announced(connection):
+            soon = utcnow() + SOON
+            if any(generation.scheduled_at < soon for generation in generations):
+                announce_due(connection)
     _expire_prompts(session, ids.values())
     identify = inspect(Generation).identity_key_from_primary_key
     transaction: Any = session.get_nested_transaction() or session.get_transaction()
@@ -158,6 +159,14 @@ def _count_prompt(mapper: Any, connection: Connection, generation: Generation) -
     prompt = session and session.identity_map.get(identity_key(Prompt, counted.id))
     if session and prompt is not None:
         session.expire(prompt, ["used_count", "last_used_at"])
+
+
+def _count(connection: Connection, backend: Backend, uses: list[dict[str, Any]]) -> Sequence[Row[Any]]:
+    """Count the uses of prompts; return their ids and texts, and now where the database has a clock of its own."""
+    count = _count_uses_for_ids(backend)
+    if len(uses) > 1:
+        return connection.execute(count, uses).all()
+    return execute_directly(connection, count, uses[0]).all()
 
 
 def _find_by_key(session: Session, generations: list[Generation]) -> dict[str, Generation]:
@@ -206,25 +215,18 @@ def _expire_prompts(session: Session, prompt_ids: Iterable[int]) -> None:
 
 def _insert_rows(connection: Connection, generations: Sequence[Generation]) -> None:
     columns, read_values = _columns()
-    if len(generations) == 1 or not connection.dialect.positional:
+    if not connection.dialect.positional:
         connection.execute(INSERT_GENERATIONS, [_row(generation) for generation in generations])
         return
     # SQLAlchemy binds the values of a row by name, which takes 10 µs, and SQLite 20 µs to store it. Here the same types
     # process whole columns.
-    statement, processors = _insert_by_position(connection.dialect, tuple(columns))
+    statement, binds = compile_for_driver(INSERT_GENERATIONS, connection.dialect, columns)
     stored = zip(*(read_values(generation.__dict__) for generation in generations), strict=True)
     bound = [
-        values if process is None else map(process, values) for values, process in zip(stored, processors, strict=True)
+        values if process is None else map(process, values)
+        for values, (_, _, process) in zip(stored, binds, strict=True)
     ]
     connection.exec_driver_sql(statement, list(zip(*bound, strict=True)))
-
-
-@lru_cache(maxsize=8)
-def _insert_by_position(dialect: Dialect, columns: tuple[str, ...]) -> tuple[str, list[Any]]:
-    """Return the INSERT of these columns, in the order of the table, and what makes each value one of the driver."""
-    types = [GENERATIONS.c[name].type.dialect_impl(dialect) for name in columns]
-    compiled = INSERT_GENERATIONS.compile(dialect=dialect, column_keys=list(columns))
-    return str(compiled), [one.bind_processor(dialect) for one in types]
 
 
 def _row(generation: Generation) -> dict[str, Any]:
@@ -233,7 +235,7 @@ def _row(generation: Generation) -> dict[str, Any]:
 
 
 @cache
-def _columns() -> tuple[list[str], Callable[[dict[str, Any]], tuple[Any, ...]]]:
+def _columns() -> tuple[tuple[str, ...], Callable[[dict[str, Any]], tuple[Any, ...]]]:
     """Return the columns that a new row can have, and what reads their values from its attributes.
 
     The others are NULL, and not to bind them saves a third of the time of an INSERT.
@@ -241,7 +243,7 @@ def _columns() -> tuple[list[str], Callable[[dict[str, Any]], tuple[Any, ...]]]:
     given = {ATTRIBUTES.get(name, name) for name in ARGUMENTS} | {"prompt_id"}
     columns = {attribute.key: attribute.columns[0] for attribute in inspect(Generation).column_attrs}
     new = {key: column.name for key, column in columns.items() if key in given or column.default is not None}
-    return list(new.values()), itemgetter(*new)
+    return tuple(new.values()), itemgetter(*new)
 
 
 @cache
@@ -286,7 +288,10 @@ def _count_and_insert(backend: Backend, announces: bool) -> Any:
 def _uses(texts: Iterable[str]) -> list[dict[str, Any]]:
     """Return one row for each distinct text, sorted so that concurrent transactions lock them in the same order."""
     now = utcnow()
+    counts: dict[str, int] = {}
+    for text in texts:
+        counts[text] = counts.get(text, 0) + 1
     return [
         {"text": text, "used_count": count, "first_used_at": now, "last_used_at": now}
-        for text, count in sorted(Counter(texts).items())
+        for text, count in sorted(counts.items())
     ]

@@ -208,7 +208,7 @@ def _heartbeat(backend: Backend, *fields: str) -> Any:
     # `version` is not increased: nothing but a heartbeat writes these columns of a leased row, and a larger version
     # would make concurrent ORM updates of the row fail.
     beat = update(Generation).where(*LEASE_HELD).values({field: bindparam(field) for field in fields})
-    return beat.values(lease_expires_at=backend.now_after("lease_seconds")).returning(*GENERATIONS.c)
+    return beat.values(lease_expires_at=backend.now_after("lease_seconds")).returning(GENERATIONS)
 
 
 def _require_lease_of(generation_id: str, lease: Lease) -> None:
