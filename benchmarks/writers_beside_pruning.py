@@ -39,12 +39,15 @@ def run(report: Report, *, size: int) -> None:
         with writers(url, synchronous) as stop:
             time.sleep(ALONE_SECONDS)
             report_waits(report, f"{title}: writers alone", stop())
-        usage = read_usage(storage)
+        usage, filled = read_usage(storage), size_of(storage)
         measure(report, f"{title}: prune", prune, size, url, synchronous)
         assert read_usage(storage) == usage, "get_usage() has changed"
         pruned = size_of(storage)
         optimize_database(full=True, storage=storage)
-        report(f"{title}: size after the prune / after VACUUM", pruned / size_of(storage), "x")
+        rebuilt = size_of(storage)
+        for when, found in (("before the prune", filled), ("after it", pruned), ("when rebuilt", rebuilt)):
+            report(f"{title}: size {when}", found / 1e6, "MB")
+        report(f"{title}: size after the prune / when rebuilt", pruned / rebuilt, "x")
         measure(report, f"{title}: cancel", cancel, size // 10, url, synchronous)
         storage.dispose()
 

@@ -4,6 +4,7 @@ import os
 import random
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import pytest
@@ -22,12 +23,15 @@ from services.storage import (
     optimize_database,
     prune_generations,
 )
+from services.storage.backends.sqlite_space import SQLiteSpace
 from services.storage.lifecycle import FINISHED, GenerationStatus
 from services.storage.maintenance import output_folder, pacing, prune
 from services.storage.models import PrunedFile, UsageTotal
 from tests.support.databases import ask, is_sqlite, run_script
 from tests.support.factories import a_request
 from tests.support.plans import statements_on
+from tests.support.sessions import path_of
+from tests.support.sqlite_module import sqlite3
 
 pytestmark = pytest.mark.usefixtures("db")
 NOW = datetime.now(UTC)
@@ -404,3 +408,36 @@ class TestSpace:
         assert rebuilt.unused_bytes == 0
         assert rebuilt.size_bytes < done.size_bytes
         assert ask(database_url, "PRAGMA auto_vacuum") == [(2,)]
+
+    def test_the_file_gets_smaller_although_another_connection_writes_at_the_end(
+        self, db: Storage, database_url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A checkpoint beside a commit does not cut the file, and may damage it: see ADR 3."""
+        if not is_sqlite(database_url):
+            return
+        path, sizes = path_of(database_url), []
+        with get_session() as session:
+            create_generations(session, [a_request(prompt=f"prompt {number} " * 30) for number in range(2_000)])
+            session.execute(text("DELETE FROM generations"))
+        other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+
+        def commit() -> None:
+            sizes.append(path.stat().st_size)
+            other.execute("COMMIT")
+
+        write_log = SQLiteSpace.write_log
+
+        def interrupted(self: Any, connection: Any) -> bool:
+            if not sizes:
+                sizes.append(path.stat().st_size)
+                other.execute("BEGIN IMMEDIATE")
+                other.execute("UPDATE queue_state SET reason = NULL")
+                Timer(0.2, commit).start()
+            return write_log(self, connection)
+
+        monkeypatch.setattr(SQLiteSpace, "write_log", interrupted)
+        done = optimize_database()
+        other.close()
+        before, while_locked = sizes
+        assert before == while_locked
+        assert path.stat().st_size == done.size_bytes < before

@@ -206,8 +206,8 @@ class SpaceDialect(Protocol):
     def vacuum(self, connection: Connection, tables: Sequence[str], *, full: bool) -> None:
         """Make the space of deleted rows usable; with `full` rebuild the tables. Needs AUTOCOMMIT and no timeouts."""
 
-    def empty_log(self, connection: Connection) -> None:
-        """Write the log into the database file and empty it, unless others are reading."""
+    def write_log(self, connection: Connection) -> bool:
+        """Write the log into the database file, which gets its final size then; False if others are in the way."""
 
 
 class Backend(SQLDialect, SearchDialect, SchemaDialect, DiagnosticsDialect, SpaceDialect, WakeupDialect, Protocol):

@@ -24,5 +24,5 @@ class PostgreSQLSpace:
     def vacuum(self, connection: Connection, tables: Sequence[str], *, full: bool) -> None:
         connection.exec_driver_sql(f"VACUUM ({'FULL, ' if full else ''}ANALYZE) {', '.join(tables)}")
 
-    def empty_log(self, connection: Connection) -> None:
-        return None
+    def write_log(self, connection: Connection) -> bool:
+        return True

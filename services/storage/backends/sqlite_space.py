@@ -1,4 +1,4 @@
-"""The size of an SQLite file: measure it, return unused pages in steps, rebuild it, empty its log."""
+"""The size of an SQLite file: measure it, return unused pages in steps, rebuild it, write its log into it."""
 
 import os
 from collections.abc import Sequence
@@ -6,9 +6,13 @@ from typing import Final
 
 from sqlalchemy import Connection
 
+from ..errors import BusyError
+from .sqlite_errors import translate
 from .sqlite_files import is_memory, path_of
+from .sqlite_wal import write_lock
 
 INCREMENTAL: Final = 2  # https://sqlite.org/pragma.html#pragma_auto_vacuum
+LOCK_SECONDS: Final = 1.0  # for one attempt to write the log; whoever waits for the write lock blocks nobody
 
 
 class SQLiteSpace:
@@ -39,14 +43,19 @@ class SQLiteSpace:
             connection.exec_driver_sql("PRAGMA auto_vacuum = INCREMENTAL")
             connection.exec_driver_sql("VACUUM")
 
-    def empty_log(self, connection: Connection) -> None:
-        # Without waiting: a checkpoint that waits for readers makes every writer wait too.
-        timeout = _read(connection, "busy_timeout")
-        connection.exec_driver_sql("PRAGMA busy_timeout = 0")
+    def write_log(self, connection: Connection) -> bool:
+        engine = connection.engine
+        if is_memory(engine.url):
+            return True
         try:
-            connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").all()
-        finally:
-            connection.exec_driver_sql(f"PRAGMA busy_timeout = {timeout}")
+            with write_lock(engine, connection.connection.dbapi_connection, wait_seconds=LOCK_SECONDS):
+                _, pages, written = connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)").one()
+        except engine.dialect.loaded_dbapi.Error as error:
+            translated = translate(error)
+            if isinstance(translated, BusyError):
+                return False
+            raise (translated or error) from error
+        return bool(pages == written)
 
 
 def _read(connection: Connection, pragma: str) -> int:

@@ -2,7 +2,8 @@
 
 import logging
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from time import monotonic
 from typing import Any, Final
 
@@ -64,6 +65,25 @@ def require_wal(engine: Engine) -> None:
         log.warning("the journal mode is %s: readers and writers wait for each other (%s)", mode, reason)
 
 
+@contextmanager
+def write_lock(engine: Engine, connection: Any, *, wait_seconds: float = 0.0) -> Iterator[None]:
+    """Hold the write lock with a connection of its own, so that a checkpoint of `connection` meets no commit (ADR 3).
+
+    The checkpoint must be PASSIVE, which never waits: the other modes wait for readers while they hold the write lock,
+    and become PASSIVE without that lock when another connection is writing. Raises the driver's error if others keep
+    the lock for longer than `wait_seconds`.
+    """
+    path = connection.execute("PRAGMA database_list").fetchone()[2]
+    locker = open_connection(engine.dialect, engine.url, [path], {"timeout": wait_seconds})
+    try:
+        locker.isolation_level = None
+        locker.execute("BEGIN IMMEDIATE")
+        yield
+        locker.execute("ROLLBACK")
+    finally:
+        close_connection(locker)
+
+
 def _read_mode(connection: Connection) -> str:
     """Return the journal mode, asked of the driver alone: opening an up-to-date database logs a single statement."""
     driver: Any = connection.connection.dbapi_connection
@@ -105,17 +125,9 @@ class Checkpoints:
 
     def _checkpoint(self, connection: Any, size: int) -> None:
         """Copy the log into the file, as far as readers permit. The next writer then starts the log again."""
-        engine = self._engine
-        path = connection.execute("PRAGMA database_list").fetchone()[2]
-        with suppress(engine.dialect.loaded_dbapi.Error):  # best effort: the disk may be full
-            locker = open_connection(engine.dialect, engine.url, [path], {"timeout": 0})
-            try:
-                locker.isolation_level = None
-                locker.execute("BEGIN IMMEDIATE")
-                self._attempted_size, self._retry_at = size, monotonic() + RETRY_SECONDS
-                # PASSIVE never waits. The other modes wait for readers while they hold the write lock, and become
-                # PASSIVE without that lock when another connection is writing.
-                connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
-                locker.execute("ROLLBACK")
-            finally:
-                close_connection(locker)
+        with (
+            suppress(self._engine.dialect.loaded_dbapi.Error),  # best effort: the disk may be full
+            write_lock(self._engine, connection),
+        ):
+            self._attempted_size, self._retry_at = size, monotonic() + RETRY_SECONDS
+            connection.execute("PRAGMA wal_checkpoint(PASSIVE)")

@@ -45,5 +45,17 @@ class Pace:
         seconds = time.monotonic() - locked_at
         rows = int(self.rows * min(2.0, TARGET_SECONDS / max(seconds, 0.001)))
         self.rows = max(FEWEST_ROWS, min(rows, self._most_rows))
-        time.sleep(max(SHORTEST_PAUSE, min(seconds * PAUSE_FACTOR, LONGEST_PAUSE)))
+        _pause(max(SHORTEST_PAUSE, min(seconds * PAUSE_FACTOR, LONGEST_PAUSE)))
         return result
+
+
+def try_again(seconds: float, attempt: Callable[[], bool]) -> bool:
+    """Call `attempt` until it returns True, with pauses, for at most about so many seconds; return its last result."""
+    deadline = time.monotonic() + seconds
+    while not (done := attempt()) and time.monotonic() < deadline:
+        _pause(TARGET_SECONDS)
+    return done
+
+
+def _pause(seconds: float) -> None:
+    time.sleep(seconds)
