@@ -1,5 +1,6 @@
 """check_database(): no findings for a correct database, and one finding for each problem."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,11 @@ from services.storage import (
     claim_generation,
     complete_generation,
     init_db,
+    pause_queue,
+    register_worker,
+    resume_queue,
     search_prompts,
+    unregister_worker,
     update_generation_status,
 )
 from tests.support.copy_process import fill
@@ -21,6 +26,7 @@ from tests.support.databases import ask, is_sqlite, make_old_database, run_scrip
 from tests.support.factories import a_generation
 from tests.support.sessions import opened, path_of
 from tests.support.sqlite_module import sqlite3
+from tests.support.stored_times import ago, ahead
 
 
 def problems(**options: Any) -> list[tuple[str, str]]:
@@ -121,6 +127,51 @@ def test_a_missing_file_is_searched_in_outputs_dir(
     assert check_database().findings == ()
     with pytest.raises(ValueError, match="outputs_dir"):
         check_database(outputs_dir=tmp_path / "nowhere")
+
+
+def test_a_file_that_cannot_be_looked_for_is_named(
+    db: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with db.session() as session:
+        ids = [a_generation(session, file_path=name).id for name in ("a", "b")]
+        for id in ids:
+            complete_generation(session, id, 1.0, 1)
+    (tmp_path / "b").touch()
+    stat = os.stat
+
+    def refuse(path: str, **arguments: Any) -> os.stat_result:
+        if str(path).endswith("/a"):
+            raise PermissionError(13, "Permission denied")
+        return stat(path, **arguments)
+
+    monkeypatch.setattr(os, "stat", refuse)  # tests run as root, whom no permission stops
+    expected = ("whether its file is there is unknown: Permission denied", f"generations {ids[0]}")
+    assert problems(outputs_dir=tmp_path) == [expected]
+
+
+def test_due_generations_that_no_running_worker_claims_are_found(db: Storage) -> None:
+    with db.session() as session:
+        for model in ("a", "a", "b"):
+            a_generation(session, model_name=model, scheduled_at=ago(seconds=90))
+        a_generation(session, model_name="new", scheduled_at=ago(seconds=30))
+        a_generation(session, model_name="later", scheduled_at=ahead(seconds=30))
+        register_worker(session, "gpu-0", model_names=["b"])
+        register_worker(session, "gpu-1", state="stopping")
+    expected = ("generations of the model a are due, and no running worker claims them", "queue")
+    assert problems() == problems(quick=True) == [expected]
+    with db.session() as session:
+        pause_queue(session)
+    assert problems() == []
+    with db.session() as session:
+        resume_queue(session)
+        unregister_worker(session, "gpu-0")
+    assert [problem for problem, _ in problems()] == [
+        f"generations of the model {model} are due, and no running worker claims them" for model in "ab"
+    ]
+    assert not check_database().is_sound
+    with db.session() as session:
+        register_worker(session, "gpu-2")
+    assert problems() == []
 
 
 def test_a_damaged_file_is_found_and_not_changed(sqlite_url: str) -> None:

@@ -67,6 +67,14 @@ def test_missing_files_are_marked_until_they_are_back(tmp_path: Path) -> None:
     assert stored(generation_id).file_missing_since is None
 
 
+@pytest.mark.parametrize("name", ["x" * 4_000, f"{'x' * 300}/a.wav", "a.wav/b.wav"])
+def test_a_name_that_no_file_can_have_is_a_missing_file(tmp_path: Path, name: str) -> None:
+    rendered(tmp_path / "a.wav")
+    generation_id = rendered(tmp_path / "b.wav", file_path=name)
+    (tmp_path / "b.wav").unlink()
+    assert find_files(tmp_path).missing == (MissingFile(generation_id, name),)
+
+
 def test_files_without_a_row_are_reported_and_stay(tmp_path: Path, database_url: str) -> None:
     rendered(tmp_path / "out/a.wav")
     (tmp_path / "out/b.wav").write_bytes(b"1")

@@ -30,9 +30,12 @@ from services.storage import (
 )
 from services.storage.maintenance import health as health_module
 from services.storage.maintenance.metrics import METRICS, MODEL_LIMIT
+from services.storage.queue import due
 from services.storage.types import utcnow
 from tests.support.command_line import run
+from tests.support.databases import is_sqlite
 from tests.support.factories import a_generation, a_request
+from tests.support.plans import explain, statements_on
 from tests.support.stored_times import ago, ahead, pass_time
 
 ALERTS = Path(__file__).parents[2] / "docs/how-to/alert-rules.yml"
@@ -106,6 +109,57 @@ class TestHealth:
             pause_queue(session, "new driver")
         assert (check_health().paused, check_health().problems) == (True, ())
 
+    def test_a_model_that_no_running_worker_claims_is_named(self) -> None:
+        with get_session() as session:
+            for number, model in enumerate(("a", "b", "b\nc", "scheduled")):
+                at = ahead(hours=1) if model == "scheduled" else ago(seconds=1)
+                for priority in (number, -1):
+                    a_generation(session, model_name=model, priority=priority, scheduled_at=at)
+            a_generation(session, model_name="done").mark_completed(1.0)
+        assert check_health().unclaimed_models == ("a", "b", "b\nc")
+        assert "no worker is running" in check_health().problems[0]
+        with get_session() as session:
+            register_worker(session, "gpu-0", model_names=["b", "scheduled"])
+            register_worker(session, "gpu-1", model_names=["a"], state="stopping")
+        health = check_health()
+        assert (health.ok, health.unclaimed_models) == (True, ("a", "b\nc"))
+        assert health.problems == ("Generations of these models are due, and no running worker claims them: a, b\nc.",)
+        with get_session() as session:
+            register_worker(session, "gpu-2", model_names=["a"])
+            register_worker(session, "gpu-3", model_names=["b\nc"])
+        assert (check_health().unclaimed_models, check_health().problems) == ((), ())
+        with get_session() as session:
+            for number in range(4):
+                register_worker(session, f"gpu-{number}", state="stopping")
+        assert check_health().problems == ("6 generations are due, and all running workers are stopping.",)
+        with get_session() as session:
+            pause_queue(session)
+        assert check_health().problems == ()
+
+    def test_many_models_make_neither_a_long_sentence_nor_a_long_check(self) -> None:
+        with get_session() as session:
+            for number in range(due.MODEL_LIMIT + 3):
+                a_generation(session, model_name=f"m{number:03}")
+            register_worker(session, "gpu-0", model_names=["m000"])
+        health = check_health()
+        assert health.unclaimed_models == tuple(f"m{number:03}" for number in range(1, due.MODEL_LIMIT))
+        (problem,) = health.problems
+        assert problem.endswith("claims them: m001, m002, m003, m004, m005 and 94 more.")
+
+    def test_it_seeks_in_the_indexes_of_the_queue(self, db: Storage) -> None:
+        with get_session() as session:
+            for number in range(300):
+                a_generation(session, model_name="a", scheduled_at=ahead(hours=1), priority=number % 3)
+            a_generation(session, model_name="b")
+        with statements_on(db.engine, "SELECT", "WITH") as sent:
+            check_health()
+        assert len(sent) == 1
+        with get_session() as session:
+            (plan,) = explain(session, lambda: session.connection().exec_driver_sql(*sent[0]))
+        if is_sqlite(str(db.url)):  # PostgreSQL scans so small a table
+            assert "idx_generations_due_model" in plan
+            assert plan.count("SCAN generations") == 1  # of the columns of the schema, WHERE 1 = 0
+
     @pytest.mark.parametrize("revision", ["005", "999", "abcdef", None])
     def test_a_wrong_schema_is_a_fault(self, db: Storage, revision: str | None) -> None:
         with db.engine.begin() as connection:
@@ -176,6 +230,7 @@ class TestDatabasesThatFail:
         assert len(health.problems) == 1
         assert health.problems[0]
         assert (health.backlog, health.oldest_due, health.workers, health.paused) == (None,) * 4
+        assert health.unclaimed_models is None
         assert SECRET not in json.dumps(health.to_dict())
         metrics = get_metrics(storage=broken)
         assert samples(broken) == {("dgx_storage_up", ()): 0}

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Final
 
 from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
@@ -19,6 +18,7 @@ from ..schema import get_schema_version
 from ..search import check_search_index, rebuild_search_index
 from .check_report import DatabaseReport, Finding, Found, Severity, fix_all
 from .check_rows import find_in_rows
+from .output_folder import Outputs
 
 Progress = Callable[[str, int, int], None]
 FIX: Final = "dgx-storage check --fix"
@@ -42,8 +42,9 @@ def check_database(
     Finds damage to the file (SQLite; then nothing else is checked), every object of the schema that is missing or
     differs from what the revisions create, a search index that does not match the prompts, rows that violate a rule or
     refer to a missing row, generations without a prompt_id, generations that are processing without a lease or whose
-    lease nobody reclaims, a full disk, a large log, and files that other users may read. With `outputs_dir`, also
-    completed generations whose file is missing: a relative file_path is below it or, if not there, the current folder.
+    lease nobody reclaims, models of due generations that no running worker claims, a full disk, a large log, and files
+    that other users may read. With `outputs_dir`, also completed generations whose file is missing: a relative
+    file_path is below it or, if not there, the current folder.
 
     `fix` repairs the schema and the search index, links generations to prompts, reclaims expired leases, and takes
     others' access to the files. It never drops what others added. `quick` leaves out what reads every row: the
@@ -52,9 +53,7 @@ def check_database(
     if `outputs_dir` is not a folder.
     """
     storage = storage or get_storage()
-    folder = None if outputs_dir is None else Path(outputs_dir)
-    if folder is not None and not folder.is_dir():
-        raise ValueError("outputs_dir must be an existing folder")
+    outputs = None if outputs_dir is None else Outputs("outputs_dir", outputs_dir, storage)
     revision = _read_revision(storage)
     with storage.backend.read_only(storage.engine).connect() as connection, Session(connection) as session:
         diagnostics = storage.backend.read_diagnostics(connection)
@@ -62,7 +61,7 @@ def check_database(
     found = [_describe_damage(storage, message) for message in damage]
     if all(one.statements for one in found):
         found += _check_schema(storage, fix=fix)
-        found += _check_contents(storage, folder, progress or (lambda step, done, total: None), quick=quick)
+        found += _check_contents(storage, outputs, progress or (lambda step, done, total: None), quick=quick)
     found += _check_host(diagnostics, storage)
     if fix:
         fix_all(storage, found)
@@ -123,7 +122,7 @@ def _check_schema(storage: Storage, *, fix: bool) -> Iterator[Found]:
             yield Found(Finding(problem, difference.subject, severity), repair.statements)
 
 
-def _check_contents(storage: Storage, outputs_dir: Path | None, progress: Progress, *, quick: bool) -> Iterator[Found]:
+def _check_contents(storage: Storage, outputs: Outputs | None, progress: Progress, *, quick: bool) -> Iterator[Found]:
     storage.forget_schema()
     try:
         storage.require_schema()
@@ -136,7 +135,7 @@ def _check_contents(storage: Storage, outputs_dir: Path | None, progress: Progre
         for low in storage.backend.find_low_sequences(session.connection()):
             finding = Finding("its next key is in the table already, so inserts fail", f"sequence {low.name}")
             yield Found(finding, (low.statement,), fix=partial(_execute, statement=low.statement))
-        yield from list(find_in_rows(session, outputs_dir, progress, quick=quick))
+        yield from list(find_in_rows(session, outputs, progress, quick=quick))
 
 
 def _check_search_index(storage: Storage) -> Iterator[Found]:

@@ -1,21 +1,23 @@
 """Find rows that break rules, that search cannot find, that no worker finishes, or whose file is missing."""
 
-import os
 from collections.abc import Iterator
-from pathlib import Path
+from datetime import timedelta
 from typing import Any, Final
 
-from sqlalchemy import select
+from sqlalchemy import select, true
 from sqlalchemy.orm import Session
 
 from ..backends import backend_for
-from ..conditions import PROCESSING
+from ..claim_order import distinct_priorities
+from ..conditions import NOT_PAUSED, PENDING, PROCESSING
 from ..engine import Storage
 from ..lifecycle import GenerationStatus
 from ..models import TABLES, Generation, RegisteredWorker
 from ..queue import reclaim_generations
-from ..queue.workers import remove_silent_workers
+from ..queue.due import select_due_models
+from ..queue.workers import claims_model, remove_silent_workers, select_claiming_models
 from .check_report import Finding, Found
+from .output_folder import Outputs
 from .row_scan import Progress, find_refused_rows
 
 STUCK_SECONDS: Final = 60.0  # after the end of the lease: a running worker reclaims it within seconds
@@ -32,7 +34,7 @@ UPDATE generations SET prompt_id = prompts.id, version = version + 1 FROM prompt
 WHERE prompts.text = generations.prompt AND (prompt_id IS NULL OR prompt_id <> prompts.id)"""
 
 
-def find_in_rows(session: Session, outputs_dir: Path | None, progress: Progress, *, quick: bool) -> Iterator[Found]:
+def find_in_rows(session: Session, outputs: Outputs | None, progress: Progress, *, quick: bool) -> Iterator[Found]:
     """Yield the findings in the rows; `quick` reads only those that an index leads to."""
     if not quick:
         yield from _find_refused(session, progress)
@@ -51,11 +53,25 @@ def find_in_rows(session: Session, outputs_dir: Path | None, progress: Progress,
     for id in session.scalars(dead.order_by(RegisteredWorker.id)):
         finding = Finding("it has stopped without saying so", f"workers {id}", "notice", advice="start it again")
         yield Found(finding, fix=_remove_workers)
+    yield from _find_unclaimed(session)
     unlinked = select(Generation.id).where(Generation.prompt_id.is_(None)).order_by(Generation.id)
     for id in session.scalars(unlinked):
         yield _unlinked("it has no prompt_id, so search does not find it", id)
-    if outputs_dir is not None:
-        yield from _find_missing_files(session, outputs_dir)
+    if outputs is not None:
+        yield from _find_missing_files(session, outputs)
+
+
+def _find_unclaimed(session: Session) -> Iterator[Found]:
+    """Yield the models of generations that are due while the queue is not paused, and that no live worker claims."""
+    clock = backend_for(session).statement_clock()
+    claiming = set(session.execute(select_claiming_models(clock), clock.parameters()).scalars())
+    due = select_due_models(distinct_priorities([PENDING], true()), clock(timedelta(seconds=-STUCK_SECONDS)))
+    models = session.execute(select(due.c.due_model).where(NOT_PAUSED), clock.parameters()).scalars()
+    for model in sorted(models):
+        if not any(claims_model(models, model) for models in claiming):
+            problem = f"generations of the model {model} are due, and no running worker claims them"
+            advice = "start a worker that claims this model: dgx-storage worker MODULE:FUNCTION"
+            yield Found(Finding(problem, "queue", "warning", advice=advice))
 
 
 def _find_refused(session: Session, progress: Progress) -> Iterator[Found]:
@@ -108,12 +124,16 @@ def _remove_workers(storage: Storage) -> None:
     storage.run_in_transaction(remove_silent_workers)
 
 
-def _find_missing_files(session: Session, outputs_dir: Path) -> Iterator[Found]:
+def _find_missing_files(session: Session, outputs: Outputs) -> Iterator[Found]:
     completed = Generation.status == GenerationStatus.COMPLETED.value
     files = select(Generation.id, Generation.file_path).where(completed).order_by(Generation.id)
     for id, file_path in session.execute(files.execution_options(yield_per=1_000)):
-        # Not Path.is_file(), which raises OSError if the name is too long.
-        # Below the folder or, as `dgx-storage files` has it, in the current one.
-        if not os.path.isfile(os.path.join(outputs_dir, file_path)) and not os.path.isfile(file_path):
-            advice = f"dgx-storage files {outputs_dir} --relink, or dgx-storage delete {id}"
+        try:
+            is_missing = outputs.find(file_path) is None
+        except OSError as error:
+            finding = Finding(f"whether its file is there is unknown: {error.strerror}", f"generations {id}", "warning")
+            yield Found(finding)
+            continue
+        if is_missing:
+            advice = f"dgx-storage files {outputs.given} --relink, or dgx-storage delete {id}"
             yield Found(Finding("its file is missing", f"generations {id}", "warning", advice=advice))

@@ -4,6 +4,7 @@ Paths are compared as they are on disk, after following symbolic links; a file i
 path. The database's own files are left out, because only SQLite may open them.
 """
 
+import errno
 import os
 import stat
 from array import array
@@ -37,7 +38,7 @@ class Outputs:
         if not os.path.isdir(folder):
             raise ValueError(f"{field} must be an existing folder")
         self.root = os.path.realpath(folder)
-        self._given = os.path.abspath(folder)
+        self.given = os.path.abspath(folder)
         self._here = os.getcwd()
         self._real_folder = lru_cache(maxsize=FOLDERS_REMEMBERED)(os.path.realpath)
         self._database = set(database_files(storage))
@@ -110,6 +111,9 @@ class Outputs:
                 return candidate
             except (FileNotFoundError, NotADirectoryError, ValueError):
                 continue
+            except OSError as error:
+                if error.errno != errno.ENAMETOOLONG:  # no file can have such a name
+                    raise
         return None
 
     def spell(self, file: str, like: str) -> str:
@@ -117,9 +121,9 @@ class Outputs:
         relative = os.path.relpath(file, self.root)
         if not os.path.isabs(like):
             started_here = os.path.normpath(os.path.join(self._here, like))
-            is_below = f"{started_here}/".startswith((f"{self._given}/", f"{self.root}/"))
+            is_below = f"{started_here}/".startswith((f"{self.given}/", f"{self.root}/"))
             return os.path.relpath(file, os.path.realpath(self._here)) if is_below else relative
-        return os.path.join(self._given, relative) if like.startswith(f"{self._given}/") else file
+        return os.path.join(self.given, relative) if like.startswith(f"{self.given}/") else file
 
     def walk(self) -> Iterator[tuple[str, int]]:
         """Yield the real path and the size of each file below the folder; follow no symbolic link."""
@@ -200,7 +204,7 @@ class Outputs:
         """Return the real path of the file that a row names, if it is a file below the folder without any link."""
         for base, real in zip(self._bases(path), self._real_paths(path), strict=False):
             literal = os.path.normpath(os.path.join(base, path))
-            for start in (self._given, self.root):
+            for start in (self.given, self.root):
                 if literal.startswith(f"{start}{os.sep}"):
                     literal = os.path.join(self.root, os.path.relpath(literal, start))
                     break

@@ -9,9 +9,12 @@ from functools import cache, lru_cache
 from typing import Any, Final
 
 from sqlalchemy import (
+    CTE,
     ColumnElement,
     Connection,
+    Integer,
     Select,
+    Subquery,
     exists,
     false,
     func,
@@ -34,6 +37,7 @@ from ..validation import validate_name
 
 # Idle workers are also told of what is due soon: they wait until then, and in a minute every one of them has polled.
 SOON: Final = timedelta(minutes=1)
+MODEL_LIMIT: Final = 100
 
 
 def seconds_until_due(session: Session | Connection, model_names: Iterable[str] | None = None) -> float | None:
@@ -80,6 +84,26 @@ def validate_models(model_names: Iterable[str] | None) -> tuple[str | None, ...]
 def waiting_for(model: str | None) -> list[ColumnElement[bool]]:
     """Return the conditions of the pending generations of a model, or of any."""
     return [PENDING] if model is None else [PENDING, Generation.model_name == model]
+
+
+def select_due_models(levels: CTE, moment: Any) -> Subquery:
+    """Return the query for the models (`due_model`) of generations that were due at a moment.
+
+    `levels` are the priorities of the pending generations. A seek in the index for each priority and each of the first
+    hundred models of pending generations, so that neither a long backlog nor many models make it slow.
+    """
+    name = func.min(Generation.model_name)
+    seen = select(name.label("name"), literal_column("1", Integer).label("number")).where(PENDING)
+    models = seen.cte("models", recursive=True)
+    following = select(name).where(PENDING, Generation.model_name > models.c.name).scalar_subquery()
+    step = select(following, models.c.number + literal_int(1))
+    models = models.union_all(step.where(models.c.name.is_not(None), models.c.number < literal_int(MODEL_LIMIT)))
+    first = select(Generation.scheduled_at).where(
+        PENDING, Generation.model_name == models.c.name, Generation.priority == levels.c.priority
+    )
+    first = first.order_by(Generation.scheduled_at).limit(literal_int(1)).correlate(models, levels)
+    earliest = select(func.min(first.scalar_subquery())).select_from(levels).correlate(models).scalar_subquery()
+    return select(models.c.name.label("due_model")).where(earliest <= moment).subquery()
 
 
 @cache
