@@ -70,6 +70,7 @@ from .generations import (
     get_pending_generations,
     list_generations,
     set_favorite,
+    shorten_ids,
     update_generation_status,
 )
 from .lifecycle import AttemptOutcome, GenerationStatus, WorkerState, validate_status
@@ -159,6 +160,7 @@ __all__ = [
     "get_all_generations",
     "list_generations",
     "find_generation_ids",
+    "shorten_ids",
     "Page",
     "get_generations_by_status",
     "get_pending_generations",

@@ -10,13 +10,14 @@ from sqlalchemy import BigInteger, ColumnElement, Select, bindparam, delete, fun
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.util import identity_key
 
+from .backends import backend_for
 from .claim_order import CLAIM_ORDER
 from .conditions import PENDING, REFRESH, newest_first, of_status
 from .constructor_arguments import RequestChanges
 from .defaults import MAX_ATTEMPTS, PAGE_SIZE
 from .filters import filter_conditions, validate_filters
 from .lifecycle import GenerationStatus, validate_status
-from .limits import INTEGER_LIMIT, SHORTEST_ID_PREFIX
+from .limits import ID_LIMIT, INTEGER_LIMIT, ROWS_PER_STATEMENT, SHORT_ID_LENGTH, SHORTEST_ID_PREFIX
 from .models import Generation
 from .pagination import Page, after_position, decode_cursor, fetch_page
 from .queue.enqueue import REQUEST, build_generation, insert_all, insert_once
@@ -30,10 +31,18 @@ from .validation import (
 
 # Arguments that a constraint can refuse, so that a savepoint is needed.
 REFUSABLE: Final = frozenset({"generation_id", "parent_id", "idempotency_key"})
+LAST_CHARACTER: Final = "\U0010ffff"  # in byte order
 CLONED_FIELDS: Final = (*REQUEST, "priority", "max_attempts")
 SELECT_GENERATION: Final = (
     select(GENERATIONS).where(GENERATIONS.c.id == bindparam("generation_id")).execution_options(**ALONE)
 )
+OTHERS: Final = GENERATIONS.alias()
+# By the primary key, two index seeks for each id.
+SELECT_NEIGHBOURS: Final = select(
+    GENERATIONS.c.id,
+    select(func.max(OTHERS.c.id)).where(OTHERS.c.id < GENERATIONS.c.id).correlate(GENERATIONS).scalar_subquery(),
+    select(func.min(OTHERS.c.id)).where(OTHERS.c.id > GENERATIONS.c.id).correlate(GENERATIONS).scalar_subquery(),
+).where(GENERATIONS.c.id.in_(bindparam("ids", expanding=True)))
 
 
 def create_generation(
@@ -204,8 +213,25 @@ def find_generation_ids(session: Session, id_prefix: str, limit: int = 2) -> lis
         return [id_prefix]
     if len(id_prefix) < SHORTEST_ID_PREFIX:
         raise ValueError(f"id_prefix, the beginning of an id, must have at least {SHORTEST_ID_PREFIX} characters")
-    begins = func.substr(Generation.id, 1, len(id_prefix)) == id_prefix
-    return list(session.scalars(select(Generation.id).where(begins).order_by(Generation.id).limit(limit)))
+    id = backend_for(session).byte_order(Generation.id)
+    found = select(Generation.id).where(id >= id_prefix, id <= id_prefix + LAST_CHARACTER * ID_LIMIT)
+    return list(session.scalars(found.order_by(Generation.id).limit(limit)))
+
+
+def shorten_ids(session: Session, ids: Iterable[str]) -> dict[str, str]:
+    """Return for each id its beginning, to show it: find_generation_ids() finds this id alone by it.
+
+    All have the same length: 13 characters, or as many as tell each of them from the ids before and after it in the
+    database, because ids that were created together begin alike. An id that is not stored stays whole.
+    """
+    ids = list(ids)
+    wanted, stored, length = [id for id in dict.fromkeys(ids) if is_storable("id", id)], set(), SHORT_ID_LENGTH
+    for start in range(0, len(wanted), ROWS_PER_STATEMENT):
+        batch = wanted[start : start + ROWS_PER_STATEMENT]
+        for id, *neighbours in session.execute(SELECT_NEIGHBOURS, {"ids": batch}):
+            stored.add(id)
+            length = max(length, *(_count_shared(id, neighbour or "") + 1 for neighbour in neighbours))
+    return {id: id[:length] if id in stored else id for id in ids}
 
 
 def get_generations_by_status(session: Session, status: str, limit: int = PAGE_SIZE) -> list[Generation]:
@@ -281,3 +307,9 @@ def _status_listing(status: str | None) -> tuple[ColumnElement[bool], tuple[Any,
     if status == GenerationStatus.PENDING:
         return PENDING, CLAIM_ORDER
     return of_status(status), newest_first()
+
+
+def _count_shared(one: str, other: str) -> int:
+    """Return with how many characters both texts begin alike."""
+    shorter = min(len(one), len(other))
+    return next((number for number in range(shorter) if one[number] != other[number]), shorter)

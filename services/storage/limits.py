@@ -4,7 +4,8 @@ from typing import Final
 
 # Maximum length of texts, in characters.
 ID_LIMIT: Final = 64
-SHORTEST_ID_PREFIX: Final = 6  # when an id is shortened
+SHORTEST_ID_PREFIX: Final = 6  # that finds an id
+SHORT_ID_LENGTH: Final = 13  # at least, when ids are shown: the whole milliseconds of a UUID of version 7
 NAME_LIMIT: Final = 255
 PATH_LIMIT: Final = 4_096
 PROMPT_LIMIT: Final = 10_000

@@ -1,9 +1,11 @@
 """Many generations cancelled, retried, deleted or marked at once: in batches, by ids or by the filters of a list."""
 
 from collections.abc import Callable
+from random import Random
 from typing import Any
 
 import pytest
+from sqlalchemy import insert
 
 from services.storage import (
     Generation,
@@ -20,11 +22,13 @@ from services.storage import (
     list_generations,
     retry_generations,
     set_favorites,
+    shorten_ids,
 )
 from services.storage.maintenance import bulk_changes, pacing
+from services.storage.types import utcnow
 from tests.support.databases import is_sqlite
 from tests.support.factories import a_generation, a_request
-from tests.support.plans import statements_on
+from tests.support.plans import explain, statements_on
 
 STATUSES = tuple(GenerationStatus)
 
@@ -157,3 +161,53 @@ class TestShortenedIds:
     def test_a_short_prefix_is_refused(self) -> None:
         with get_session() as session, pytest.raises(ValueError, match="at least 6 characters"):
             find_generation_ids(session, "abc")
+
+    def test_ids_that_are_not_stored_stay_whole(self) -> None:
+        with get_session() as session:
+            assert shorten_ids(session, ["unknown" * 5, "\0", "abcdef"]) == {
+                "unknown" * 5: "unknown" * 5,
+                "\0": "\0",
+                "abcdef": "abcdef",
+            }
+
+
+def test_short_ids_of_a_bulk_insert_find_their_generations(db: Storage) -> None:
+    with get_session() as session:
+        rows = create_generations(session, [a_request(prompt=f"prompt {number}") for number in range(1_000)])
+    ids = [row.id for row in rows]
+    assert len({id[:18] for id in ids}) == 1
+    with get_session(read_only=True) as session:
+        for page in (ids[:1], ids[::50], ids[400:500]):
+            with statements_on(db.engine, "SELECT") as sent:
+                short = shorten_ids(session, page)
+            assert len(sent) == 1
+            assert list(short) == page
+            assert max(map(len, short.values())) < 30
+            for id in page[:20]:
+                assert find_generation_ids(session, short[id]) == [id]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_short_ids_are_unique_however_much_the_ids_share(db: Storage, seed: int) -> None:
+    random = Random(seed)
+    ids = {"".join(random.choices("ab", [9, 1], k=random.randint(1, 40))) for _ in range(150)}
+    with get_session() as session:
+        session.execute(insert(Generation), [a_request(id=id, created_at=utcnow()) for id in sorted(ids)])
+        for id in ids:
+            short = shorten_ids(session, [id])[id]
+            assert len(short) >= min(13, len(id))
+            assert find_generation_ids(session, short) == [id]
+        page = random.sample(sorted(ids), 20)
+        for id, short in shorten_ids(session, page).items():
+            assert find_generation_ids(session, short) == [id]
+
+
+def test_an_id_is_found_by_an_index(db: Storage) -> None:
+    with get_session() as session:
+        create_generations(session, [a_request() for _ in range(20)])
+        ids = [row.id for row in list_generations(session, limit=5).items]
+        plans = explain(session, lambda: shorten_ids(session, ids))
+        if is_sqlite(str(db.url)):
+            plans += explain(session, lambda: find_generation_ids(session, ids[0][:20]))
+            assert "SCAN" not in "".join(plans)
+        assert all("_generations_1 (id<?)" in plan or "pk_generations" in plan for plan in plans[:1]), plans

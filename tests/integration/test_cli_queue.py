@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from services.storage import Storage, claim_generation, register_worker
+from services.storage import Storage, claim_generation, create_generations, register_worker
 from tests.support.command_line import on_a_terminal, process, run
+from tests.support.factories import a_request
 
 
 def submitted(url: str, *prompts: str) -> list[str]:
@@ -182,6 +183,22 @@ def test_an_id_from_a_terminal_can_be_typed_back(sqlite_url: str) -> None:
         for line in screen.splitlines()[1:]:
             if " pending " in line:
                 assert run("show", line.split()[0], url=sqlite_url).exit_code == 0, line
+
+
+def test_ids_of_a_bulk_insert_can_be_typed_back(sqlite_url: str) -> None:
+    storage = Storage(sqlite_url)
+    with storage.session() as session:
+        create_generations(session, [a_request() for _ in range(1_000)])
+        claim_generation(session, "gpu-0")
+    storage.dispose()
+    for verb, state in (("list", " pending "), ("workers", " busy ")):
+        code, screen = on_a_terminal("--database-url", sqlite_url, verb, env={"NO_COLOR": "1", "COLUMNS": "80"})
+        assert code == 0
+        lines = [line for line in screen.splitlines() if state in line]
+        assert lines
+        for line in lines:
+            short_id = line.split()[0 if verb == "list" else 2]
+            assert run("show", short_id, url=sqlite_url).exit_code == 0, line
 
 
 def test_the_database_may_be_named_before_and_after_the_verb(sqlite_url: str, tmp_path: object) -> None:

@@ -15,7 +15,7 @@ import click
 from ..analytics import WaitReason, estimate_completion, explain_wait, get_performance_stats, get_queue_stats, get_usage
 from ..database import get_database_stats, get_most_used_prompts
 from ..engine import Storage
-from ..generations import get_generation, list_generations
+from ..generations import get_generation, list_generations, shorten_ids
 from ..models import Generation
 from ..queue import get_attempts
 from ..search import search_prompts
@@ -33,7 +33,9 @@ limit_option = click.option(
 MARKS = ("\x02", "\x03")
 
 
-@commands.command(name="list")
+@commands.command(
+    name="list", examples=["--status failed --since 1d", "--metadata bpm=120..140 --search lofi -n 100 --json"]
+)
 @filter_options
 @limit_option
 @click.option("--after", metavar="CURSOR", help="Continue after the previous page, which prints its CURSOR.")
@@ -57,7 +59,7 @@ def list_(database_url: str | None, /, limit: int, after: str | None, as_json: b
             if as_table:
                 from .terminal_tables import print_generations
 
-                print_generations(page.items)
+                print_generations(page.items, shorten_ids(session, [row.id for row in page.items]))
             else:
                 for row in page.items:
                     click.echo(_json_line(row) if as_json else _tabbed_line(row))
@@ -100,7 +102,7 @@ def show(database_url: str | None, generation_id: str, as_json: bool) -> None:
     print_fields([(name, sanitize(value)) for name, value in lines])
 
 
-@commands.command()
+@commands.command(examples=["lofi rain", "--order newest -- lofi -piano"])
 @click.argument("words", nargs=-1, required=True)
 @click.option(
     "--order",

@@ -5,6 +5,7 @@ import sys
 
 import click
 
+from ..generations import shorten_ids
 from ..queue import WorkerStatus, get_workers, pause_queue, resume_queue
 from .app import commands
 from .output import echo_err, open_storage, sanitize
@@ -45,13 +46,14 @@ def workers(database_url: str | None, as_json: bool) -> None:
     """
     with open_storage(database_url) as storage, storage.session(read_only=True) as session:
         found = get_workers(session)
+        short_ids = shorten_ids(session, [worker.generation_id for worker in found if worker.generation_id])
     if as_json:
         for worker in found:
             click.echo(json.dumps(worker.to_dict()))
     elif sys.stdout.isatty():
         from .terminal_tables import print_workers
 
-        print_workers(found)
+        print_workers(found, short_ids)
     else:
         for worker in found:
             click.echo("\t".join(sanitize(field) for field in worker_fields(worker)))

@@ -15,7 +15,6 @@ from .output import sanitize
 
 BAR_WIDTH = 32
 MODEL_WIDTH = 20
-SHORTEST_ID = 13  # the whole milliseconds of a UUID of version 7: fewer characters are soon those of other ids too
 WIDE = 100  # from this terminal width on, the model and the year of creation are shown
 COLORS: Mapping[str, str] = {
     GenerationStatus.PENDING: "yellow",
@@ -56,17 +55,16 @@ def print_tables(
         console.print(prompts)
 
 
-def print_generations(rows: Sequence[Generation]) -> None:
-    """Print one line for each generation that fits the terminal; times are UTC, ids are shortened to what differs."""
+def print_generations(rows: Sequence[Generation], short_ids: Mapping[str, str]) -> None:
+    """Print one line for each generation that fits the terminal, with its id as in `short_ids`; times are UTC."""
     console = Console()
     is_wide = console.width >= WIDE
-    length = _distinct_length([row.id for row in rows])
     table = Table("id", "status", *(["created (UTC)"] if is_wide else []), "model", "prompt", box=None)
-    table.columns[0].min_width = min(length, max((len(row.id) for row in rows), default=0))  # ids are to be copied
+    table.columns[0].min_width = max((len(short_ids[row.id]) for row in rows), default=0)  # ids are to be copied
     table.columns[-2].max_width = MODEL_WIDTH
     for row in rows:
         table.add_row(
-            Text(sanitize(row.id[:length]), no_wrap=True),
+            Text(sanitize(short_ids[row.id]), no_wrap=True),
             Text(row.status, style=COLORS.get(row.status, ""), no_wrap=True),
             *([Text(f"{row.created_at:%Y-%m-%d %H:%M}", no_wrap=True)] if is_wide else []),
             Text(sanitize(row.model_name), no_wrap=True, overflow="ellipsis"),
@@ -75,31 +73,31 @@ def print_generations(rows: Sequence[Generation]) -> None:
     console.print(table)
 
 
-def print_workers(workers: Sequence[WorkerStatus]) -> None:
+def print_workers(workers: Sequence[WorkerStatus], short_ids: Mapping[str, str]) -> None:
     """Print one line for each worker."""
-    Console().print(workers_table(workers))
+    Console().print(workers_table(workers, short_ids))
 
 
-def running_table(running: Sequence[tuple[Generation, str, str]], *, with_step: bool) -> Table:
+def running_table(
+    running: Sequence[tuple[Generation, str, str]], short_ids: Mapping[str, str], *, with_step: bool
+) -> Table:
     """Return one line for each running generation: its progress, the time when it should finish, and its step."""
-    length = _distinct_length([row.id for row, _, _ in running])
     table = Table("running", "model", "done", "ready", *(["step"] if with_step else []), box=None)
-    table.columns[0].min_width = min(length, SHORTEST_ID)
+    table.columns[0].min_width = max((len(short_ids[row.id]) for row, _, _ in running), default=0)
     table.columns[1].max_width = MODEL_WIDTH
     for row, percent, ready in running:
         step = [row.current_step or ""] if with_step else []
-        texts = (row.id[:length], row.model_name, percent, ready, *step)
+        texts = (short_ids[row.id], row.model_name, percent, ready, *step)
         table.add_row(*(Text(sanitize(text), no_wrap=True, overflow="ellipsis") for text in texts))
     return table
 
 
-def failure_table(failed: Sequence[Generation]) -> Table:
+def failure_table(failed: Sequence[Generation], short_ids: Mapping[str, str]) -> Table:
     """Return one line for each failed generation, with its error."""
-    length = _distinct_length([row.id for row in failed])
     table = Table("failed", "error", box=None)
-    table.columns[0].min_width = SHORTEST_ID
+    table.columns[0].min_width = max((len(short_ids[row.id]) for row in failed), default=0)
     for row in failed:
-        texts = (row.id[:length], row.error_message or "")
+        texts = (short_ids[row.id], row.error_message or "")
         table.add_row(*(Text(sanitize(text), style="red", no_wrap=True, overflow="ellipsis") for text in texts))
     return table
 
@@ -109,14 +107,15 @@ def blocks_for(console: Console) -> str:
     return ASCII_BLOCKS if console.options.ascii_only else BLOCKS
 
 
-def workers_table(workers: Sequence[WorkerStatus]) -> Table:
+def workers_table(workers: Sequence[WorkerStatus], short_ids: Mapping[str, str]) -> Table:
     """Return one line for each worker, with the time since it was last seen."""
     now = utcnow()
     table = Table("worker", "state", "generation", "models", "device", "seen", box=None)
     for worker in workers:
         seen = "" if worker.last_seen_at is None else f"{_span((now - worker.last_seen_at).total_seconds())} ago"
         models = "any" if worker.model_names is None else ", ".join(worker.model_names)
-        texts = (worker.generation_id or "", models, worker.device or "")
+        generation_id = worker.generation_id or ""
+        texts = (short_ids.get(generation_id, generation_id), models, worker.device or "")
         table.add_row(
             Text(sanitize(worker.id), overflow="fold"),
             Text(worker.state, style=STATE_COLORS[worker.state], no_wrap=True),
@@ -124,12 +123,6 @@ def workers_table(workers: Sequence[WorkerStatus]) -> Table:
             Text(seen, no_wrap=True),
         )
     return table
-
-
-def _distinct_length(ids: Sequence[str]) -> int:
-    """Return how many characters tell the ids apart: ids that were made together begin alike."""
-    longest = max(map(len, ids), default=0)
-    return next((n for n in range(SHORTEST_ID, longest) if len({text[:n] for text in ids}) == len(ids)), longest)
 
 
 def print_matches(found: Sequence[tuple[int, Sequence[tuple[str, bool]]]]) -> None:

@@ -2,7 +2,7 @@
 
 import select
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -10,7 +10,7 @@ import click
 
 from ..analytics import Estimate, QueueStats, Usage, estimate_completion, get_queue_stats, get_usage
 from ..engine import Storage
-from ..generations import get_generations_by_status
+from ..generations import get_generations_by_status, shorten_ids
 from ..lifecycle import GenerationStatus
 from ..models import Generation
 from ..queue import WorkerStatus, get_workers
@@ -35,6 +35,7 @@ class View(NamedTuple):
     running: Sequence[tuple[Generation, Estimate | None]]
     workers: Sequence[WorkerStatus]
     failed: Sequence[Generation]
+    short_ids: Mapping[str, str]
 
 
 @commands.command()
@@ -75,12 +76,16 @@ def read_view(storage: Storage) -> View:
     """Read what is shown, in one snapshot."""
     with storage.session(read_only=True) as session:
         running = get_generations_by_status(session, GenerationStatus.PROCESSING, limit=MOST_RUNNING)
+        workers = get_workers(session)
+        failed = get_generations_by_status(session, GenerationStatus.FAILED, limit=MOST_FAILED)
+        at_work = [worker.generation_id for worker in workers if worker.generation_id]
         return View(
             get_queue_stats(session),
             get_usage(session, since=utcnow() - timedelta(hours=HOURS - 1), bucket="hour"),
             [(row, estimate_completion(session, row.id) if row.lease else None) for row in running],
-            get_workers(session),
-            get_generations_by_status(session, GenerationStatus.FAILED, limit=MOST_FAILED),
+            workers,
+            failed,
+            shorten_ids(session, [*(row.id for row in [*running, *failed]), *at_work]),
         )
 
 
@@ -111,11 +116,11 @@ def _render(view: View, where: str, console: "Console") -> "Group":
     ]
     running = [(row, _percent(row), _eta(estimate)) for row, estimate in view.running]
     if running:
-        parts += [Text(), running_table(running, with_step=console.width >= STEP_WIDTH)]
+        parts += [Text(), running_table(running, view.short_ids, with_step=console.width >= STEP_WIDTH)]
     if view.workers:
-        parts += [Text(), workers_table(view.workers)]
+        parts += [Text(), workers_table(view.workers, view.short_ids)]
     if view.failed:
-        parts += [Text(), failure_table(view.failed)]
+        parts += [Text(), failure_table(view.failed, view.short_ids)]
     return Group(*parts)
 
 
