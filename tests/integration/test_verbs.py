@@ -13,10 +13,12 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
 from services.storage.cli import commands
+from services.storage.cli.app import Verb
 from tests.conftest import DRILL_SCALE
 from tests.support.command_line import ROOT, command, environment
 from tests.support.sessions import path_of
@@ -158,3 +160,16 @@ def test_the_sections_of_the_help_name_every_verb() -> None:
     for verb in VERBS:
         assert re.search(rf"^  {verb} ", done.stdout, re.MULTILINE)
     assert "Other:" not in done.stdout
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_examples_in_the_help_are_valid_arguments(
+    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs").mkdir()
+    one = commands.commands[verb]
+    assert isinstance(one, Verb)
+    for example in one.examples:
+        with one.make_context(verb, shlex.split(example)) as context:
+            assert f"  dgx-storage {verb} {example}".rstrip() + "\n" in one.get_help(context) + "\n"

@@ -1,5 +1,6 @@
 """The click group of all verbs: its options, its sections, and the messages and exit codes for errors."""
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import click
@@ -24,12 +25,21 @@ def database_url_option(**attributes: Any) -> click.Option:
 
 
 class Verb(click.Command):
-    """A verb, with --database-url among its own options."""
+    """A verb, with --database-url among its own options, and with examples of its arguments in its help."""
 
-    def __init__(self, *arguments: Any, **attributes: Any) -> None:
+    def __init__(self, *arguments: Any, examples: Sequence[str] = (), **attributes: Any) -> None:
         super().__init__(*arguments, **attributes)
+        self.examples = examples
         if all("--database-url" not in parameter.opts for parameter in self.params):
             self.params.append(database_url_option(expose_value=False, callback=_replace_database_url))
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the examples, each on a line of its own so that it can be copied."""
+        if self.examples:
+            with formatter.section("Examples"):
+                for example in self.examples:
+                    line = f"dgx-storage {self.name} {example}".rstrip()
+                    formatter.write(f"{'':{formatter.current_indent}}{line}\n")
 
 
 class Commands(click.Group):

@@ -11,7 +11,7 @@ from .options import confirm, json_option, yes_option
 from .output import echo_err, open_storage, print_fields, sanitize, say_contents
 
 
-@commands.command()
+@commands.command(examples=["", "backups --keep 7", "before-upgrade.db"])
 @click.argument("path", default="backups", type=click.Path(path_type=Path))
 @click.option("--keep", metavar="N", type=click.IntRange(min=1), help="Keep only the newest N backups in a folder.")
 @click.option("--force", is_flag=True, help="Replace the backup at PATH.")

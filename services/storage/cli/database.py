@@ -43,7 +43,7 @@ def migrate(database_url: str | None, revision: str) -> None:
             echo_err(f"{storage.display_url} was at revision {before or 'none'} and is at revision {after}")
 
 
-@commands.command()
+@commands.command(examples=["", "009"])
 @click.argument("revision", default="-1")
 @yes_option
 @click.pass_obj
@@ -80,7 +80,7 @@ def reset(database_url: str | None, yes: bool) -> None:
         _echo_ready(storage)
 
 
-@commands.command()
+@commands.command(examples=["sqlite:///data/generations.db postgresql://user@host/music"])
 @click.argument("source", envvar="DATABASE_SOURCE_URL")
 @click.argument("target", envvar="DATABASE_TARGET_URL")
 def copy(source: str, target: str) -> None:

@@ -17,7 +17,7 @@ STREAM = Path("-")
 file_argument = click.argument("file", metavar="FILE", type=click.Path(path_type=Path, allow_dash=True))
 
 
-@commands.command(name="export")
+@commands.command(name="export", examples=["all.jsonl", "failed.jsonl --status failed --since 7d"])
 @file_argument
 @filter_options
 @click.option("--force", is_flag=True, help="Replace FILE.")
@@ -46,7 +46,7 @@ def export_(database_url: str | None, /, file: Path, force: bool, **options: Any
     echo_err(f"Exported {_say(report.row_counts)} of {where} to {'stdout' if file == STREAM else file}.")
 
 
-@commands.command(name="import")
+@commands.command(name="import", examples=["all.jsonl"])
 @file_argument
 @json_option
 @click.pass_obj
@@ -72,7 +72,7 @@ def import_(database_url: str | None, file: Path, as_json: bool) -> None:
     echo_err(f"Imported {_say(report.stored)} into {where}.")
 
 
-@commands.command(name="zip")
+@commands.command(name="zip", examples=["ID one.zip --outputs outputs"])
 @click.argument("generation_id", metavar="ID")
 @click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
 @click.option(

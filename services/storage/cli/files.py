@@ -10,7 +10,7 @@ from .options import json_option
 from .output import echo_err, open_storage, sanitize
 
 
-@commands.command()
+@commands.command(examples=["outputs", "outputs --relink"])
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--relink", is_flag=True, help="Store the new paths of moved files in their generations.")
 @json_option

@@ -16,7 +16,12 @@ from .options import DueTime, confirm, dry_run_option, filter_options, given_fil
 from .output import echo_err, open_storage, sanitize, say_count
 
 
-@commands.command()
+@commands.command(
+    examples=[
+        '"slow waltz in D minor" --model musicgen-small --seconds 16',
+        '"lofi rain" --model musicgen-small --seconds 30 --at 2h --priority 5',
+    ]
+)
 @click.argument("prompt")
 @click.option("--model", "model_name", metavar="NAME", required=True, help="The model that renders it.")
 @click.option("--seconds", "duration_seconds", type=float, required=True, help="Length of the music.")
@@ -68,8 +73,9 @@ class Change(NamedTuple):
 
 def add_change_verb(name: str, summary: str, change: Change, note: str = "", removal: Change | None = None) -> None:
     """Register a verb that changes the generations named by ids, or all that meet filters; --remove is `removal`."""
+    examples = ["ID", "--model musicgen-small --since 1d --dry-run"]
 
-    @commands.command(name=name, short_help=f"{summary} by ID or by filters.")
+    @commands.command(name=name, short_help=f"{summary} by ID or by filters.", examples=examples)
     @click.argument("ids", metavar="[ID]...", nargs=-1)
     @filter_options
     @dry_run_option

@@ -18,7 +18,9 @@ folder = click.Path(path_type=Path, exists=True, file_okay=False)
 finished = click.Choice(sorted(status.value for status in FINISHED))
 
 
-@commands.command()
+@commands.command(
+    examples=["--older-than 90d --dry-run", "--older-than 90d --keep-newest 1000 --delete-files-under outputs"]
+)
 @click.option("--older-than", metavar="TIME", type=Moment(), required=True, help="Finished before TIME, such as 90d.")
 @click.option("--status", "statuses", type=finished, multiple=True, help="Only this status; may be repeated.")
 @click.option("--favorites", "favorites_too", is_flag=True, help="Delete favorites too.")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..worker import Job, Result
 
 
-@commands.command()
+@commands.command(examples=["my_handlers:render --model musicgen-small", "--until-empty --outputs outputs"])
 @click.argument("handler", metavar="[MODULE:FUNCTION]", required=False)
 @click.option("--max-jobs", metavar="N", type=click.IntRange(min=1), help="Exit after N jobs.")
 @click.option("--until-empty", is_flag=True, help="Exit when nothing is due.")
