@@ -180,6 +180,23 @@ def test_a_file_that_is_missing_is_said_to_be(db: Storage, tmp_path: Path) -> No
         assert "nothing to find yet" in client.get("/numbers").text  # a prompt without words
 
 
+def test_a_long_prompt_is_a_text_to_scroll_and_no_heading_of_many_pages(db: Storage, client: httpx.Client) -> None:
+    with db.session() as session:
+        short, long = (a_generation(session, prompt="slow waltz " * times) for times in (3, 900))
+    for row, is_long in ((short, False), (long, True)):
+        page = client.get("/generation", params={"id": row.id})
+        assert ('<h1 class="prompt long" tabindex="0">' in page.text) == is_long
+        assert 'aria-current="true">History</a>' in page.text
+    assert 'class="prompt long"' not in client.get("/generation", params={"id": long.id, "prompts": "hidden"}).text
+
+
+def test_a_chart_without_bars_says_so(db: Storage, client: httpx.Client) -> None:
+    assert "Nothing was finished" in text_of(client.get("/"))
+    fill(db)
+    with admin_client(db) as fresh:  # the chart of the other page is ten seconds old at most
+        assert "Nothing was finished" not in text_of(fresh.get("/"))
+
+
 def test_an_id_may_contain_any_character(db: Storage, client: httpx.Client) -> None:
     for number, name in enumerate(("..", "a/b?c=d&e#f", "'; rm -rf /", '"><script>', "生成")):
         with db.session() as session:

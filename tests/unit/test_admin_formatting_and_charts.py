@@ -95,6 +95,7 @@ def test_every_bar_is_inside_the_drawing_and_every_count_is_visible(counts: list
         assert -3 <= float(y) <= 100  # a count that would be too small to see is drawn a little larger
     assert chart.top >= max((sum(three) for three in counts), default=0)
     assert chart.top % 2 == 0
+    assert chart.is_empty == (not bars)
 
 
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=300))

@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from ..analytics import Usage
 
+KINDS: Final = ("completed", "failed", "cancelled")
 HEIGHT: Final = 100
 STEP: Final = 12  # from one bar to the next, in units of the drawing, which is stretched to its place
 FEW_BARS: Final = 12  # so few are wide anyway
@@ -26,6 +27,7 @@ class Chart:
     summary: str
     first: str
     last: str
+    is_empty: bool
 
 
 def draw_usage(usage: Sequence[Usage], form: str) -> Chart:
@@ -40,16 +42,17 @@ def draw_usage(usage: Sequence[Usage], form: str) -> Chart:
             name += f", {each.cancelled:,} cancelled"
         x, base = number * STEP + (STEP - bar) / 2, float(HEIGHT)
         bars = f'<rect class="reach" x="{number * STEP}" y="0" width="{STEP}" height="{HEIGHT}"/>'
-        for kind in ("completed", "failed", "cancelled"):
+        for kind in KINDS:
             if count := getattr(each, kind):
                 height = max(count / top * HEIGHT, 1.0)
                 base -= height
                 bars += f'<rect class="{kind}" x="{x:g}" y="{base:.2f}" width="{bar}" height="{height:.2f}"/>'
         pieces.append(f"<g><title>{name}</title>{bars}</g>")
-    completed, failed = (sum(getattr(each, kind) for each in usage) for kind in ("completed", "failed"))
+    completed, failed, cancelled = (sum(getattr(each, kind) for each in usage) for kind in KINDS)
     svg = f'<svg viewBox="0 0 {width} {HEIGHT}" preserveAspectRatio="none" aria-hidden="true">{"".join(pieces)}</svg>'
     first, last = (f"{usage[place].start:{form}}" if usage else "" for place in (0, -1))
-    return Chart(Markup(svg), top, f"{completed:,} completed and {failed:,} failed", first, last)
+    summary = f"{completed:,} completed and {failed:,} failed"
+    return Chart(Markup(svg), top, summary, first, last, not completed + failed + cancelled)
 
 
 def draw_waveform(metadata: dict[str, Any]) -> Markup | None:
