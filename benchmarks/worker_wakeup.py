@@ -6,11 +6,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from statistics import median, quantiles
+from typing import Any
 
 from services.storage import Job, Storage, Worker, create_generation, set_favorite
 
+from .driver_comparison import open_side
 from .scratch_databases import Scratch, scratch
 from .timing import Report
 
@@ -36,21 +38,28 @@ def run(report: Report, *, size: int) -> None:
             measure(report, title, place, mode, size)
     for kind in ("sqlite", "postgresql"):
         with scratch(kind) as place:
-            compare_creates(report, kind, place)
+            for has_listener in (False, True):
+                compare_creates(report, kind, place, has_listener)
 
 
 def measure(report: Report, title: str, place: Scratch, mode: str, size: int) -> None:
     url = place.url("FULL")
     storage = Storage(url, synchronous="FULL")
+    raw = open_side("raw", place.url("FULL"), "FULL")
     with idle_worker(url, mode) as worker:
-        delays = [1_000 * delay(storage, worker) for _ in range(size)]
-        cuts = quantiles(delays, n=100, method="inclusive")
-        for name, value in (("p50", cuts[49]), ("p95", cuts[94]), ("p99", cuts[98])):
-            report(f"{title}: submission to claim, {name}", value, "ms")
+        delays: dict[str, list[float]] = {"submission to claim": [], "bare driver, create and claim": []}
+        for _ in range(size):
+            delays["submission to claim"].append(delay(storage, worker))
+            delays["bare driver, create and claim"].append(bare_delay(raw))
+        for what, seconds in delays.items():
+            cuts = quantiles(seconds, n=100, method="inclusive")
+            for name, value in (("p50", cuts[49]), ("p95", cuts[94]), ("p99", cuts[98])):
+                report(f"{title}: {what}, {name}", 1_000 * value, "ms")
         report(f"{title}: share of a core, idle", share(worker, size, lambda: time.sleep(0.1)), "%")
         commits = f"{COMMITS_PER_SECOND} commits a second by others"
         report(f"{title}: share of a core, {commits}", share(worker, size, other_commit(storage)), "%")
     storage.dispose()
+    raw.close()
 
 
 @contextmanager
@@ -73,6 +82,15 @@ def delay(storage: Storage, worker: WorkerProcess) -> float:
     submit(storage)
     assert worker.stdout is not None
     return float(worker.stdout.readline()) - submitted
+
+
+def bare_delay(raw: Any) -> float:
+    """Return the seconds that a create and a claim take in one process without the library: the least possible."""
+    time.sleep(random.uniform(0.1, 0.2))
+    began = time.monotonic()
+    raw.create("waltz")
+    assert raw.claim()
+    return time.monotonic() - began
 
 
 def submit(storage: Storage, model_name: str = "musicgen-small") -> str:
@@ -109,25 +127,41 @@ def cpu_seconds(pid: int) -> float:
     return used / 1e9
 
 
-def compare_creates(report: Report, kind: str, place: Scratch) -> None:
-    """Report what a create costs while a worker of another model is idle, with wake-ups and without, in turns."""
+def compare_creates(report: Report, kind: str, place: Scratch, has_listener: bool) -> None:
+    """Report what a create costs with wake-ups and without, in turns: by the clock, and CPU time with the server's.
+
+    The listener is an idle worker of another model, so that its claims are not measured.
+    """
     url = place.url("FULL")
     storages = {wakeup: Storage(url, wakeup=wakeup) for wakeup in (False, True)}
-    costs: dict[bool, list[float]] = {False: [], True: []}
-    with idle_worker(url, "told"):
+    walls: dict[bool, list[float]] = {False: [], True: []}
+    cpus: dict[bool, list[float]] = {False: [], True: []}
+    with idle_worker(url, "told") if has_listener else nullcontext():
         for number in range(ROUNDS):
             for wakeup in (False, True) if number % 2 else (True, False):
                 submit(storages[wakeup], "of another worker")  # connects
-                began = time.perf_counter()
+                pids = [os.getpid(), *servers(storages[wakeup])]
+                began, before = time.perf_counter(), sum(map(cpu_seconds, pids))
                 for _ in range(CREATES):
                     submit(storages[wakeup], "of another worker")
-                costs[wakeup].append(1e6 * (time.perf_counter() - began) / CREATES)
-    without, with_wakeups = median(costs[False]), median(costs[True])
-    report(f"{kind}: create, without wake-ups", without, "us")
-    report(f"{kind}: create, with wake-ups", with_wakeups, "us")
-    report("  / without", with_wakeups / without, "x")
+                walls[wakeup].append(1e6 * (time.perf_counter() - began) / CREATES)
+                cpus[wakeup].append(1e6 * (sum(map(cpu_seconds, pids)) - before) / CREATES)
+    whose = "an idle worker listens" if has_listener else "nobody listens"
+    for what, costs in (("create", walls), ("create, CPU", cpus)):
+        without, with_wakeups = median(costs[False]), median(costs[True])
+        report(f"{kind}, {whose}: {what}, without wake-ups", without, "us")
+        report(f"{kind}, {whose}: {what}, with wake-ups", with_wakeups, "us")
+        report("  / without", with_wakeups / without, "x")
     for storage in storages.values():
         storage.dispose()
+
+
+def servers(storage: Storage) -> list[int]:
+    """Return the process of the server that serves the pooled connection."""
+    if storage.backend.name != "postgresql":
+        return []
+    with storage.engine.connect() as connection:
+        return [connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()]
 
 
 def work(url: str, mode: str) -> None:

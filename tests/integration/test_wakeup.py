@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import event, text
+from sqlalchemy import event, literal, select, text
 
 from services.storage import (
     Generation,
@@ -32,6 +32,7 @@ from services.storage.backends import wakeup as backend_wakeup
 from services.storage.queue import seconds_until_due, wakeup
 from services.storage.queue.wakeup import Wakeups
 from tests.integration.test_fork import Child
+from tests.integration.test_postgresql_settings import pool_like_pgbouncer
 from tests.support.factories import a_generation, a_request
 from tests.support.stored_times import ahead
 
@@ -90,6 +91,13 @@ def other(db: Storage, database_url: str) -> Iterator[Storage]:
 def create(storage: Storage, **request: Any) -> str:
     with storage.session() as session:
         return a_generation(session, **request).id
+
+
+def listeners(storage: Storage) -> int:
+    """Return how many sessions of the server listen in this database."""
+    with storage.engine.connect() as connection:
+        mine = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'LISTEN%'"
+        return int(connection.execute(text(mine)).scalar_one())
 
 
 def ended(storage: Storage) -> str:
@@ -187,6 +195,19 @@ class TestWaking:
         assert process.line() == ["ended", "2"]
         assert process.close() == 0
 
+    @pytest.mark.parametrize("is_other_pending", [False, True])
+    def test_a_woken_worker_claims_without_a_look_unless_something_else_was_pending(
+        self, db: Storage, other: Storage, is_other_pending: bool
+    ) -> None:
+        if is_other_pending:
+            create(db, scheduled_at=ahead(hours=1))
+        executed: list[str] = []
+        with idle_worker(db) as idle:
+            event.listen(db.engine, "before_cursor_execute", lambda *arguments: executed.append(arguments[2]))
+            create(other)
+            wait_until(lambda: idle.jobs)
+        assert ("UPDATE generations" in executed[0]) is not is_other_pending
+
     def test_without_inotify_a_submission_starts_soon(
         self, other: Storage, db: Storage, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -194,6 +215,19 @@ class TestWaking:
         with idle_worker(db) as idle:
             create(other)
             wait_until(lambda: idle.jobs)
+
+    def test_without_inotify_looks_are_rarer_the_longer_nothing_comes(
+        self, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sqlite_wakeup, "_watch_folder", lambda folder: None)
+        storage = Storage(sqlite_url)
+        source = sqlite_wakeup.SQLiteChanges(storage.engine.dialect, storage.url)
+        intervals: list[float] = []
+        monkeypatch.setattr(source, "wait_for_descriptors", intervals.append)
+        for idle_seconds in (0.0, 2.0, 2.5, 5.0, 12.5, 1_000.0):
+            source.wait(0.001, idle_seconds)
+        assert intervals == pytest.approx([0.008, 0.008, 0.01, 0.02, 0.05, 0.05])
+        source.close()
 
     def test_a_memory_database_wakes_its_workers(self) -> None:
         storage = Storage("sqlite:///:memory:")
@@ -207,10 +241,10 @@ class TestWaking:
         dialect = Storage(sqlite_url).engine.dialect
         source = sqlite_wakeup.SQLiteChanges(dialect, Storage(sqlite_url).url)
         (tmp_path / "track.wav").write_bytes(bytes(10_000))
-        assert not source.wait(0.01)
+        assert not source.wait(0.01, 0)
         storage = Storage(sqlite_url)
         create(storage)
-        assert source.wait(10)
+        assert source.wait(10, 0)
         assert source.has_changed()
         assert not source.has_changed()
         source.close()
@@ -373,11 +407,21 @@ class TestNotifications:
         assert received() == 1
         second.dispose()
 
-    def test_behind_pgbouncer_nobody_listens(self, database_url: str) -> None:
+    def test_behind_pgbouncer_a_worker_polls_and_a_submission_wakes_others(
+        self, db: Storage, other: Storage, database_url: str
+    ) -> None:
         storage = Storage(database_url, pgbouncer=True)
-        source = storage.backend.open_due_source(storage.url, storage.options)
-        assert isinstance(source, backend_wakeup.Ticker)
-        source.close()
+        pool_like_pgbouncer(storage)
+        with idle_worker(storage, poll_seconds=0.2) as idle:
+            assert isinstance(storage.due_wakeups._source, backend_wakeup.Ticker)
+            assert listeners(other) == 0
+            create(other)
+            wait_until(lambda: idle.jobs)
+        with idle_worker(db) as idle:
+            assert listeners(other) == 1
+            create(storage)
+            wait_until(lambda: idle.jobs)
+        storage.dispose()
 
     def test_a_server_that_ends_the_session_is_listened_to_again(
         self, db: Storage, other: Storage, monkeypatch: pytest.MonkeyPatch
@@ -442,7 +486,7 @@ class TestLifetime:
 
             count = 200
 
-            def wait(self, seconds: float) -> bool:
+            def wait(self, seconds: float, idle_seconds: float) -> bool:
                 if self.count:
                     return True
                 self.wait_for_descriptors(seconds)
@@ -458,6 +502,27 @@ class TestLifetime:
             time.sleep(0.5)
         wakeups.close()
         assert 3 <= len(calls) <= 40
+
+    def test_commits_that_wake_nobody_leave_the_source_idle(self) -> None:
+        class Source(backend_wakeup.Ticker):
+            """Changes every 10 ms; says in `idle` for how long nobody was called, and calls if `is_work`."""
+
+            idle = 0.0
+            is_work = False
+
+            def wait(self, seconds: float, idle_seconds: float) -> bool:
+                Source.idle = idle_seconds
+                return super().wait(seconds, idle_seconds)
+
+            def has_row(self, query: Any) -> bool:
+                return Source.is_work
+
+        wakeups = Wakeups(lambda: Source(0.01), longest_pause=0.02)
+        with closing(wakeups.subscribe(lambda: None, only_if=select(literal(1)))):
+            wait_until(lambda: Source.idle > 0.3)
+            Source.is_work = True
+            wait_until(lambda: Source.idle < 0.1)
+        wakeups.close()
 
     def test_a_paused_subscription_gets_no_calls(self, db: Storage, other: Storage) -> None:
         calls: list[int] = []

@@ -51,7 +51,7 @@ class Notifications(Interruptible):
         self._is_notified = False
         super().__init__(self._libpq.socket)
 
-    def wait(self, seconds: float) -> bool:
+    def wait(self, seconds: float, idle_seconds: float) -> bool:
         if not self.wait_for_descriptors(seconds):
             return False
         self._libpq.consume_input()  # raises OperationalError when the server has closed the connection

@@ -11,7 +11,6 @@ import struct
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from time import monotonic
 from typing import Any, Final
 
 from sqlalchemy import URL, Dialect, Select, create_engine
@@ -22,13 +21,13 @@ from .sqlite_open_files import close_connection, load_module, open_connection
 from .wakeup import NEVER_SECONDS, ChangeSource, Interruptible, Ticker
 
 # inotify reports the write to the -wal, before the commit is visible: looking only then had a median of 58 ms. Most
-# commits are visible within 1 ms, one that waits for a busy disk within 65 ms.
-PAUSES: Final = (0.0, 0.0003, 0.0005, 0.001, 0.001, 0.002, 0.002, 0.004, 0.008, 0.016, 0.03)
+# commits are visible within 1 ms, one that waits for a busy disk within 64 ms. The thread sees them 0 to 25 % later.
+PAUSES: Final = (0.0, *(0.00015 * 1.25**number for number in range(21)))
 
-# Without inotify: 0.57 % of a core over a minute without work, measured on a busy machine.
-INTERVAL_SECONDS: Final = 0.015
-CALM_INTERVAL_SECONDS: Final = 0.05
-CALM_AFTER_SECONDS: Final = 5.0  # without a commit; an idle worker renews its registration every 15 s
+# Without inotify the interval of the looks is a 250th of the idle time, within these limits.
+SHORTEST_INTERVAL: Final = 0.008
+LONGEST_INTERVAL: Final = 0.05
+INTERVALS_PER_IDLE_TIME: Final = 250
 
 BUSY_SECONDS: Final = 1.0  # only without WAL do readers wait
 IN_MODIFY: Final = 0x2  # <sys/inotify.h>
@@ -69,15 +68,13 @@ class SQLiteChanges(Interruptible):
         self._inotify = _watch_folder(os.path.dirname(path)) if path and not is_memory(url) else None
         super().__init__(*([] if self._inotify is None else [self._inotify]))
         self.pauses: Sequence[float] = (0.0,) if self._inotify is None else PAUSES
-        self._changed_at = monotonic()
         self._dialect = dialect
         self._queries: dict[Select[Any], str] = {}
 
-    def wait(self, seconds: float) -> bool:
+    def wait(self, seconds: float, idle_seconds: float) -> bool:
         if self._inotify is not None:
             return self.wait_for_descriptors(seconds) and self._read_events(self._inotify)
-        is_calm = monotonic() - self._changed_at > CALM_AFTER_SECONDS
-        interval = CALM_INTERVAL_SECONDS if is_calm else INTERVAL_SECONDS
+        interval = min(max(SHORTEST_INTERVAL, idle_seconds / INTERVALS_PER_IDLE_TIME), LONGEST_INTERVAL)
         for _ in range(math.ceil(seconds / interval)):
             self.wait_for_descriptors(interval)
             if self.is_interrupted:
@@ -87,11 +84,8 @@ class SQLiteChanges(Interruptible):
         return False
 
     def has_changed(self) -> bool:
-        version = self._read_version()
-        if version == self._version:
-            return False
-        self._version, self._changed_at = version, monotonic()
-        return True
+        previous, self._version = self._version, self._read_version()
+        return bool(self._version != previous)
 
     def has_row(self, query: Select[Any]) -> bool:
         if query not in self._queries:

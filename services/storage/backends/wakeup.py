@@ -21,8 +21,11 @@ class ChangeSource(Protocol):
     def pauses(self) -> Sequence[float]:
         """After wait() has returned True: the pauses in seconds before each has_changed(), until that returns True."""
 
-    def wait(self, seconds: float) -> bool:
-        """Wait until others may have committed, or are about to; False after so many seconds, or when interrupted."""
+    def wait(self, seconds: float, idle_seconds: float) -> bool:
+        """Wait until others may have committed, or are about to; False after so many seconds, or when interrupted.
+
+        A source that must look may look less often the longer, `idle_seconds`, nothing has come for those who wait.
+        """
 
     def has_changed(self) -> bool:
         """Return whether others have committed since the last call, or since the source was opened."""
@@ -97,7 +100,7 @@ class Ticker(Interruptible):
         self._seconds = seconds
         self._ticks_at = monotonic() + seconds
 
-    def wait(self, seconds: float) -> bool:
+    def wait(self, seconds: float, idle_seconds: float) -> bool:
         self.wait_for_descriptors(min(seconds, max(0.0, self._ticks_at - monotonic())))
         return monotonic() >= self._ticks_at
 

@@ -46,18 +46,15 @@ class Subscription:
         self.call = call
         self.only_if = only_if
         self.is_open = True
-        self.is_paused = self.has_missed = False
+        self.is_paused = False
 
     def pause(self) -> None:
         """Make no calls until resume()."""
         self.is_paused = True
 
     def resume(self) -> None:
-        """Call again, also for what has changed in the meantime."""
+        """Call again. The owner must look by itself for what has changed in the meantime."""
         self.is_paused = False
-        if self.has_missed:
-            self.has_missed = False
-            self.call()
         self._wakeups.nudge()
 
     def request(self) -> None:
@@ -92,6 +89,7 @@ class Wakeups:
         self._thread: threading.Thread | None = None
         self._source: ChangeSource | None = None
         self._is_requested = False
+        self._active_at = -math.inf  # when a subscriber was last called because of a change, or began to wait
         self._holds = 0
 
     def subscribe(self, call: Callable[[], None], *, only_if: Select[Any] | None = None) -> Subscription:
@@ -100,6 +98,7 @@ class Wakeups:
         with self._state:
             self._subscriptions.append(subscription)
             self._start()
+            self.request()
         return subscription
 
     def remove(self, subscription: Subscription) -> None:
@@ -119,6 +118,7 @@ class Wakeups:
 
     def nudge(self) -> None:
         """Let the thread look at the subscriptions again."""
+        self._active_at = monotonic()
         with self._state:
             self._state.notify_all()
             if self._source is not None:
@@ -203,13 +203,15 @@ class Wakeups:
             self._call_all(source)
             called_at, pause = monotonic(), 0.0
             while self._is_watching():
-                has_event = source.wait(min(LOOK_SECONDS, self._at_least_every))
+                has_event = source.wait(min(LOOK_SECONDS, self._at_least_every), monotonic() - self._active_at)
                 seconds = monotonic() - called_at
                 pause = min(max(2 * pause, FIRST_PAUSE), self._longest_pause) if seconds < ACTIVE_SECONDS else 0.0
                 has_changed = self._look(source, [pause] if pause or not has_event else source.pauses)
                 if has_changed or seconds >= self._at_least_every or self._is_requested:
-                    self._call_all(source)
+                    has_called = self._call_all(source)
                     called_at = monotonic()
+                    if has_called and has_changed:
+                        self._active_at = called_at
         finally:
             with self._state:
                 self._source = None
@@ -232,13 +234,16 @@ class Wakeups:
                 break
         return False
 
-    def _call_all(self, source: ChangeSource | None = None) -> None:
-        self._is_requested = False
+    def _call_all(self, source: ChangeSource | None = None) -> bool:
+        """Call the subscribers that have to be; return whether there were any."""
+        self._is_requested = has_called = False
         for subscription in list(self._subscriptions):
             if subscription.is_paused:
-                subscription.has_missed = True
-            elif source is None or subscription.only_if is None or source.has_row(subscription.only_if):
+                continue
+            if source is None or subscription.only_if is None or source.has_row(subscription.only_if):
                 subscription.call()
+                has_called = True
+        return has_called
 
 
 def open_wakeups(owner: object, backend: Backend, url: URL, options: EngineOptions) -> tuple[Wakeups, Wakeups]:

@@ -146,20 +146,17 @@ class Worker:
         self.stop()
 
     def _loop(self, storage: Storage, max_jobs: float, until_empty: bool, interrupt: Callable[[], None] | None) -> int:
-        lost_race = RetryPolicy(base_seconds=self.poll_seconds / 4, cap_seconds=self.poll_seconds)
-        jobs = empty_claims = failures = 0
-        reclaim_at = -math.inf
+        poll_seconds = min(self.poll_seconds, POLL_SECONDS)  # also when wake-ups make longer polls possible
+        lost_race = RetryPolicy(base_seconds=poll_seconds / 4, cap_seconds=poll_seconds)
+        jobs = lost_races = failures = 0
+        looks_first, reclaim_at = False, -math.inf
         while self._stop_at is None and jobs < max_jobs:
             try:
                 self._registration.renew_if_due(storage)
                 if monotonic() >= reclaim_at:
                     storage.run_in_transaction(reclaim_generations)
                     reclaim_at = monotonic() + self.heartbeat_seconds * random.uniform(0.5, 1.0)
-                seconds, generation = 0.0, None
-                if empty_claims and (until_empty or monotonic() >= self._resume_until):
-                    seconds = storage.look(self._look)  # cheaper than a claim, and takes no lock
-                if seconds == 0:
-                    generation = storage.run_step(self._claim)
+                generation, seconds = self._find_work(storage, looks_first, until_empty)
             except TRANSIENT_ERRORS as error:
                 if isinstance(error, CommitUnknownError):
                     self._resume_until = monotonic() + self.lease_seconds
@@ -167,22 +164,35 @@ class Worker:
                 self._back_off(failures, "polling for work", error)
                 continue
             failures = 0
-            if seconds > 0:
-                if until_empty:
-                    break
-                empty_claims = 1
-                self._waiting.wait_for_work(storage, min(seconds, self._registration.seconds_until_due()))
-                continue
-            if generation is None:
-                empty_claims += 1
-                if empty_claims > 1:  # one was due, but another worker was faster or has locked it
-                    self._waiting.wait(lost_race.delay(empty_claims - 1))
-                continue
-            empty_claims = 0
-            with self._waiting.paused():
-                self._work(storage, generation, interrupt)
-            jobs += 1
+            if generation is not None:
+                looks_first, lost_races = False, 0
+                with self._waiting.paused():
+                    self._work(storage, generation, interrupt)
+                jobs += 1
+            elif seconds == 0:  # one is due, but another worker was faster or has locked it
+                looks_first, lost_races = True, lost_races + 1
+                self._waiting.wait(lost_race.delay(lost_races))
+            elif until_empty:
+                break
+            else:
+                lost_races = 0
+                is_woken = self._waiting.wait_for_work(storage, min(seconds, self._registration.seconds_until_due()))
+                looks_first = not is_woken or seconds < math.inf
         return jobs
+
+    def _find_work(self, storage: Storage, looks_first: bool, until_empty: bool) -> tuple[Generation | None, float]:
+        """Claim a generation if one is due; return it, or None and the seconds until one is, 0 if others hold it.
+
+        A look is cheaper than a claim and takes no lock. But when nothing was pending and something has come, it is
+        probably due, and a look before the claim would only delay it.
+        """
+        may_look = until_empty or monotonic() >= self._resume_until
+        if looks_first and may_look and (seconds := storage.look(self._look)) > 0:
+            return None, seconds
+        generation = storage.run_step(self._claim)
+        if generation is None and may_look and not looks_first:
+            return None, storage.look(self._look)
+        return generation, 0.0
 
     def _claim(self, session: Session) -> Generation | None:
         # The COMMIT of an earlier claim may have arrived without an answer, or arrive later.

@@ -24,22 +24,25 @@ class Waiting:
         """End the wait, or the next one. Safe in any thread and in signal handlers."""
         self._wakes.put(None)
 
-    def wait(self, seconds: float) -> None:
-        """Wait for `seconds`, or until woken."""
+    def wait(self, seconds: float) -> bool:
+        """Wait for `seconds`, or until woken; return whether woken."""
+        is_woken = False
         with suppress(Empty):
             self._wakes.get(timeout=seconds)
+            is_woken = True
             while True:  # several wakes are one
                 self._wakes.get_nowait()
+        return is_woken
 
-    def wait_for_work(self, storage: Storage, seconds: float) -> None:
-        """Wait for `seconds`, until the next poll, or until a generation may have become due.
+    def wait_for_work(self, storage: Storage, seconds: float) -> bool:
+        """Wait for `seconds`, until the next poll, or until a generation may have become due; return whether woken.
 
         The first wait is short: whoever subscribes is called soon, so that nothing submitted before is missed.
         """
         if self._subscription is None or not self._subscription.is_open:
             self._subscription = storage.due_wakeups.subscribe(self.wake, only_if=self._pending)
         # Not all workers at the same time, but none later than poll_seconds.
-        self.wait(min(seconds, self._poll_seconds * random.uniform(0.8, 1.0)))
+        return self.wait(min(seconds, self._poll_seconds * random.uniform(0.8, 1.0)))
 
     @contextmanager
     def paused(self) -> Iterator[None]:
