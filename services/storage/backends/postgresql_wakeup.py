@@ -35,7 +35,7 @@ class PostgreSQLWakeups:
 class Notifications(Interruptible):
     """A session that listens. Raises a StorageError if the server cannot be reached or refuses to listen."""
 
-    pauses: Final = (0.0,)
+    pauses: Final = ()
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine

@@ -22,7 +22,7 @@ from .wakeup import NEVER_SECONDS, ChangeSource, Interruptible, Ticker
 
 # inotify reports the write to the -wal, before the commit is visible: looking only then had a median of 58 ms. Most
 # commits are visible within 1 ms, one that waits for a busy disk within 64 ms. The thread sees them 0 to 25 % later.
-PAUSES: Final = (0.0, *(0.00015 * 1.25**number for number in range(21)))
+PAUSES: Final = tuple(0.00015 * 1.25**number for number in range(21))
 
 # Without inotify the interval of the looks is a 250th of the idle time, within these limits.
 SHORTEST_INTERVAL: Final = 0.008
@@ -67,7 +67,7 @@ class SQLiteChanges(Interruptible):
         self._names = {os.fsencode(os.path.basename(path) + suffix) for suffix in ("", "-wal", "-journal")}
         self._inotify = _watch_folder(os.path.dirname(path)) if path and not is_memory(url) else None
         super().__init__(*([] if self._inotify is None else [self._inotify]))
-        self.pauses: Sequence[float] = (0.0,) if self._inotify is None else PAUSES
+        self.pauses: Sequence[float] = () if self._inotify is None else PAUSES
         self._dialect = dialect
         self._queries: dict[Select[Any], str] = {}
 

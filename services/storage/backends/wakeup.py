@@ -19,7 +19,7 @@ class ChangeSource(Protocol):
 
     @property
     def pauses(self) -> Sequence[float]:
-        """After wait() has returned True: the pauses in seconds before each has_changed(), until that returns True."""
+        """After wait() and not has_changed(): the pauses in seconds before each further has_changed()."""
 
     def wait(self, seconds: float, idle_seconds: float) -> bool:
         """Wait until others may have committed, or are about to; False after so many seconds, or when interrupted.
@@ -93,7 +93,7 @@ class Interruptible:
 class Ticker(Interruptible):
     """The source where nothing tells of commits: assumes one in every interval of so many seconds."""
 
-    pauses: Final = (0.0,)
+    pauses: Final = ()
 
     def __init__(self, seconds: float) -> None:
         super().__init__()

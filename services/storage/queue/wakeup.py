@@ -31,6 +31,10 @@ HOLD_SECONDS: Final = 10.0
 ACTIVE_SECONDS: Final = 0.1
 FIRST_PAUSE: Final = 0.005
 
+# After so long without a call, a commit that is about to become visible lets subscribers look already. They find
+# nothing, but what they do next is faster: after a second of idleness a claim takes 1.1 ms, after a look 0.7.
+CALM_SECONDS: Final = 0.25
+
 log = logging.getLogger(__name__)
 
 
@@ -38,23 +42,34 @@ class Subscription:
     """Calls a function in the thread of the wake-ups after each change, until it is closed. It must not block.
 
     With `only_if`, a query, it may skip the call while the query finds no row. That saves time: the thread queries with
-    the driver, on a connection that is at hand.
+    the driver, on a connection that is at hand. `look`, if given, is called instead when nothing is known to have
+    changed: when the subscription begins, and shortly before a commit becomes visible.
     """
 
-    def __init__(self, wakeups: "Wakeups", call: Callable[[], None], only_if: Select[Any] | None) -> None:
+    def __init__(
+        self,
+        wakeups: "Wakeups",
+        call: Callable[[], None],
+        only_if: Select[Any] | None,
+        look: Callable[[], None] | None,
+    ) -> None:
         self._wakeups = wakeups
         self.call = call
         self.only_if = only_if
+        self.look = look
         self.is_open = True
-        self.is_paused = False
+        self.is_paused = self.has_missed = False
 
     def pause(self) -> None:
         """Make no calls until resume()."""
         self.is_paused = True
 
     def resume(self) -> None:
-        """Call again. The owner must look by itself for what has changed in the meantime."""
+        """Call again, also for what has changed in the meantime."""
         self.is_paused = False
+        if self.has_missed:
+            self.has_missed = False
+            (self.look or self.call)()
         self._wakeups.nudge()
 
     def request(self) -> None:
@@ -92,9 +107,15 @@ class Wakeups:
         self._active_at = -math.inf  # when a subscriber was last called because of a change, or began to wait
         self._holds = 0
 
-    def subscribe(self, call: Callable[[], None], *, only_if: Select[Any] | None = None) -> Subscription:
+    def subscribe(
+        self,
+        call: Callable[[], None],
+        *,
+        only_if: Select[Any] | None = None,
+        look: Callable[[], None] | None = None,
+    ) -> Subscription:
         """Return an open subscription; the first call comes soon, so that no change before it is lost."""
-        subscription = Subscription(self, call, only_if)
+        subscription = Subscription(self, call, only_if, look)
         with self._state:
             self._subscriptions.append(subscription)
             self._start()
@@ -179,7 +200,7 @@ class Wakeups:
                 failures = failures + 1 if monotonic() - failed_at < 2 * REOPEN.cap_seconds else 1
                 failed_at = monotonic()
                 log.info("changes of the database cannot be watched (%s), so waits are longer", type(error).__name__)
-                self._call_all()
+                self._call_all(None, has_changed=False)
                 with self._state:
                     self._state.wait_for(
                         lambda: not self._is_needed(), min(REOPEN.delay(failures), self._at_least_every)
@@ -200,15 +221,18 @@ class Wakeups:
         try:
             with self._state:
                 self._source = source
-            self._call_all(source)
+            self._call_all(source, has_changed=False)
             called_at, pause = monotonic(), 0.0
             while self._is_watching():
                 has_event = source.wait(min(LOOK_SECONDS, self._at_least_every), monotonic() - self._active_at)
                 seconds = monotonic() - called_at
                 pause = min(max(2 * pause, FIRST_PAUSE), self._longest_pause) if seconds < ACTIVE_SECONDS else 0.0
-                has_changed = self._look(source, [pause] if pause or not has_event else source.pauses)
+                if pause:
+                    has_changed = self._look(source, [pause])
+                else:
+                    has_changed = source.has_changed() or (has_event and self._expect(source, seconds))
                 if has_changed or seconds >= self._at_least_every or self._is_requested:
-                    has_called = self._call_all(source)
+                    has_called = self._call_all(source, has_changed)
                     called_at = monotonic()
                     if has_called and has_changed:
                         self._active_at = called_at
@@ -223,25 +247,33 @@ class Wakeups:
             self._state.wait_for(lambda: not self._is_needed() or not self._are_all_paused())
             return self._is_needed()
 
+    def _expect(self, source: ChangeSource, seconds: float) -> bool:
+        """Return whether the source changes after the event that it has had, `seconds` after the last call."""
+        if source.pauses and seconds >= CALM_SECONDS:
+            for subscription in list(self._subscriptions):
+                if subscription.look is not None and not subscription.is_paused:
+                    subscription.look()
+        return self._look(source, source.pauses)
+
     def _look(self, source: ChangeSource, pauses: Sequence[float]) -> bool:
         """Return whether the source has changed, after one of the pauses."""
         for pause in pauses:
-            if pause:
-                time.sleep(pause)
+            time.sleep(pause)
             if source.has_changed():
                 return True
             if not self._subscriptions:
                 break
         return False
 
-    def _call_all(self, source: ChangeSource | None = None) -> bool:
+    def _call_all(self, source: ChangeSource | None, has_changed: bool) -> bool:
         """Call the subscribers that have to be; return whether there were any."""
         self._is_requested = has_called = False
         for subscription in list(self._subscriptions):
             if subscription.is_paused:
-                continue
-            if source is None or subscription.only_if is None or source.has_row(subscription.only_if):
-                subscription.call()
+                subscription.has_missed = True
+            elif source is None or subscription.only_if is None or source.has_row(subscription.only_if):
+                call = subscription.call if has_changed or subscription.look is None else subscription.look
+                call()
                 has_called = True
         return has_called
 

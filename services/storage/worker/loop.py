@@ -176,8 +176,8 @@ class Worker:
                 break
             else:
                 lost_races = 0
-                is_woken = self._waiting.wait_for_work(storage, min(seconds, self._registration.seconds_until_due()))
-                looks_first = not is_woken or seconds < math.inf
+                has_come = self._waiting.wait_for_work(storage, min(seconds, self._registration.seconds_until_due()))
+                looks_first = not has_come or seconds < math.inf
         return jobs
 
     def _find_work(self, storage: Storage, looks_first: bool, until_empty: bool) -> tuple[Generation | None, float]:

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from queue import Empty, SimpleQueue
 
 from ..engine import Storage
@@ -18,29 +19,31 @@ class Waiting:
         self._pending = select_pending(model_names)
         self._subscription: Subscription | None = None
         # A SimpleQueue because its put() is reentrant: a signal handler may interrupt any code and still call it.
-        self._wakes: SimpleQueue[None] = SimpleQueue()
+        self._wakes: SimpleQueue[bool] = SimpleQueue()  # True: something has become pending
 
     def wake(self) -> None:
         """End the wait, or the next one. Safe in any thread and in signal handlers."""
-        self._wakes.put(None)
+        self._wakes.put(False)
 
     def wait(self, seconds: float) -> bool:
-        """Wait for `seconds`, or until woken; return whether woken."""
-        is_woken = False
+        """Wait for `seconds`, or until woken; return whether that was because something has become pending."""
+        has_come = False
         with suppress(Empty):
-            self._wakes.get(timeout=seconds)
-            is_woken = True
+            has_come = self._wakes.get(timeout=seconds)
             while True:  # several wakes are one
-                self._wakes.get_nowait()
-        return is_woken
+                has_come |= self._wakes.get_nowait()
+        return has_come
 
     def wait_for_work(self, storage: Storage, seconds: float) -> bool:
-        """Wait for `seconds`, until the next poll, or until a generation may have become due; return whether woken.
+        """Wait for `seconds`, until the next poll, or until a generation may have become due; return whether it has.
 
-        The first wait is short: whoever subscribes is called soon, so that nothing submitted before is missed.
+        Also ends when another process is committing: a look costs nothing then, and makes the claim that may follow
+        faster. The first wait is short: whoever subscribes is called soon, so that nothing submitted before is missed.
         """
         if self._subscription is None or not self._subscription.is_open:
-            self._subscription = storage.due_wakeups.subscribe(self.wake, only_if=self._pending)
+            self._subscription = storage.due_wakeups.subscribe(
+                partial(self._wakes.put, True), only_if=self._pending, look=self.wake
+            )
         # Not all workers at the same time, but none later than poll_seconds.
         return self.wait(min(seconds, self._poll_seconds * random.uniform(0.8, 1.0)))
 
