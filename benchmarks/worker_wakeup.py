@@ -12,7 +12,7 @@ from typing import Any
 
 from services.storage import Job, Storage, Worker, create_generation, set_favorite
 
-from .driver_comparison import open_side
+from .driver_comparison import open_operations
 from .scratch_databases import Scratch, scratch
 from .timing import Report
 
@@ -45,7 +45,7 @@ def run(report: Report, *, size: int) -> None:
 def measure(report: Report, title: str, place: Scratch, mode: str, size: int) -> None:
     url = place.url("FULL")
     storage = Storage(url, synchronous="FULL")
-    raw = open_side("raw", place.url("FULL"), "FULL")
+    raw = open_operations("raw", place.url("FULL"), "FULL")
     with idle_worker(url, mode) as worker:
         delays: dict[str, list[float]] = {"submission to claim": [], "bare driver, create and claim": []}
         for _ in range(size):
