@@ -190,19 +190,21 @@ def test_the_worker_renders_pending_generations_to_their_file_paths(sqlite_url: 
     add(sqlite_url, "lofi rain", file_path="new folder/rain.wav")
     add(sqlite_url, HOSTILE_PROMPT, file_path=str(tmp_path / "my music" / "absolute.wav"))
     add(sqlite_url, "silence at 0 BPM")
+    add(sqlite_url, "techno", file_path="my music/from here.wav")
     add(sqlite_url, "of a real model", model="musicgen-small")
     done = process("--database-url", sqlite_url, "worker", "--until-empty", "--outputs", "my music", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "")
     lines = done.stderr.splitlines()
-    assert len(lines) == 9  # start, three jobs claimed and ended, the reason of a failure, end
+    assert len(lines) == 11  # start, four jobs claimed and ended, the reason of a failure, end
     assert "attempt 1 failed for good: cannot render a tempo of 0 BPM: name one above 0" in done.stderr
     assert "lofi" not in done.stderr, "logs contain no prompts"
     assert "\x1b" not in done.stderr
-    assert done.stderr.endswith("stopped after 3 jobs\n")
-    expected = {"completed_generations": 2, "failed_generations": 1, "pending_generations": 1}
+    assert done.stderr.endswith("stopped after 4 jobs\n")
+    expected = {"completed_generations": 3, "failed_generations": 1, "pending_generations": 1}
     assert counts(sqlite_url) | expected == counts(sqlite_url)
     assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.wav")} == {
         "my music/new folder/rain.wav",
+        "my music/from here.wav",
         "my music/absolute.wav",
     }
 

@@ -209,11 +209,25 @@ def test_the_database_may_be_named_before_and_after_the_verb(sqlite_url: str, tm
     assert run("--database-url", sqlite_url, "list", "--database-url", elsewhere).exit_code == 1
 
 
+def test_the_errors_of_a_request_name_the_options(sqlite_url: str) -> None:
+    valid = {"--model": "m", "--seconds": "4"}
+    for option, value in (
+        ("--seconds", "-1"), ("--model", " "), ("--rate", "0"), ("--channels", "3"), ("--attempts", "0"),
+        ("--file", " "), ("--batch", "x" * 300), ("--key", " "), ("--priority", str(2**40)),
+    ):  # fmt: skip
+        arguments = [word for pair in (valid | {option: value}).items() for word in pair]
+        result = run("submit", "trap beat", *arguments, url=sqlite_url)
+        assert result.exit_code == 1, option
+        assert option.removeprefix("--") in result.stderr
+        assert "_" not in result.stderr, result.stderr
+
+
 def test_the_help_lists_the_verbs_in_sections() -> None:
     text = run("--help").stdout
     for section in ("Database:", "Backups:", "Generations:", "Queue and workers:"):
         assert section in text
     assert "Other:" not in text
+    assert "..." not in text.partition("Database:")[2], "every summary fits a line of 80 columns"
 
 
 def test_a_rollback_says_where_it_started_and_ended(sqlite_url: str) -> None:

@@ -43,10 +43,10 @@ def admin(
     allowed_hosts: tuple[str, ...],
     hide_prompts: bool,
 ) -> None:
-    """Show the queue, the history and the numbers in a browser, until Ctrl-C. Nothing can be changed there.
+    """Show the queue and the history in a browser, until Ctrl-C.
 
-    On another address than this computer's own, visitors need a token: --token, or a new one that is printed. Without a
-    database, it shows the newest one of the demo, and runs the demo if there is none.
+    Nothing can be changed there. On another address than this computer's own, visitors need a token: --token, or a new
+    one that is printed. Without a database, it shows the newest one of the demo, and runs the demo if there is none.
     """
     try:
         import uvicorn

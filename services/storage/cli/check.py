@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
 @click.pass_obj
 def check(database_url: str | None, fix: bool, quick: bool, outputs: Path | None, sql: bool, as_json: bool) -> None:
-    """Find what is wrong with the database, and print how to repair it.
+    """Find what is wrong with the database, and how to repair it.
 
     Changes nothing without --fix. The exit code is 1 if something is left to repair; notices do not count.
     """

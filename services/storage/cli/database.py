@@ -84,7 +84,9 @@ def reset(database_url: str | None, yes: bool) -> None:
 @click.argument("source", envvar="DATABASE_SOURCE_URL")
 @click.argument("target", envvar="DATABASE_TARGET_URL")
 def copy(source: str, target: str) -> None:
-    """Copy the database at the URL SOURCE into the empty database at the URL TARGET, and compare them.
+    """Copy the database at the URL SOURCE into an empty one, TARGET.
+
+    At the end both are compared, row by row.
 
     Other users of the host can read the arguments of a command: give URLs with a password in the environment variables
     DATABASE_SOURCE_URL and DATABASE_TARGET_URL instead, and leave out both, or TARGET alone.

@@ -23,7 +23,7 @@ file_argument = click.argument("file", metavar="FILE", type=click.Path(path_type
 @click.option("--force", is_flag=True, help="Replace FILE.")
 @click.pass_obj
 def export_(database_url: str | None, /, file: Path, force: bool, **options: Any) -> None:
-    """Write all rows, or the generations that meet the filters, to FILE.
+    """Write all rows, or generations that meet filters, to FILE.
 
     FILE is JSON Lines, for `import`; - is stdout. Others may read and write meanwhile. With filters, the prompts and
     attempts of the generations are written too, but no other table. The file is private, and complete when it has its
@@ -51,10 +51,11 @@ def export_(database_url: str | None, /, file: Path, force: bool, **options: Any
 @json_option
 @click.pass_obj
 def import_(database_url: str | None, file: Path, as_json: bool) -> None:
-    """Store the rows of FILE, which `export` wrote, that the database lacks.
+    """Store the rows of an export that the database lacks.
 
-    - is stdin. All or nothing: if a line is refused, or the command is interrupted, nothing is stored. Generations that
-    exist already stay as they are, so a second import changes nothing. Others cannot write to an SQLite file meanwhile.
+    FILE is what `export` wrote; - is stdin. All or nothing: if a line is refused, or the command is interrupted,
+    nothing is stored. Generations that exist already stay as they are, so a second import changes nothing. Others
+    cannot write to an SQLite file meanwhile.
     """
     from ..maintenance import import_database
 

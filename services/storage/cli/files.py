@@ -16,10 +16,11 @@ from .output import echo_err, open_storage, sanitize
 @json_option
 @click.pass_obj
 def files(database_url: str | None, folder: Path, relink: bool, as_json: bool) -> None:
-    """Find missing files, files without a generation, and moved files below DIR.
+    """Find missing, moved and unknown files below DIR.
 
-    A moved file is recognized by its size and SHA-256. Prints a line for each: "missing", the id and the path;
-    "orphaned", nothing and the path; "moved", the id, the old path and the new one. Deletes nothing.
+    A missing file is that of a completed generation, an orphaned one is named by no generation. A moved file is
+    recognized by its size and SHA-256. Prints a line for each: "missing", the id and the path; "orphaned", nothing and
+    the path; "moved", the id, the old path and the new one. Deletes nothing.
     """
     from ..maintenance import find_files
 

@@ -12,7 +12,16 @@ from ..defaults import MAX_ATTEMPTS
 from ..maintenance import cancel_generations, delete_generations, retry_generations, set_favorites
 from ..types import uuid7
 from .app import commands
-from .options import DueTime, confirm, dry_run_option, filter_options, given_filters, resolve_ids, yes_option
+from .options import (
+    DueTime,
+    confirm,
+    dry_run_option,
+    filter_options,
+    given_filters,
+    name_options,
+    resolve_ids,
+    yes_option,
+)
 from .output import echo_err, open_storage, sanitize, say_count
 
 
@@ -58,7 +67,7 @@ def submit(database_url: str | None, /, parameters: str | None, metadata: str | 
             with storage.session() as session:
                 generation = create_generation(session, **request)
         except (TypeError, ValueError) as error:
-            raise click.ClickException(sanitize(str(error))) from error
+            raise click.ClickException(sanitize(name_options(str(error)))) from error
         click.echo(generation.id)
 
 

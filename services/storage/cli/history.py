@@ -79,7 +79,7 @@ def list_(database_url: str | None, /, limit: int, after: str | None, as_json: b
 @json_option
 @click.pass_obj
 def show(database_url: str | None, generation_id: str, as_json: bool) -> None:
-    """Show one generation: its request, result, metadata, error and attempts.
+    """Show one generation: request, result, error and attempts.
 
     The ID may be shortened to what is unique, 6 characters or more.
     """
@@ -148,7 +148,7 @@ def search(database_url: str | None, words: tuple[str, ...], order: str, limit: 
 @json_option
 @click.pass_obj
 def why(database_url: str | None, generation_id: str, as_json: bool) -> None:
-    """Explain why the generation ID is not finished, and estimate when it will be.
+    """Explain why a generation is not finished, and until when.
 
     The estimate is an interval with a probability of 80 %, from the latest generations of the same model.
     """
@@ -185,7 +185,10 @@ def why(database_url: str | None, generation_id: str, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def stats(database_url: str | None, limit: int, as_json: bool) -> None:
-    """Show counts, the queue, the last 30 days, the performance of the models and the most used prompts."""
+    """Show counts, the queue, the last 30 days, models and prompts.
+
+    Of the models it shows how many generations ended how and how long they took, of the prompts the most used ones.
+    """
     with open_storage(database_url) as storage:
         print_stats(storage, limit, as_json=as_json)
 

@@ -14,9 +14,10 @@ from .output import open_storage, print_fields, sanitize
 @json_option
 @click.pass_context
 def health(ctx: click.Context, as_json: bool) -> None:
-    """Check whether the database can serve requests, and whether somebody works on its queue.
+    """Check that the database and its workers do their work.
 
-    The exit code is 1 if there is a problem. "ok" is false only if the database itself cannot serve requests.
+    There is a problem if the database cannot serve requests, or if no running worker claims what is due; then the exit
+    code is 1. "ok" is false only if the database itself cannot serve requests.
     """
     with open_storage(ctx.obj) as storage:
         found = check_health(storage=storage)

@@ -1,6 +1,7 @@
 """Options and arguments that several verbs share: filters of generations, ids and their prefixes, times, questions."""
 
 import json
+import re
 import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -11,6 +12,7 @@ import click
 from ..engine import Storage
 from ..generations import find_generation_ids
 from ..lifecycle import GenerationStatus
+from ..limits import SHORTEST_ID_PREFIX
 from .output import sanitize, shorten
 
 UNITS: Final = {"d": "days", "h": "hours", "m": "minutes", "s": "seconds", "w": "weeks"}
@@ -105,6 +107,12 @@ def given_filters(options: dict[str, Any]) -> dict[str, Any]:
     return filters
 
 
+def name_options(message: str) -> str:
+    """Return the message of an error with the options of this verb in place of the arguments that it names."""
+    options = {one.name: one.opts[0] for one in click.get_current_context().command.params if one.name}
+    return re.sub(r"\w+", lambda word: options.get(word[0], word[0]) if "_" in word[0] else word[0], message)
+
+
 def resolve_ids(storage: Storage, given: Sequence[str]) -> list[str]:
     """Return the whole ids of ids that may be shortened. Ends the program for one that is unknown or ambiguous."""
     with storage.session(read_only=True) as session:
@@ -113,7 +121,8 @@ def resolve_ids(storage: Storage, given: Sequence[str]) -> list[str]:
             try:
                 found = find_generation_ids(session, text, limit=4)
             except ValueError as error:
-                raise click.ClickException(f"no generation has the id {shorten(text)}; {error}") from error
+                least = f"a shortened id has at least {SHORTEST_ID_PREFIX} characters"
+                raise click.ClickException(f"no generation has the id {shorten(text)}: {least}") from error
             if not found:
                 raise click.ClickException(f"no generation has the id {shorten(text)}")
             if len(found) > 1:

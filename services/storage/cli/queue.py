@@ -15,7 +15,10 @@ from .output import echo_err, open_storage, sanitize
 @click.option("--reason", metavar="TEXT", help="Why; `why` and `stats` show it.")
 @click.pass_obj
 def pause(database_url: str | None, reason: str | None) -> None:
-    """Stop all claims until `resume`; generations being processed continue."""
+    """Stop all claims until `resume`.
+
+    Generations being processed continue.
+    """
     with open_storage(database_url) as storage:
         try:
             storage.run_in_transaction(lambda session: pause_queue(session, reason))

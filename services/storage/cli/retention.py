@@ -79,7 +79,10 @@ def prune(
 @json_option
 @click.pass_obj
 def optimize(database_url: str | None, full: bool, as_json: bool) -> None:
-    """Return the space of deleted rows to the file system, while others read and write."""
+    """Return the space of deleted rows to the file system.
+
+    Others may read and write meanwhile, except with --full.
+    """
     from ..maintenance import optimize_database
 
     with open_storage(database_url) as storage:

@@ -50,7 +50,7 @@ class View(NamedTuple):
 )
 @click.pass_obj
 def top(database_url: str | None, seconds: float) -> None:
-    """Show the queue, running jobs, workers and failures, until Ctrl-C.
+    """Show the queue, jobs, workers and failures, until Ctrl-C.
 
     When piped, it prints one moment as tab-separated lines and ends. It only reads.
     """

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..worker import Job, Result
 
 
-@commands.command(examples=["my_handlers:render --model musicgen-small", "--until-empty --outputs outputs"])
+@commands.command(examples=["my_handlers:render --model musicgen-small", "--until-empty"])
 @click.argument("handler", metavar="[MODULE:FUNCTION]", required=False)
 @click.option("--max-jobs", metavar="N", type=click.IntRange(min=1), help="Exit after N jobs.")
 @click.option("--until-empty", is_flag=True, help="Exit when nothing is due.")
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     metavar="DIR",
     default=".",
     type=click.Path(path_type=Path, file_okay=False),
-    help="The demo's synthesizer writes only under DIR.  [default: the current folder]",
+    help="The demo's synthesizer writes only below DIR, where relative paths start.  [default: the current folder]",
 )
 @click.pass_obj
 def worker(
@@ -60,6 +60,8 @@ def worker(
             raise click.UsageError(sanitize(str(error))) from error
         storage.require_schema()
         which = "every model" if names is None else f"model {', '.join(names)}"
+        if not handler and not models:
+            which += " (the demo's; name your handler to render other models)"
         echo_err(f"Worker {worker.worker_id} started, {which}, database {storage.display_url}")
         jobs = worker.run(max_jobs=max_jobs, until_empty=until_empty)
         echo_err(f"Worker {worker.worker_id} stopped after {say_count(jobs, 'job')}")

@@ -56,16 +56,20 @@ def submit(storage: Storage, prompts: Sequence[str], outputs: Path, duration_sec
 
 
 def render_job(job: Job, folder: Path = Path(), at_step: Callable[[float], None] | None = None) -> Result | None:
-    """Render the job's prompt to its file; the handler of the demo's workers. A relative `file_path` is under `folder`.
+    """Render the job's prompt to its file; the handler of the demo's workers.
 
+    A relative `file_path` is below `folder`, or below the current folder if that is below `folder` too.
     Calls `at_step` with the fraction that is done. Returns None if the job was cancelled. Raises DoNotRetry if the
     prompt cannot be rendered, or if its file would be outside `folder` or replace another file; OSError if the file
     cannot be written.
     """
     generation = job.generation
-    path = (folder / generation.file_path).resolve()
-    if not path.is_relative_to(folder.resolve()):
-        raise DoNotRetry(f"file_path is outside the folder {folder.resolve()}")
+    root = folder.resolve()
+    path = Path(generation.file_path).resolve()  # such as outputs/a.wav with the folder outputs
+    if not path.is_relative_to(root):
+        path = (root / generation.file_path).resolve()
+    if not path.is_relative_to(root):
+        raise DoNotRetry(f"file_path is outside the folder {root}")
 
     def report(fraction: float) -> None:
         if job.cancelled:
