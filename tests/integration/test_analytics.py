@@ -24,6 +24,8 @@ from services.storage import (
     get_usage,
     register_worker,
 )
+from services.storage.analytics import reports
+from services.storage.analytics.percentiles import find_percentiles, likely_ranges
 from services.storage.models import QueueState
 from services.storage.types import utcnow
 from tests.support.factories import a_generation, a_request
@@ -93,9 +95,19 @@ VALUES = st.lists(
 )
 
 
+@pytest.fixture(params=["sorted", "sampled"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Let the report sort all values, or count those of each model, as it does for large ones."""
+    if request.param == "sampled":
+        monkeypatch.setattr(reports, "SORTED_AT_ONCE", 0)
+        monkeypatch.setattr(reports, "LARGE_SAMPLE", 1)
+        monkeypatch.setattr(reports, "SAMPLED_DIGITS", tuple("02468ace"))
+    return str(request.param)
+
+
 @given(VALUES)
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_percentiles_are_those_of_plain_python(db: Storage, rows: list[tuple[str, str, Any, Any]]) -> None:
+def test_percentiles_are_those_of_plain_python(db: Storage, way: str, rows: list[tuple[str, str, Any, Any]]) -> None:
     now = datetime(2026, 11, 22, 12, tzinfo=UTC)
     with get_session() as session:
         session.execute(delete(Generation))
@@ -128,6 +140,42 @@ def test_percentiles_are_those_of_plain_python(db: Storage, rows: list[tuple[str
                 assert found.count == len(values)
                 assert (found.p50, found.p90, found.p99) == tuple(percentile(values, p) for p in (50, 90, 99))
         session.rollback()
+
+
+@pytest.mark.parametrize("sampled", ["at random", "only the shortest"])
+def test_the_values_of_a_large_model_are_counted_unless_the_sample_misleads(
+    db: Storage, monkeypatch: pytest.MonkeyPatch, sampled: str
+) -> None:
+    monkeypatch.setattr(reports, "SORTED_AT_ONCE", 100)
+    monkeypatch.setattr(reports, "LARGE_SAMPLE", 40)
+    generator = random.Random(7)
+    times = [generator.lognormvariate(3, 1) for _ in range(300)]
+    with get_session() as session:
+        rows = create_generations(session, [a_request(generation_id=f"job {n} {n % 4}") for n in range(300)])
+        monkeypatch.setattr(reports, "SAMPLED_DIGITS", ("3",))
+        for number, row in enumerate(rows):
+            times[number] = 1.0 if sampled == "only the shortest" and number % 4 == 3 else times[number]
+            row.mark_completed(times[number])
+            row.started_at = row.scheduled_at + timedelta(microseconds=generator.randrange(10**8))
+        session.flush()
+        with statements_of(session) as statements:
+            [report] = get_performance_stats(session)
+    assert report.generation_time.p50 == percentile(times, 50)
+    assert (report.completed, report.queue_wait.count) == (300, 300)
+    assert any("collect_numbers" in statement or "array_agg" in statement for statement, _ in statements)
+
+
+def test_a_random_sample_tells_where_the_percentiles_are() -> None:
+    generator = random.Random(8)
+    values = [generator.lognormvariate(3, 1) for _ in range(100_000)]
+    columns: list[Any] = []
+    for low, high in likely_ranges(generator.sample(values, 6_000)):
+        near = [value for value in values if low <= value <= high]
+        assert len(near) < 8_000
+        columns += [sum(value < low for value in values), near]
+    found = find_percentiles(len(values), *columns)
+    assert found is not None
+    assert [found.p50, found.p90, found.p99] == [percentile(values, percent) for percent in (50, 90, 99)]
 
 
 def percentile(values: list[float], percent: int) -> float | None:

@@ -10,8 +10,9 @@ from ..lifecycle import GenerationStatus
 from ..models import Generation, Prompt
 from ..row_loading import connection_of
 from ..validation import validate_count
+from .percentiles import interpolate, select_percentiles
 from .report_types import PromptStats
-from .reports import interpolate, rate, select_percentiles
+from .reports import rate
 
 
 def get_popular_prompts(session: Session, limit: int = 10) -> list[PromptStats]:

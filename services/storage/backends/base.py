@@ -128,6 +128,9 @@ class SQLDialect(Protocol):
         both NULL if it is missing or null. Invalid JSON has no keys.
         """
 
+    def collect(self, number: Any, condition: ColumnElement[bool]) -> Any:
+        """Return an aggregate: the sequence of the numbers of the rows that meet `condition`; empty or None if none."""
+
     def compare_json_number(self, document: Any, key: Any, number: Any) -> ColumnElement[int]:
         """Return -1, 0 or 1 as the number under `key` of a JSON object compares with a decimal text, exactly."""
 

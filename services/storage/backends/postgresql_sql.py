@@ -133,6 +133,9 @@ class PostgreSQLSQL:
         # Literals, so that the member in GROUP BY is the same expression.
         return case((json_type == literal_column("'string'" if kind == "text" else f"'{kind}'"), result))
 
+    def collect(self, number: Any, condition: ColumnElement[bool]) -> Any:
+        return func.array_agg(number).filter(condition)
+
     def compare_json_number(self, document: Any, key: Any, number: Any) -> ColumnElement[int]:
         return func.sign(self.json_member(document, key, "number") - cast(number, Numeric))
 

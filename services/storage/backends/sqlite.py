@@ -31,7 +31,7 @@ from .sqlite_open_files import load_module, refuse_inherited, watch
 from .sqlite_schema import SQLiteSchema
 from .sqlite_search import FTS5Search, trim_or_fold
 from .sqlite_space import SQLiteSpace
-from .sqlite_sql import SQLiteSQL, compare_json_number
+from .sqlite_sql import CollectNumbers, SQLiteSQL, compare_json_number
 from .sqlite_wakeup import SQLiteWakeups
 from .sqlite_wal import CHECKPOINT_BYTES, Checkpoints, has_wal_reset_bug, require_wal, use_wal
 
@@ -104,6 +104,7 @@ class SQLite(SQLiteSQL, SQLiteSchema, SQLiteDiagnostics, SQLiteSpace, SQLiteWake
             connection.text_factory = DECODE
             connection.create_function("ltrim", 2, trim_or_fold, deterministic=True)
             connection.create_function("compare_json_number", 3, compare_json_number, deterministic=True)
+            connection.create_aggregate("collect_numbers", 1, CollectNumbers)
             connection.execute("PRAGMA foreign_keys = ON")
             # trusted_schema stays ON: when OFF, SQLite before 3.43 refuses FTS5 in triggers, which keep the search
             # index up to date. See ADR 21.

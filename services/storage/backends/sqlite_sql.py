@@ -1,6 +1,7 @@
 """SQLite's SQL for the clock, claims, upserts, JSON members and exact times."""
 
 import json
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -10,8 +11,10 @@ from sqlalchemy import (
     BigInteger,
     ColumnElement,
     Dialect,
+    Double,
     FromClause,
     Integer,
+    LargeBinary,
     Select,
     String,
     Text,
@@ -25,6 +28,7 @@ from sqlalchemy import (
     type_coerce,
 )
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+from sqlalchemy.types import TypeDecorator
 
 from ..claim_order import CLAIM_ORDER, distinct_priorities, first_due
 from ..conditions import is_valid, literal_int
@@ -41,6 +45,10 @@ JSON_KINDS: Final[dict[JSONKind, tuple[str, ...]]] = {
     "any": ("text", "integer", "real", "true", "false", "object", "array"),
     "value": ("text", "integer", "real", "true", "false", "object", "array"),
 }
+
+
+# 1970-01-01 in the seconds of Julian days.
+EPOCH_SECONDS: Final = 210_866_760_000
 
 
 class _AfterNow(UTCDateTime):
@@ -79,6 +87,29 @@ def compare_json_number(document: str | None, key: str, value: str) -> int | Non
     if type(found) not in (int, float):
         return None
     return int(Decimal(repr(found)).compare(Decimal(value)))
+
+
+class CollectNumbers:
+    """The aggregate function collect_numbers(), of the library's connections: all values, as an array of doubles."""
+
+    def __init__(self) -> None:
+        self._numbers = array("d")
+
+    def step(self, number: float) -> None:
+        self._numbers.append(number)
+
+    def finalize(self) -> bytes:
+        return self._numbers.tobytes()
+
+
+class _Numbers(TypeDecorator[Sequence[float]]):
+    """What collect_numbers() returns."""
+
+    impl = LargeBinary
+    cache_ok = True
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Sequence[float] | None:
+        return None if value is None else array("d", value)
 
 
 class SQLiteSQL:
@@ -130,11 +161,13 @@ class SQLiteSQL:
         return _BoundClock()
 
     def epoch_microseconds(self, time: Any) -> ColumnElement[int]:
-        # strftime('%f') rounds to milliseconds, but the stored text has six digits after the decimal point.
-        seconds = cast(func.strftime("%s", func.substr(time, 1, 19)), Integer)
-        point = func.substr(time, 20, 7, type_=String)
-        fraction = cast(func.substr(point.concat("000000"), 2, 6), Integer)
-        return type_coerce(seconds * 1_000_000 + case((point.startswith("."), fraction), else_=0), BigInteger)
+        # julianday() and strftime('%f') round to milliseconds, but the stored text has six digits after the point. For
+        # whole seconds julianday() is exact, and faster than strftime('%s').
+        days = func.julianday(func.substr(time, 1, 19), type_=Double)
+        seconds = cast(days * 86_400 + 0.5, Integer) - EPOCH_SECONDS
+        fraction = cast(func.substr(type_coerce(time, String).concat("000000"), 21, 6), Integer)
+        has_fraction = func.substr(time, 20, 1) == "."
+        return type_coerce(seconds * 1_000_000 + case((has_fraction, fraction), else_=0), BigInteger)
 
     def merge_metadata(self, stored: Any) -> tuple[ColumnElement[str], ColumnElement[bool]]:
         return bindparam("merged", type_=JSONText()), stored.is_not_distinct_from(bindparam("stored"))
@@ -159,6 +192,9 @@ class SQLiteSQL:
     def compare_json_number(self, document: Any, key: Any, number: Any) -> ColumnElement[int]:
         # SQLite reads integers of more than 63 bits as floats, so that some are equal.
         return func.compare_json_number(document, key, number, type_=Integer)
+
+    def collect(self, number: Any, condition: ColumnElement[bool]) -> Any:
+        return func.collect_numbers(number, type_=_Numbers).filter(condition)
 
     def unnest(self, numbers: Sequence[int]) -> FromClause:
         return func.json_each(json.dumps(list(numbers))).table_valued("value")
