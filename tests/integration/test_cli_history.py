@@ -160,7 +160,7 @@ def test_why_explains_the_wait_and_estimates_its_end(history: str) -> None:
     nobody = run("why", "g0", url=history)
     assert (nobody.exit_code, nobody.stdout) == (
         0,
-        "No worker is running, or all are stopping: start one with `dgx-storage worker`.\n",
+        "No worker is running, or all are stopping: start one with `dgx-storage worker MODULE:FUNCTION`.\n",
     )
     storage = Storage(history)
     with storage.session() as session:

@@ -180,7 +180,7 @@ def _explain_pending(row: Any) -> Wait:
     if not claiming:
         return Wait(
             WaitReason.NO_WORKERS,
-            "No worker is running, or all are stopping: start one with `dgx-storage worker`.",
+            "No worker is running, or all are stopping: start one with `dgx-storage worker MODULE:FUNCTION`.",
             row.ahead,
         )
     if not any(claims_model(models, row.model_name) for models in claiming):

@@ -45,7 +45,9 @@ def find_in_rows(session: Session, outputs: Outputs | None, progress: Progress, 
     expired = Generation.lease_expires_at < select(backend_for(session).now(-STUCK_SECONDS)).scalar_subquery()
     for id, worker in session.execute(processing.where(expired).add_columns(Generation.worker_id)):
         problem = f"its lease has expired, its worker {worker} is gone, and no other has reclaimed it"
-        finding = Finding(problem, f"generations {id}", "warning", advice="start a worker: dgx-storage worker")
+        finding = Finding(
+            problem, f"generations {id}", "warning", advice="start a worker: dgx-storage worker MODULE:FUNCTION"
+        )
         yield Found(finding, fix=_reclaim)
     dead = select(RegisteredWorker.id).where(
         RegisteredWorker.expires_at <= select(backend_for(session).now()).scalar_subquery()
