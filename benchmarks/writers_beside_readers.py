@@ -4,6 +4,7 @@ Readers take processor time from the writers on a small machine, whatever they r
 readers of another database: what differs between the two is the waiting for each other. SQLite, synchronous=FULL.
 """
 
+import os
 import re
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from statistics import median, quantiles
 from typing import Any
 
 from services.storage import Storage, claim_generation, complete_generation
+from services.storage.cli.admin import NICENESS
 
 from .scratch_databases import fill, scratch
 from .timing import Report
@@ -101,6 +103,8 @@ def reading(url: str) -> Iterator[Any]:
 
 def read_pages(address: str, pages: Any, stop: Any) -> None:
     import httpx
+
+    os.nice(NICENESS)  # browsers are on other computers
 
     def read(number: int) -> None:
         with httpx.Client(base_url=address, timeout=60) as client:

@@ -1,5 +1,6 @@
 """The verb admin: the address it prints, its token, and which database it shows."""
 
+import os
 import re
 import signal
 import socket
@@ -56,6 +57,11 @@ def test_it_prints_its_address_and_ends_with_ctrl_c(sqlite_url: str, tmp_path: P
     assert messages.splitlines()[0] == f"Showing {storage.display_url}"
     assert "Traceback" not in messages
     storage.dispose()
+
+
+def test_workers_and_the_api_get_the_processor_first(sqlite_url: str, tmp_path: Path) -> None:
+    with running(cwd=tmp_path, url=sqlite_url) as (_, process):
+        assert os.getpriority(os.PRIO_PROCESS, process.pid) == min(os.getpriority(os.PRIO_PROCESS, 0) + 10, 19)
 
 
 def test_on_another_address_visitors_need_a_token(sqlite_url: str, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from .output import echo_err, open_storage, sanitize
 
 BUSY_SECONDS = 2.0  # a page says that the database is locked instead of waiting any longer
 STOP_SECONDS = 10.0
+NICENESS = 10  # whoever looks at the queue must not slow it: workers and the API get the processor first
 
 
 @commands.command()
@@ -63,6 +64,7 @@ def admin(
         app = create_app(storage, outputs=folder, token=token, allowed_hosts=allowed_hosts, hide_prompts=hide_prompts)
         address = f"[{host}]" if ":" in host else host
         query = f"?token={token}" if token else ""
+        os.nice(NICENESS)
         echo_err(f"Showing {storage.display_url}")
         click.echo(f"http://{address}:{listener.getsockname()[1]}/{query}")
         config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
