@@ -82,7 +82,7 @@ def get_performance_stats(
     """Return the performance of each model, ordered by name; PerformanceStats defines each number.
 
     `since` limits it to generations finished since then, `model_name` to one model. Without `since` every finished
-    generation is read, which takes two to three seconds for a million. See ADR 22.
+    generation is read, which takes seconds for a million. See ADR 22.
     """
     conditions = [Generation.completed_at.is_not(None), *_conditions(since, model_name)]
     completed = Generation.status == GenerationStatus.COMPLETED
@@ -252,7 +252,7 @@ def _sort_models(session: Session, finished: Select[Any]) -> tuple[dict[str, dic
 
 
 def _count_large_models(session: Session, finished: Select[Any]) -> dict[str, dict[str, Any]]:
-    """Return the models of _sort_models() that are large, without sorting their values: four times as fast.
+    """Return the models of _sort_models() that are large, without sorting their values: three times as fast.
 
     A sample says about where the percentiles are. One statement then counts the values below and collects those nearby.
     A model whose sample was not random is left out.

@@ -5,9 +5,10 @@ See ADR 19.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from hashlib import blake2b
 from typing import Any
 
@@ -161,7 +162,7 @@ def key_of(table: Table, row: RowMapping) -> list[Any]:
 
 def plain_table(table: Table) -> Table:
     """Return `table` without the defaults and the version counter of its model, and with JSON columns as text."""
-    return _PLAIN_TABLES[table.name]
+    return _without_defaults(Base.metadata.tables[table.name])
 
 
 class Digest:
@@ -286,6 +287,7 @@ def _comparable(value: Any, kind: Any) -> Any:
     return portable_float(value) if isinstance(value, float) else value
 
 
+@cache
 def _without_defaults(table: Table) -> Table:
     columns = [
         Column(
@@ -299,6 +301,3 @@ def _without_defaults(table: Table) -> Table:
         if column.computed is None
     ]
     return Table(table.name, MetaData(), *columns)
-
-
-_PLAIN_TABLES: Mapping[str, Table] = {table.name: _without_defaults(table) for table in TABLES}
