@@ -103,7 +103,9 @@ def select_due_models(levels: CTE, moment: Any) -> Subquery:
     )
     first = first.order_by(Generation.scheduled_at).limit(literal_int(1)).correlate(models, levels)
     earliest = select(func.min(first.scalar_subquery())).select_from(levels).correlate(models).scalar_subquery()
-    return select(models.c.name.label("due_model")).where(earliest <= moment).subquery()
+    # Without the last name, which is NULL: PostgreSQL may look for that through the whole backlog.
+    named = models.c.name.is_not(None)
+    return select(models.c.name.label("due_model")).where(named, earliest <= moment).subquery()
 
 
 @cache
