@@ -18,8 +18,7 @@ from .timing import Report
 
 SIZE = 60  # submissions, and seconds of idleness
 COMMITS_PER_SECOND = 50
-CREATES = 200
-ROUNDS = 15
+CREATES = 1_500  # of each kind, in turns
 # Title, database, and whether the worker is told of changes, looks for them, or only polls.
 SETTINGS = (
     ("sqlite FULL", "sqlite", "told"),
@@ -135,23 +134,27 @@ def compare_creates(report: Report, kind: str, place: Scratch, has_listener: boo
     url = place.url("FULL")
     storages = {wakeup: Storage(url, wakeup=wakeup) for wakeup in (False, True)}
     walls: dict[bool, list[float]] = {False: [], True: []}
-    cpus: dict[bool, list[float]] = {False: [], True: []}
+    cpus = {False: 0.0, True: 0.0}
     with idle_worker(url, "told") if has_listener else nullcontext():
-        for number in range(ROUNDS):
+        for storage in storages.values():
+            submit(storage, "of another worker")  # connects
+        pids = {wakeup: servers(storage) for wakeup, storage in storages.items()}
+        before = {wakeup: sum(map(cpu_seconds, pids[wakeup])) for wakeup in storages}
+        for number in range(CREATES):
             for wakeup in (False, True) if number % 2 else (True, False):
-                submit(storages[wakeup], "of another worker")  # connects
-                pids = [os.getpid(), *servers(storages[wakeup])]
-                began, before = time.perf_counter(), sum(map(cpu_seconds, pids))
-                for _ in range(CREATES):
-                    submit(storages[wakeup], "of another worker")
-                walls[wakeup].append(1e6 * (time.perf_counter() - began) / CREATES)
-                cpus[wakeup].append(1e6 * (sum(map(cpu_seconds, pids)) - before) / CREATES)
-    whose = "an idle worker listens" if has_listener else "nobody listens"
-    for what, costs in (("create", walls), ("create, CPU", cpus)):
-        without, with_wakeups = median(costs[False]), median(costs[True])
-        report(f"{kind}, {whose}: {what}, without wake-ups", without, "us")
-        report(f"{kind}, {whose}: {what}, with wake-ups", with_wakeups, "us")
-        report("  / without", with_wakeups / without, "x")
+                began, cpu = time.perf_counter(), time.process_time()
+                submit(storages[wakeup], "of another worker")
+                walls[wakeup].append(time.perf_counter() - began)
+                cpus[wakeup] += time.process_time() - cpu
+        for wakeup in storages:
+            cpus[wakeup] += sum(map(cpu_seconds, pids[wakeup])) - before[wakeup]
+    title = f"{kind}, {'an idle worker listens' if has_listener else 'nobody listens'}"
+    clock = {wakeup: 1e6 * median(walls[wakeup]) for wakeup in storages}
+    cpu_time = {wakeup: 1e6 * cpus[wakeup] / CREATES for wakeup in storages}
+    for what, costs in (("create", clock), ("create, CPU", cpu_time)):
+        report(f"{title}: {what}, without wake-ups", costs[False], "us")
+        report(f"{title}: {what}, with wake-ups", costs[True], "us")
+        report("  / without", costs[True] / costs[False], "x")
     for storage in storages.values():
         storage.dispose()
 

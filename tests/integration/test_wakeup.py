@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -267,6 +268,8 @@ class TestSafetyNet:
 
         for source in (sqlite_wakeup.SQLiteChanges, postgresql_wakeup.Notifications):
             monkeypatch.setattr(source, "has_changed", drop)
+        resume = postgresql_wakeup.Notifications.resume
+        monkeypatch.setattr(postgresql_wakeup.Notifications, "resume", lambda source: resume(source) and False)
         with idle_worker(db, poll_seconds=0.4) as idle:
             create(other)
             wait_until(lambda: idle.jobs)
@@ -429,6 +432,38 @@ class TestNotifications:
             create(storage)
             wait_until(lambda: idle.jobs)
         storage.dispose()
+
+    def test_a_worker_that_has_a_job_does_not_listen(self, db: Storage, other: Storage) -> None:
+        may_end = threading.Event()
+
+        def handle(job: Job) -> None:
+            idle.jobs.append(job)
+            may_end.wait()
+
+        with idle_worker(db) as idle:
+            idle.worker.handler = handle
+            assert listeners(other) == 1
+            create(other)
+            wait_until(lambda: idle.jobs)
+            wait_until(lambda: listeners(other) == 0)
+            may_end.set()
+            wait_until(lambda: listeners(other) == 1)
+            create(other)
+            wait_until(lambda: len(idle.jobs) == 2)
+
+    def test_between_the_wake_ups_of_a_burst_nobody_listens(
+        self, db: Storage, other: Storage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        listening: list[int] = []
+        paused = SimpleNamespace(sleep=lambda seconds: listening.append(listeners(other)))
+        monkeypatch.setattr(wakeup, "time", paused)
+        with idle_worker(db, model_names=["mine"]) as idle:
+            for _ in range(20):
+                create(other)
+            create(other, model_name="mine")
+            wait_until(lambda: idle.jobs)
+        wait_until(lambda: wake_up_threads() == 0)
+        assert 0 in listening
 
     def test_a_server_that_ends_the_session_is_listened_to_again(
         self, db: Storage, other: Storage, monkeypatch: pytest.MonkeyPatch

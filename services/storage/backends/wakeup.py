@@ -33,6 +33,12 @@ class ChangeSource(Protocol):
     def has_row(self, query: Select[Any]) -> bool:
         """Return whether the query finds a row; True if this source executes no queries."""
 
+    def pause(self) -> None:
+        """Let the database send nothing until resume()."""
+
+    def resume(self) -> bool:
+        """Continue after pause(); return whether has_changed() will say nothing of what has changed in the meantime."""
+
     def interrupt(self) -> None:
         """End the wait() of the other thread, or its next one."""
 
@@ -78,6 +84,12 @@ class Interruptible:
                 self._reader.recv(4_096)
             return False
         return bool(ready)
+
+    def pause(self) -> None:
+        return None
+
+    def resume(self) -> bool:
+        return False
 
     def interrupt(self) -> None:
         with suppress(OSError):  # full, so the wait ends anyway; or closed

@@ -223,12 +223,12 @@ class Wakeups:
                 self._source = source
             self._call_all(source, has_changed=False)
             called_at, pause = monotonic(), 0.0
-            while self._is_watching():
+            while self._is_watching(source):
                 has_event = source.wait(min(LOOK_SECONDS, self._at_least_every), monotonic() - self._active_at)
                 seconds = monotonic() - called_at
                 pause = min(max(2 * pause, FIRST_PAUSE), self._longest_pause) if seconds < ACTIVE_SECONDS else 0.0
                 if pause:
-                    has_changed = self._look(source, [pause])
+                    has_changed = self._skip(source, pause) if has_event else self._look(source, [pause])
                 else:
                     has_changed = source.has_changed() or (has_event and self._expect(source, seconds))
                 if has_changed or seconds >= self._at_least_every or self._is_requested:
@@ -241,11 +241,21 @@ class Wakeups:
                 self._source = None
             source.close()
 
-    def _is_watching(self) -> bool:
-        """Return whether anybody is waiting, after a wait without a look while all subscriptions are paused."""
-        with self._state:
-            self._state.wait_for(lambda: not self._is_needed() or not self._are_all_paused())
-            return self._is_needed()
+    def _is_watching(self, source: ChangeSource) -> bool:
+        """Return whether anybody is waiting. While all subscriptions are paused, waits and pauses the source."""
+        if self._is_needed() and self._are_all_paused():
+            source.pause()
+            with self._state:
+                self._state.wait_for(lambda: not self._is_needed() or not self._are_all_paused())
+            if self._is_needed() and source.resume():
+                self._call_all(source, has_changed=False)
+        return self._is_needed()
+
+    def _skip(self, source: ChangeSource, seconds: float) -> bool:
+        """Pause the source for some time; return whether it may have changed until then."""
+        source.pause()
+        has_changed = self._look(source, [seconds])
+        return source.resume() or has_changed
 
     def _expect(self, source: ChangeSource, seconds: float) -> bool:
         """Return whether the source changes after the event that it has had, `seconds` after the last call."""
