@@ -356,6 +356,12 @@ def test_a_hostile_prompt_is_text_on_every_page(db: Storage, client: httpx.Clien
         assert_harmless(page.text)
 
 
+def test_a_value_that_turns_the_direction_of_text_does_not_turn_its_unit(db: Storage, client: httpx.Client) -> None:
+    with db.session() as session:
+        a_generation(session, metadata={"bpm": "\u202e140"})
+    assert "<bdi>\u202e140</bdi> BPM" in client.get("/history").text
+
+
 @given(text=st.text(min_size=1, max_size=40))
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_address_gets_a_harmless_answer(client: httpx.Client, text: str) -> None:
