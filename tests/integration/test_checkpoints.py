@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from services.storage import Storage, count_generations
+from services.storage import Storage, count_generations, optimize_database
 from services.storage.backends import sqlite, sqlite_wal
 from tests.support.factories import a_generation
 from tests.support.processes import ROOT
@@ -76,6 +76,15 @@ def test_a_checkpoint_never_holds_the_write_lock_while_it_waits_for_a_reader(sto
     write(storage, 5)
     write(storage, 0.2)
     assert size_of_wal(storage) <= 6 * MEGABYTE
+
+
+def test_optimizing_cuts_a_log_that_a_reader_made_long(storage: Storage) -> None:
+    with reader(storage):
+        write(storage, 12)
+        optimize_database(storage=storage)
+        assert size_of_wal(storage) > 8 * MEGABYTE
+    optimize_database(storage=storage)
+    assert size_of_wal(storage) <= 4 * MEGABYTE
 
 
 @pytest.mark.parametrize("version", ["affected"], indirect=True)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final
 
 from sqlalchemy import Connection
@@ -9,7 +10,7 @@ from sqlalchemy import Connection
 from ..errors import BusyError
 from .sqlite_errors import translate
 from .sqlite_files import is_memory, path_of
-from .sqlite_wal import write_lock
+from .sqlite_wal import CHECKPOINT_BYTES, write_lock
 
 INCREMENTAL: Final = 2  # https://sqlite.org/pragma.html#pragma_auto_vacuum
 LOCK_SECONDS: Final = 1.0  # for one attempt to write the log; whoever waits for the write lock blocks nobody
@@ -55,6 +56,11 @@ class SQLiteSpace:
             if isinstance(translated, BusyError):
                 return False
             raise (translated or error) from error
+        size = self.measure_log(connection)
+        if pages == written and size is not None and size > CHECKPOINT_BYTES:
+            # The next commit starts the log again, and journal_size_limit cuts it then.
+            with suppress(BusyError):
+                connection.exec_driver_sql(f"PRAGMA user_version = {_read(connection, 'user_version')}")
         return bool(pages == written)
 
 

@@ -68,8 +68,8 @@ def _find_unclaimed(session: Session) -> Iterator[Found]:
     clock = backend_for(session).statement_clock()
     claiming = set(session.execute(select_claiming_models(clock), clock.parameters()).scalars())
     due = select_due_models(distinct_priorities([PENDING], true()), clock(timedelta(seconds=-STUCK_SECONDS)))
-    models = session.execute(select(due.c.due_model).where(NOT_PAUSED), clock.parameters()).scalars()
-    for model in sorted(models):
+    found = session.execute(select(due.c.due_model).where(NOT_PAUSED), clock.parameters())
+    for model in sorted(found.scalars()):
         if not any(claims_model(models, model) for models in claiming):
             problem = f"generations of the model {model} are due, and no running worker claims them"
             advice = "start a worker that claims this model: dgx-storage worker MODULE:FUNCTION"
@@ -133,8 +133,9 @@ def _find_missing_files(session: Session, outputs: Outputs) -> Iterator[Found]:
         try:
             is_missing = outputs.find(file_path) is None
         except OSError as error:
-            finding = Finding(f"whether its file is there is unknown: {error.strerror}", f"generations {id}", "warning")
-            yield Found(finding)
+            problem = f"whether its file is there is unknown: {error.strerror}"
+            advice = "run the check as a user who may read the folders of the files"
+            yield Found(Finding(problem, f"generations {id}", "warning", advice=advice))
             continue
         if is_missing:
             advice = f"dgx-storage files {outputs.given} --relink, or dgx-storage delete {id}"
