@@ -1,7 +1,7 @@
 """Each verb on a full disk, without permissions and on damaged files: one sentence, exit code 1, and nothing is lost.
 
 The verbs run in a forked process of a user for whom permissions hold. Not demo, which uses a database of its own, and
-not admin, see test_admin_trouble.py.
+not admin, see test_admin_unreadable_database.py.
 """
 
 import os
