@@ -19,6 +19,7 @@ from ..errors import StorageError
 from ..models import Generation, QueueState
 from ..queue.due import select_due_models
 from ..queue.workers import claims_model, count_workers, select_claiming_models
+from ..row_loading import ALONE
 from ..schema_check import REVISION_OF_HEAD, require_head
 from ..serialization import Report
 
@@ -73,7 +74,8 @@ def _check(storage: Storage, began: float) -> Health:
     statement, clock = _select_health(storage.backend)
     try:
         with storage.engine.connect() as connection:
-            rows = connection.execute(statement, clock.parameters()).all()  # one for each model that has due ones
+            # One row for each model that has due ones.
+            rows = connection.execute(statement, clock.parameters(), execution_options=ALONE).all()
     except (StorageError, SQLAlchemyError):
         storage.require_schema(refresh=True)  # the true reason, if a table or column is missing
         raise
