@@ -329,7 +329,10 @@ class TestManyWorkers:
             worker.thread.start()
         try:
             wait_until(lambda: all(worker.is_idle for worker in idle))
-            time.sleep(0.3)
+            before = -1
+            while before < len(statements):  # whoever subscribes is called soon, and then claims
+                before = len(statements)
+                time.sleep(0.5)
             statements.clear()
             generation_id = create(db)
             wait_until(lambda: any(worker.jobs for worker in idle))
