@@ -53,7 +53,7 @@ coverage *args: (_venv "dev")
 [group("tests")]
 [no-exit-message]
 drill *args: (_venv "dev")
-    @DRILL_SCALE="${DRILL_SCALE:-1}" .venv/bin/python -m pytest -m drill --timeout=3600 "$@"
+    @DRILL_SCALE="${DRILL_SCALE:-1}" .venv/bin/python -m pytest -m "drill or sampled" --timeout=3600 "$@"
 
 # Check style, types, layers and generated documents
 [group("tests")]

@@ -27,6 +27,7 @@ LEASE_SECONDS = 60.0
 STEPS = (3, 30, 3_600, 86_400)  # seconds; a step of less than one is waited for
 
 
+@pytest.mark.sampled
 @pytest.mark.drill
 @pytest.mark.parametrize("seed", range(3))
 def test_every_job_is_done_once_and_no_step_hides_it(db: Storage, scaled: Callable[[int], int], seed: int) -> None:

@@ -55,6 +55,7 @@ def kill_after_every_statement(url: str, work: str, scaled: Callable[[int], int]
 BAD_ROWS = ("CHECK constraint failed in generations", "CHECK constraint failed in prompts")
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", ["nothing", "001", "original"])
 def test_a_migration_killed_after_any_statement_can_be_run_again(
     name: str, empty_database_url: str, scaled: Callable[[int], int]

@@ -23,6 +23,7 @@ def choose(seed: int) -> tuple[Oddity, ...]:
     return tuple(random_choice.sample([*kept, *refused], len(kept) + len(refused)))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("revision", REVISIONS)
 @pytest.mark.parametrize("round_", range(max(1, round(20 * DRILL_SCALE))))
 def test_an_odd_database_is_kept_whole_or_refused_by_name(empty_database_url: str, revision: str, round_: int) -> None:

@@ -68,6 +68,7 @@ def attempts(outcome: str) -> list[Attempt]:
         return list(session.scalars(select(Attempt).where(Attempt.outcome == outcome)))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("kills", [0, KILLS])
 @pytest.mark.parametrize("mode", ["worker", "batches"])
 def test_eight_processes_complete_every_job_exactly_once(

@@ -101,6 +101,7 @@ def sample(changes: Iterable[Change], part: int) -> list[Change]:
     return list(changes)[:: max(1, round(0.95 / DRILL_SCALE))][part::PARTS]
 
 
+@pytest.mark.sampled
 @pytest.mark.drill
 @pytest.mark.parametrize("part", range(PARTS))
 @pytest.mark.parametrize("repair", ["script", "fix"])
@@ -113,6 +114,7 @@ def test_every_change_of_an_sqlite_schema(sqlite_url: str, tmp_path: Path, repai
         path.unlink()
 
 
+@pytest.mark.sampled
 @pytest.mark.drill
 @pytest.mark.parametrize("part", range(PARTS))
 @pytest.mark.parametrize("repair", ["script", "fix"])

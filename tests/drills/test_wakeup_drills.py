@@ -47,6 +47,7 @@ def other_commits(storage: Storage) -> Iterator[None]:
         thread.join()
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("is_busy", [False, True], ids=["quiet", "busy"])
 @pytest.mark.parametrize("kills", [0, KILLS])
 def test_every_submission_wakes_a_worker(

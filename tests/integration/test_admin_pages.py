@@ -219,6 +219,7 @@ def test_an_unknown_generation_page_or_cursor_is_explained(client: httpx.Client)
     assert client.post("/").status_code == 405
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("query", "found"),
     [
@@ -336,6 +337,7 @@ def test_no_page_writes(db: Storage) -> None:
     assert all(re.match(r"\s*(SELECT|WITH|BEGIN|SET TRANSACTION)", one) for one in statements), statements
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("prompt", HOSTILE)
 def test_a_hostile_prompt_is_text_on_every_page(db: Storage, client: httpx.Client, prompt: str) -> None:
     with db.session() as session:

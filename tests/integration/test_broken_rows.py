@@ -135,6 +135,7 @@ def test_why_names_a_status_that_the_library_does_not_know(db: Storage) -> None:
         assert "retry" not in wait.explanation
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("number", range(max(len(odd) for odd in ODD.values()) + len(UNUSABLE)))
 def test_the_queue_goes_on_past_an_odd_row_and_check_names_it(db: Storage, number: int) -> None:
     odd = (*ODD[db.backend.name], *UNUSABLE)

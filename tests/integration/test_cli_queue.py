@@ -42,7 +42,7 @@ def test_a_submitted_generation_is_shown_with_its_request(sqlite_url: str) -> No
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--seconds", "0"], "duration_seconds must be greater than 0"),
+        (["--seconds", "0"], "--seconds must be greater than 0"),
         (["--seconds", "1", "--channels", "3"], "channels must be 1"),
         (["--seconds", "1", "--metadata", "[1]"], "metadata must be a JSON object"),
         (["--seconds", "1", "--metadata", "{"], "--metadata"),

@@ -202,6 +202,7 @@ def test_about_eighty_percent_of_true_times_lie_in_the_interval(workers: int, sc
     assert share_inside(workers, scaled(20_000)) >= 0.75
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("length", [1e-300, 16.0, 1e300])
 @pytest.mark.parametrize("taken", [0.0, 1e-300, 1e300])
 @pytest.mark.parametrize("running", [False, True])

@@ -278,6 +278,7 @@ class TestBadFiles:
             session.execute(insert(Base.metadata.tables["usage_totals"]), [total])
         return lines_of(exported(source))
 
+    @pytest.mark.sampled
     @pytest.mark.parametrize(("table", "field", "value"), BAD_VALUES)
     def test_a_bad_value_is_refused_by_line_and_field_and_nothing_is_stored(
         self, db: Storage, lines: list[dict[str, Any]], table: str, field: str, value: Any

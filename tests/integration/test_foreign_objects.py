@@ -14,6 +14,7 @@ def each(oddities: tuple[Oddity, ...]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("oddity", oddities, ids=lambda oddity: oddity.name)
 
 
+@pytest.mark.sampled
 @each(KEPT)
 @pytest.mark.parametrize("revision", ["original", "001", "005"])
 def test_what_an_operator_added_survives_the_upgrade_and_a_downgrade(
@@ -36,6 +37,7 @@ def test_what_an_operator_added_survives_the_upgrade_and_a_downgrade(
             create_generation(session, **a_request())
 
 
+@pytest.mark.sampled
 @each(CONFLICTS)
 @pytest.mark.parametrize("revision", ["original", "001", "004", "006", "007"])
 def test_a_name_that_a_coming_revision_needs_is_named_and_nothing_is_changed(

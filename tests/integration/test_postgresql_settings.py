@@ -112,6 +112,7 @@ def pool_like_pgbouncer(storage: Storage) -> None:
             connection.autocommit = False
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("pgbouncer", [False, True], ids=["direct", "pgbouncer"])
 @pytest.mark.parametrize(
     ("setting", "value"), [(setting, value) for setting, values in SETTINGS.items() for value in values]
@@ -131,6 +132,7 @@ def test_a_setting_of_the_database_changes_no_answer(
         storage.dispose()
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("pgbouncer", [False, True], ids=["direct", "pgbouncer"])
 @pytest.mark.parametrize("variable", VARIABLES)
 def test_a_variable_of_the_environment_changes_no_answer(

@@ -144,6 +144,7 @@ def test_a_bad_argument_is_named_and_nothing_is_deleted(bad: dict[str, Any], err
         assert count_generations(session) == 1
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("bucket", ["hour", "day", "week"])
 def test_the_usage_report_is_the_same_before_and_after(bucket: Any) -> None:
     fill(1_500)

@@ -56,6 +56,7 @@ PROMPTS = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("query", "found"),
     [
