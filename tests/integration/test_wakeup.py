@@ -346,8 +346,9 @@ class TestManyWorkers:
         claims = [
             sql for sql in executed if "UPDATE generations" in sql and "WITH" in sql and "INTO attempts" not in sql
         ]
-        # Each claims once, and the winner once more after its job; those that got nothing look.
-        assert 1 <= len(claims) <= 9, claims
+        # Each claims once, and the winner once more after its job; those that got nothing look. On a busy machine a
+        # worker is woken again before the winner has committed, and claims twice.
+        assert 1 <= len(claims) <= 8 * 2, claims
         assert len(executed) <= 8 * 5, len(executed)
 
     def test_commits_that_are_no_work_cost_few_looks(self, db: Storage, other: Storage) -> None:

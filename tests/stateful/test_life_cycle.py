@@ -436,7 +436,10 @@ class LifeCycle(RuleBasedStateMachine):
         health = check_health(storage=self.storage)
         due = sum(row.status == "pending" and row.due for row in self.rows.values())
         assert (health.ok, health.workers, health.backlog, health.paused) == (True, len(live), due, self.paused)
-        assert bool(health.problems) == (due > 0 and not live and not self.paused)
+        waiting = {row.model_name for row in self.rows.values() if row.status == "pending" and row.due}
+        unclaimed = waiting.difference(*claiming)
+        assert bool(health.problems) == (bool(unclaimed) and not self.paused)
+        assert set(health.unclaimed_models or ()) == unclaimed
 
 
 def test_the_life_cycle_is_what_its_model_says(db: Storage, scaled: Any) -> None:
