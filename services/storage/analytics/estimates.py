@@ -30,7 +30,7 @@ from ..claim_order import is_before
 from ..conditions import PENDING, PROCESSING, is_valid
 from ..lifecycle import FINISHED, GenerationStatus
 from ..models import Generation, QueueState
-from ..queue.workers import claims_model, select_claiming_models
+from ..queue.workers import claims_model, is_claimed, select_claiming_models
 from ..row_loading import connection_of
 from ..validation import is_storable
 from .report_types import Estimate, Wait, WaitReason
@@ -183,7 +183,7 @@ def _explain_pending(row: Any) -> Wait:
             "No worker is running, or all are stopping: start one with `dgx-storage worker MODULE:FUNCTION`.",
             row.ahead,
         )
-    if not any(claims_model(models, row.model_name) for models in claiming):
+    if not is_claimed(row.model_name, claiming):
         return Wait(
             WaitReason.NO_WORKER_FOR_MODEL,
             f"No running worker claims the model {row.model_name}: start one that does.",
@@ -253,7 +253,7 @@ def _estimate(generation_id: str, rows: dict[str, list[Any]]) -> Estimate | None
     claiming = [models for models, *_ in rows.get("worker", []) if claims_model(models, model)]
 
     def concerns(job: list[Any]) -> bool:
-        return any(claims_model(models, job[0]) for models in claiming)
+        return is_claimed(job[0], claiming)
 
     history: dict[str, list[tuple[float, float]]] = {}
     for name, _, length, seconds in rows.get("sample", []):

@@ -15,7 +15,7 @@ from ..lifecycle import GenerationStatus
 from ..models import TABLES, Generation, RegisteredWorker
 from ..queue import reclaim_generations
 from ..queue.due import select_due_models
-from ..queue.workers import claims_model, remove_silent_workers, select_claiming_models
+from ..queue.workers import is_claimed, remove_silent_workers, select_claiming_models
 from .check_report import Finding, Found
 from .output_folder import Outputs
 from .row_scan import Progress, find_refused_rows
@@ -70,7 +70,7 @@ def _find_unclaimed(session: Session) -> Iterator[Found]:
     due = select_due_models(distinct_priorities([PENDING], true()), clock(timedelta(seconds=-STUCK_SECONDS)))
     found = session.execute(select(due.c.due_model).where(NOT_PAUSED), clock.parameters())
     for model in sorted(found.scalars()):
-        if not any(claims_model(models, model) for models in claiming):
+        if not is_claimed(model, claiming):
             problem = f"generations of the model {model} are due, and no running worker claims them"
             advice = "start a worker that claims this model: dgx-storage worker MODULE:FUNCTION"
             yield Found(Finding(problem, "queue", "warning", advice=advice))

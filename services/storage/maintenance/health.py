@@ -18,7 +18,7 @@ from ..engine import Storage, get_storage
 from ..errors import StorageError
 from ..models import Generation, QueueState
 from ..queue.due import select_due_models
-from ..queue.workers import claims_model, count_workers, select_claiming_models
+from ..queue.workers import count_workers, is_claimed, select_claiming_models
 from ..row_loading import ALONE
 from ..schema_check import REVISION_OF_HEAD, require_head
 from ..serialization import Report
@@ -85,7 +85,7 @@ def _check(storage: Storage, began: float) -> Health:
     backlog = min(int(row.backlog or 0), BACKLOG_LIMIT)
     claiming = set() if row.claiming is None else set(row.claiming.split("\n"))
     due = sorted(each.due_model for each in rows if each.due_model is not None)
-    unclaimed = tuple(model for model in due if not any(claims_model(models, model) for models in claiming))
+    unclaimed = tuple(model for model in due if not is_claimed(model, claiming))
     problems = list(faults)
     if backlog and not row.paused:
         problems += _find_unclaimed(backlog, row.workers, has_claiming=bool(claiming), models=unclaimed)

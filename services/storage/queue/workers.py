@@ -147,11 +147,16 @@ def count_workers(clock: StatementClock) -> Any:
 
 
 def select_claiming_models(clock: StatementClock) -> CompoundSelect[Any]:
-    """Return the query for what each live worker that is not stopping claims: a row to give to claims_model()."""
+    """Return the query for what each live worker that is not stopping claims: a row to give to is_claimed()."""
     registered = select(func.coalesce(cast(RegisteredWorker.model_names, Text), "null").label("models"))
     registered = registered.where(*_is_live(clock), RegisteredWorker.state != WorkerState.STOPPING.value)
     others = select(literal("null", Text)).where(*_only_leased(clock)).group_by(Generation.worker_id)
     return union_all(registered, others)
+
+
+def is_claimed(model_name: str, claiming: Iterable[str]) -> bool:
+    """Return whether any of these rows of select_claiming_models() is of a worker that claims this model."""
+    return any(claims_model(models, model_name) for models in claiming)
 
 
 def claims_model(models: str, model_name: str) -> bool:
