@@ -40,17 +40,17 @@ def pytest_xdist_auto_num_workers() -> int:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Run a third of the cases of a sampled test; with another module of SQLite, only the tests that open its files."""
-    chosen, cases = [], Counter[str]()
+    chosen, left_out, cases = [], [], Counter[str]()
     for item in items:
+        is_chosen = True
         if item.get_closest_marker("sampled") and DRILL_SCALE < 1:
             name = item.nodeid.partition("[")[0]
             cases[name] += 1
-            if cases[name] % 3 != 1:  # not a multiple of the two databases, so that there are cases of both
-                continue
-        if "DATABASE_SQLITE_MODULE" in os.environ and (not opens_sqlite(item) or item.get_closest_marker("drill")):
-            continue
-        chosen.append(item)
-    config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
+            is_chosen = cases[name] % 3 == 1  # not a multiple of the two databases, so that there are cases of both
+        if "DATABASE_SQLITE_MODULE" in os.environ:
+            is_chosen &= opens_sqlite(item) and item.get_closest_marker("drill") is None
+        (chosen if is_chosen else left_out).append(item)
+    config.hook.pytest_deselected(items=left_out)
     items[:] = chosen
 
 

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import click
 import pytest
-from sqlalchemy import create_engine, make_url
 
 from services import storage
 from services.storage import GenerationStatus
 from services.storage.cli import commands
 from services.storage.demo.prompts import BUILT_IN_PROMPTS
 from services.storage.schema import FINISHED, LEGAL_MOVES
+from tests.conftest import administer, database_at
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
@@ -134,14 +134,9 @@ def checkout(tmp_path: Path) -> Checkout:
 @pytest.fixture
 def postgresql_url(postgresql_server: str) -> Iterator[str]:
     """Return the URL of an empty PostgreSQL database."""
-    administrator = create_engine(
-        make_url(postgresql_server).set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT"
-    )
-    with administrator.connect() as connection:
-        connection.exec_driver_sql("CREATE DATABASE documents")
-        yield make_url(postgresql_server).set(database="documents").render_as_string(hide_password=False)
-        connection.exec_driver_sql("DROP DATABASE documents WITH (FORCE)")
-    administrator.dispose()
+    administer(postgresql_server, "CREATE DATABASE documents")
+    yield database_at(postgresql_server, "documents")
+    administer(postgresql_server, "DROP DATABASE documents WITH (FORCE)")
 
 
 @pytest.mark.parametrize(

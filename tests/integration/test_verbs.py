@@ -19,7 +19,6 @@ import pytest
 
 from services.storage.cli import commands
 from services.storage.cli.app import Verb
-from tests.conftest import DRILL_SCALE
 from tests.support.command_line import ROOT, command, environment
 from tests.support.sessions import path_of
 from tests.support.terminal import Terminal
@@ -32,20 +31,6 @@ COLOR = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-8]|4[0-8]|9[0-7]|10[0-7])(?:;\d+)*m")
 COMPLAINTS = ("Traceback", "BrokenPipe", "Broken pipe", "Exception ignored", "Warning")
 # The program as it is, but it says when its own code begins: before that, Python itself handles Ctrl-C.
 ANNOUNCED = "from services.storage.__main__ import main; print('begins', flush=True); main()"
-
-
-def verbs_without(*left_out: str, turn: int) -> list[str]:
-    """Return a quarter of the verbs, another one at each turn, and those that print tables; all if DRILL_SCALE=1."""
-    chosen = [verb for number, verb in enumerate(VERBS) if DRILL_SCALE >= 1 or number % 4 == turn or verb in TABLES]
-    return [verb for verb in chosen if verb not in left_out]
-
-
-# Both widths for each verb; colors are allowed at 80 columns.
-SCREENS = [
-    (verb, columns, no_color)
-    for turn, (columns, no_color) in enumerate([(40, "1"), (80, "")])
-    for verb in verbs_without(*ENDLESS, turn=turn)
-]
 
 
 @pytest.fixture
@@ -81,24 +66,37 @@ def test_in_a_pipe_it_prints_no_control_characters(verb: str, scene: Scene) -> N
     assert is_quiet(done.stderr), done.stderr
 
 
-@pytest.mark.drill
-@pytest.mark.parametrize(("verb", "columns", "no_color"), SCREENS)
-def test_on_a_terminal_its_tables_fit_and_no_color_has_none(
+@pytest.mark.parametrize("verb", sorted(TABLES))
+@pytest.mark.parametrize("columns", [40, 80])
+def test_its_tables_fit_the_terminal(verb: str, columns: int, scene: Scene) -> None:
+    lines = print_on_terminal(verb, scene, columns)
+    assert max(map(len, lines)) <= columns, lines
+
+
+@pytest.mark.sampled
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ENDLESS])
+@pytest.mark.parametrize(("columns", "no_color"), [(40, "1"), (80, "")])
+def test_on_a_terminal_it_complains_of_nothing_and_no_color_has_none(
     verb: str, columns: int, no_color: str, scene: Scene
 ) -> None:
-    more = {"NO_COLOR": no_color} if no_color else {}
+    lines = print_on_terminal(verb, scene, columns, **({"NO_COLOR": no_color} if no_color else {}))
+    if verb in TABLES:
+        assert max(map(len, lines)) <= columns, lines
+
+
+def print_on_terminal(verb: str, scene: Scene, columns: int, **more: str) -> list[str]:
+    """Run the verb and return the lines that it prints; without complaints, and with NO_COLOR without colors."""
     arguments = command(*(["list"] if verb == "list" else scene.arguments(verb)))  # not --json
     with Terminal(arguments, columns=columns, cwd=scene.folder, env=variables(scene, **more)) as terminal:
         assert terminal.finish() in codes(verb), terminal.screen
         assert is_quiet(terminal.screen), terminal.screen
-        if no_color:
+        if "NO_COLOR" in more:
             assert not COLOR.search(terminal.screen)
-        if verb in TABLES:
-            assert max(map(len, terminal.lines)) <= columns, terminal.lines
+        return terminal.lines
 
 
-@pytest.mark.drill
-@pytest.mark.parametrize("verb", verbs_without(turn=2))
+@pytest.mark.sampled
+@pytest.mark.parametrize("verb", VERBS)
 def test_ctrl_c_ends_it_without_a_traceback(verb: str, scene: Scene, scaled: Callable[[int], int]) -> None:
     for seed in range(scaled(20)):
         arguments = [sys.executable, "-c", ANNOUNCED, *scene.arguments(verb)]
@@ -114,8 +112,8 @@ def test_ctrl_c_ends_it_without_a_traceback(verb: str, scene: Scene, scaled: Cal
             (scene.folder / name).unlink(missing_ok=True)
 
 
-@pytest.mark.drill
-@pytest.mark.parametrize("verb", verbs_without("admin", turn=3))
+@pytest.mark.sampled
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "admin"])
 def test_when_the_reader_of_its_output_has_gone_it_says_nothing(verb: str, scene: Scene) -> None:
     reader, writer = os.pipe()
     os.close(reader)
