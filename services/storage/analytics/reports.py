@@ -269,14 +269,16 @@ def _count_large_models(session: Session, finished: Select[Any]) -> dict[str, di
             # The LIMIT keeps SQLite from computing a value each time that it is compared.
             one = finished.where(Generation.model_name == model).limit(BIG_INTEGER_LIMIT).subquery()
             ended = [func.count(case((one.c.status == literal(status, Text), 1))) for status in ENDED]
-            near = [
+            counted = [
                 count_by_ranges(backend, one.c[name], likely_ranges(sample))
                 for name, sample in zip(SUBJECTS, samples, strict=True)
             ]
-            counts.append(select(literal(model, Text), *ended, *chain(*near)))
+            counts.append(select(literal(model, Text), *ended, *chain(*counted)))
     models: dict[str, dict[str, Any]] = {}
     for model, *numbers in session.execute(union_all(*counts)) if counts else ():
-        ended, percentiles = numbers[:3], [find_percentiles(*numbers[start : start + 7]) for start in (3, 10, 17)]
+        ended, near = numbers[: len(ENDED)], numbers[len(ENDED) :]
+        width = len(near) // len(SUBJECTS)
+        percentiles = [find_percentiles(*near[start : start + width]) for start in range(0, len(near), width)]
         if None not in percentiles:
             models[model] = dict(zip((*ENDED, *SUBJECTS), (*ended, *percentiles), strict=True))
     return models
